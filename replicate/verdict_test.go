@@ -1,0 +1,195 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// answer is what Wait returned.
+type answer struct {
+	verdict  Verdict
+	position Position
+	index    uint64
+	err      error
+}
+
+func (s *script) ask(ctx context.Context, tx *Transaction) answer {
+	v, p, i, err := s.f.Wait(ctx, tx.DB, tx.Pre.TXID, tx.ID, tx.Term)
+	return answer{v, p, i, err}
+}
+
+// asking asks in the background.
+func (s *script) asking(ctx context.Context, tx *Transaction) <-chan answer {
+	done := make(chan answer, 1)
+	go func() { done <- s.ask(ctx, tx) }()
+	synctest.Wait()
+	return done
+}
+
+func TestVerdictOfAnEntry(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		// play decides something about tx and returns the verdict to come.
+		play func(s *script, tx *Transaction) Verdict
+	}{
+		{"accepted", func(s *script, tx *Transaction) Verdict {
+			s.apply(tx)
+			return VerdictAccepted
+		}},
+		{"refused when another entry took its place", func(s *script, tx *Transaction) Verdict {
+			s.commit(tx.DB)
+			return VerdictRefused
+		}},
+		{"refused when an entry equal in all but the id took its place", func(s *script, tx *Transaction) Verdict {
+			other := *tx
+			other.ID = NewEntryID()
+			s.apply(&other)
+			return VerdictRefused
+		}},
+		{"accepted when an equal entry came second", func(s *script, tx *Transaction) Verdict {
+			other := *tx
+			other.ID = NewEntryID()
+			s.apply(tx)
+			s.apply(&other)
+			return VerdictAccepted
+		}},
+		{"refused when evaluated and rejected", func(s *script, tx *Transaction) Verdict {
+			bad := *tx
+			bad.CommitTime = 0
+			s.apply(&bad)
+			return VerdictRefused
+		}},
+		{"refused when a later term started", func(s *script, tx *Transaction) Verdict {
+			s.startTerm()
+			return VerdictRefused
+		}},
+		{"accepted before a later term started", func(s *script, tx *Transaction) Verdict {
+			s.apply(tx)
+			s.startTerm()
+			return VerdictAccepted
+		}},
+		{"accepted even where sent a second time", func(s *script, tx *Transaction) Verdict {
+			s.apply(tx)
+			s.apply(tx)
+			return VerdictAccepted
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newScript(t, nil)
+				id := s.create("shop.db")
+				s.commit(id)
+				tx := s.next(id)
+				waiting := s.asking(t.Context(), tx)
+				other := s.create("other.db")
+				s.commit(other)
+				select {
+				case a := <-waiting:
+					t.Fatalf("answered %+v before anything was decided", a)
+				default:
+				}
+				want := test.play(s, tx)
+				early, late := <-waiting, s.ask(t.Context(), tx)
+				for when, a := range map[string]answer{"early": early, "late": late} {
+					if a.verdict != want || a.err != nil || a.index == 0 {
+						t.Errorf("asked %s: got %+v, want %v", when, a, want)
+					}
+					if want == VerdictAccepted && a.position != tx.Post {
+						t.Errorf("asked %s: at %v, want %v", when, a.position, tx.Post)
+					}
+				}
+				if n := len(s.f.wait.verdicts); n != 0 {
+					t.Errorf("%d databases still waited for", n)
+				}
+			})
+		})
+	}
+}
+
+func TestVerdictIsUnknownWhenTheWaitEndsFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript(t, nil)
+		tx := s.next(s.create("shop.db"))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if a := s.ask(ctx, tx); a.verdict != VerdictUnknown || !errors.Is(a.err, context.DeadlineExceeded) {
+			t.Fatalf("got %+v", a)
+		}
+		if len(s.f.wait.verdicts) != 0 {
+			t.Fatal("who gave up is still waited for")
+		}
+	})
+}
+
+func TestVerdictWaitsForADatabaseThatThisNodeDoesNotKnowYet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ahead, behind := newScript(t, nil), newScript(t, nil)
+		tx := ahead.next(ahead.create("shop.db"))
+		waiting := behind.asking(t.Context(), tx)
+		behind.create("shop.db")
+		behind.apply(tx)
+		if a := <-waiting; a.verdict != VerdictAccepted {
+			t.Fatalf("got %+v", a)
+		}
+	})
+}
+
+func TestVerdictOfAnEntryWhoseDatabaseIsDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript(t, nil)
+		id := s.create("shop.db")
+		done, open := s.commit(id), s.next(id)
+		waiting := s.asking(t.Context(), open)
+		s.apply(&Delete{DB: id})
+		if a := <-waiting; a.verdict != VerdictRefused || a.err != nil {
+			t.Fatalf("open when it was deleted: got %+v, want refused", a)
+		}
+		for _, tx := range []*Transaction{done, open} {
+			if a := s.ask(t.Context(), tx); a.verdict != VerdictUnknown || !errors.Is(a.err, ErrVerdictForgotten) {
+				t.Fatalf("asked later: got %+v, want unknown", a)
+			}
+		}
+	})
+}
+
+func TestVerdictsOfTheLast1024TransactionsAreKept(t *testing.T) {
+	s := newScript(t, nil)
+	id := s.create("shop.db")
+	var all []*Transaction
+	for range 3000 {
+		all = append(all, s.commit(id))
+	}
+	for i, tx := range all {
+		a := s.ask(t.Context(), tx)
+		if i >= len(all)-acceptedWindow {
+			if a.verdict != VerdictAccepted || a.position != tx.Post || a.err != nil {
+				t.Fatalf("transaction %v: got %+v", tx.Post.TXID, a)
+			}
+		} else if a.verdict != VerdictUnknown || !errors.Is(a.err, ErrVerdictForgotten) {
+			t.Fatalf("transaction %v: got %+v, want unknown", tx.Post.TXID, a)
+		}
+	}
+}
+
+func TestRejectedEntriesAreKeptUpToABound(t *testing.T) {
+	var r rejectedRing
+	ids := make([]EntryID, 3*rejectedWindow/2)
+	for i := range ids {
+		ids[i] = NewEntryID()
+		r.add(ids[i], uint64(i))
+		r.add(ids[i], 999999) // the first index stays
+	}
+	for i, id := range ids {
+		index, ok := r.find(id)
+		if want := i >= len(ids)-rejectedWindow; ok != want || ok && index != uint64(i) {
+			t.Fatalf("entry %d: %d %v, want %v", i, index, ok, want)
+		}
+	}
+	ordered := r.ordered()
+	if len(ordered) != rejectedWindow || ordered[0].id != ids[len(ids)-rejectedWindow] || len(r.byID) != rejectedWindow {
+		t.Fatalf("%d entries in order", len(ordered))
+	}
+}
