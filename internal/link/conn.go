@@ -61,11 +61,14 @@ type conn struct {
 	handle  Handle
 	maxTx   uint32
 
-	mu           sync.Mutex // guards what follows, and writes to nc
+	writeMu      sync.Mutex // held while a frame is written; guards these:
 	out          []byte
+	progressing  bool // PROGRESS may be sent: a verdict is awaited
 	lastProgress time.Time
-	committing   bool
-	closing      bool
+
+	stateMu    sync.Mutex // guards these:
+	committing bool
+	closing    bool
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
@@ -103,8 +106,8 @@ func (c *conn) serve() {
 
 // shutdown ends the connection, after the verdict of a commit in flight.
 func (c *conn) shutdown() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
 	c.closing = true
 	if !c.committing {
 		_ = c.nc.SetReadDeadline(time.Now())
@@ -301,22 +304,29 @@ func (c *conn) answerCommit(f *frame) error {
 	if size := uint64(len(tx.Pages)) * uint64(tx.PageSize); size > uint64(c.maxTx) {
 		return c.fail(f, &Error{Code: CodeFull, Text: fmt.Sprintf("transaction of %d bytes is over the limit of %d bytes", size, c.maxTx)})
 	}
-	c.mu.Lock()
-	c.committing = true
-	c.lastProgress = time.Time{}
-	c.mu.Unlock()
+	c.setCommitting(true)
 	outcome, text := c.handle.Commit(c.ctx, tx, func() { c.progress(f.sequence) })
 	err = c.reply(f, kindVerdict, func(b []byte) []byte {
 		b = append(b, byte(outcome))
 		return appendText(b, text)
 	})
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.committing = false
-	if c.closing {
+	c.setCommitting(false)
+	return err
+}
+
+// setCommitting marks the time in which shutdown waits for a verdict.
+func (c *conn) setCommitting(on bool) {
+	c.stateMu.Lock()
+	c.committing = on
+	if c.closing && !on {
 		_ = c.nc.SetReadDeadline(time.Now())
 	}
-	return err
+	c.stateMu.Unlock()
+	if on {
+		c.writeMu.Lock()
+		c.progressing, c.lastProgress = true, time.Time{}
+		c.writeMu.Unlock()
+	}
 }
 
 func (c *conn) answerRead(f *frame) error {
@@ -367,28 +377,33 @@ func (c *conn) malformed(sequence uint32, err error) {
 	})
 }
 
-// progress sends a PROGRESS frame unless one was sent a moment ago.
+// progress sends a PROGRESS frame unless one was sent a moment ago or the
+// verdict is out.
 func (c *conn) progress(sequence uint32) {
-	c.mu.Lock()
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
 	now := time.Now()
-	due := c.committing && now.Sub(c.lastProgress) >= progressInterval
-	if due {
-		c.lastProgress = now
+	if !c.progressing || now.Sub(c.lastProgress) < progressInterval {
+		return
 	}
-	c.mu.Unlock()
-	if due {
-		_ = c.send(kindProgress, sequence, func(b []byte) []byte { return b })
-	}
+	c.lastProgress = now
+	_ = c.sendLocked(kindProgress, sequence, func(b []byte) []byte { return b })
 }
 
 func (c *conn) reply(f *frame, k kind, payload func([]byte) []byte) error {
 	return c.send(k, f.sequence, payload)
 }
 
-// send writes one frame with one call.
+// send writes one frame; nothing may follow it for the same request.
 func (c *conn) send(k kind, sequence uint32, payload func([]byte) []byte) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	c.progressing = false
+	return c.sendLocked(k, sequence, payload)
+}
+
+// sendLocked writes one frame with one call.
+func (c *conn) sendLocked(k kind, sequence uint32, payload func([]byte) []byte) error {
 	b := appendHeader(c.out[:0], header{kind: k, sequence: sequence})
 	b = payload(b)
 	binary.LittleEndian.PutUint32(b, uint32(len(b)-headerSize))

@@ -13,8 +13,8 @@ var ErrServerClosed = errors.New("link server closed")
 
 // Keys of log attributes.
 const (
-	keyErr  = "err"
-	keyPID  = "pid"
+	keyErr = "err"
+	keyPID = "pid"
 )
 
 // Server serves connections of applications for one Backend.
