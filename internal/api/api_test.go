@@ -52,7 +52,9 @@ func (f *fakeBackend) AddMember(_ context.Context, req AddMemberRequest) error {
 	f.added = req
 	return f.note("add %q", req.ID)
 }
-func (f *fakeBackend) RemoveMember(_ context.Context, id string) error { return f.note("remove %q", id) }
+func (f *fakeBackend) RemoveMember(_ context.Context, id string) error {
+	return f.note("remove %q", id)
+}
 func (f *fakeBackend) TransferLeadership(_ context.Context, req TransferRequest) error {
 	return f.note("transfer %q", req.ID)
 }
