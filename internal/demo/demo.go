@@ -178,14 +178,17 @@ func (d *show) write(ctx context.Context, n *localcluster.Node) error {
 // exec runs a statement. A statement that was surely not carried out (SQLITE_BUSY, also while there is no leader) is run
 // again until ctx ends; one whose fate is unknown is not, because it may have been.
 func (d *show) exec(ctx context.Context, n *localcluster.Node, query string, args ...any) error {
-	return localcluster.Poll(ctx, 20*time.Millisecond, func() (bool, error) {
-		_, err := d.handles[n.ID].ExecContext(ctx, query, args...)
+	var err error
+	pollErr := localcluster.Poll(ctx, 20*time.Millisecond, func() (bool, error) {
+		_, err = d.handles[n.ID].ExecContext(ctx, query, args...)
 		var code sqlite3.Error
-		if errors.As(err, &code) && (code.Code == sqlite3.ErrBusy || code.Code == sqlite3.ErrCantOpen) {
-			return false, err
-		}
-		return true, err
+		again := errors.As(err, &code) && (code.Code == sqlite3.ErrBusy || code.Code == sqlite3.ErrCantOpen)
+		return !again, err
 	})
+	if pollErr != nil {
+		return pollErr
+	}
+	return err
 }
 
 // compare waits until the nodes are equal and prints the table.
