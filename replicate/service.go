@@ -465,9 +465,9 @@ func (d *replica) scrub() {
 	}
 }
 
-// Shutdown hands leadership over, lets commits in flight end, closes the databases with their records, and
-// stops raft. It is bounded by ctx.
-func (s *Service) Shutdown(ctx context.Context) error {
+// Prepare begins a shutdown: no write begins any more, and commits in flight get their verdicts. The
+// applications' connections may be closed after it.
+func (s *Service) Prepare(ctx context.Context) error {
 	s.draining.Store(true)
 	s.drain(ctx)
 	if s.raft.State() == raft.Leader && s.voters() > 1 {
@@ -475,14 +475,21 @@ func (s *Service) Shutdown(ctx context.Context) error {
 			s.log.Warn("hand over leadership", "err", err)
 		}
 	}
+	return nil
+}
+
+// Shutdown stops raft and closes the databases with their records. It is bounded by ctx.
+func (s *Service) Shutdown(ctx context.Context) error {
+	s.draining.Store(true)
+	for _, d := range s.allReplicas() {
+		d.waitApplied(ctx)
+	}
 	var errs []error
 	if err := s.raft.Shutdown().Error(); err != nil {
 		errs = append(errs, fmt.Errorf("stop raft: %w", err))
 	}
-	for _, d := range s.allReplicas() {
-		d.waitApplied(ctx)
-	}
 	s.cancel()
+	s.fsm.Close()
 	s.wg.Wait()
 	for _, d := range s.allReplicas() {
 		d.closeForShutdown()
