@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -149,4 +150,21 @@ func CopyFile(t testing.TB, from, to string) {
 	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
 		t.Fatalf("copy %s: %v: %s", from, err, out)
 	}
+}
+
+// HasOpen reports whether the node's process has a descriptor of a file.
+func HasOpen(t testing.TB, n *localcluster.Node, path string) bool {
+	t.Helper()
+	fds := filepath.Join("/proc", strconv.Itoa(n.Process().PID()), "fd")
+	entries, err := os.ReadDir(fds)
+	if err != nil {
+		t.Fatalf("list open files of %s: %v", n.ID, err)
+	}
+	for _, e := range entries {
+		// A descriptor that was closed meanwhile has no link.
+		if target, err := os.Readlink(filepath.Join(fds, e.Name())); err == nil && target == path {
+			return true
+		}
+	}
+	return false
 }
