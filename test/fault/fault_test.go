@@ -219,4 +219,3 @@ func recoverFile(ctx context.Context, path string) (string, error) {
 	}
 	return fmt.Sprintf("%016x", uint64(sum)), nil
 }
-
