@@ -87,7 +87,7 @@ func run(ctx context.Context, out io.Writer, o options) (err error) {
 			return fmt.Errorf("round %d: %w", round+1, err)
 		}
 	}
-	r.ratio("point SELECT by CPU time, plain SQLite / VFS", selectPlain, selectVFS, 0.95)
+	r.ratio("point SELECTs by CPU time, VFS / plain SQLite", selectVFS, selectPlain, 0.95)
 	r.ratio("transactions on the leader / reference R", commitLeader, reference, 0.5)
 	r.ratio("transactions on a follower / on the leader", commitFollower, commitLeader, 0.5)
 	r.ratio("transactions on the leader / two StoreLogs", commitLeader, storeLogs, 0)
