@@ -125,12 +125,17 @@ func (d *replica) applyItem(it item) error {
 	if sum != it.position.Checksum {
 		return fmt.Errorf("checksum %s after transaction %s, the log says %s: %w", sum, it.position.TXID, it.position.Checksum, errDiverged)
 	}
+	start := time.Now()
 	txn, err := d.beginIO(ctx, live)
 	if err != nil {
 		return err
 	}
 	defer txn.End()
-	return d.appendIO(txn, it.position, hdr.PageCount, pages, delta)
+	if err := d.appendIO(txn, it.position, hdr.PageCount, pages, delta); err != nil {
+		return err
+	}
+	d.svc.metrics.apply(len(payload), time.Since(start))
+	return nil
 }
 
 // appendIO writes one transaction into the files under slot 0 and moves the file position.
@@ -219,12 +224,16 @@ func (d *replica) applyDelete() error {
 	if err != nil {
 		return err
 	}
+	empty, err := wal.EmptyDatabase(d.pageSize, d.autoVacuum)
+	if err != nil {
+		return err
+	}
 	txn, err := d.beginIO(d.svc.ctx, live)
 	if err != nil {
 		return err
 	}
 	defer txn.End()
-	_, err = txn.Append([]wal.Page{{Pgno: 1, Data: wal.EmptyDatabase(d.pageSize, d.autoVacuum)}}, 1)
+	_, err = txn.Append([]wal.Page{{Pgno: 1, Data: empty}}, 1)
 	d.mu.Lock()
 	d.known = false
 	d.mu.Unlock()
@@ -282,18 +291,19 @@ func (d *replica) runCheckpoint() {
 		return // a reader holds the log; try again after more frames
 	}
 	walFrames, backfilled, err := live.Checkpoint(size >= truncateBytes)
-	result := "complete"
+	result := checkpointOK
 	switch {
 	case err != nil:
-		result = "error"
+		result = checkpointError
+		d.svc.metrics.error("checkpoint")
 		d.log.Warn("checkpoint", "err", err)
 	case backfilled < walFrames:
-		result = "partial"
+		result = checkpointBusy
 	}
 	d.svc.metrics.checkpoint(size >= truncateBytes, result)
 	d.mu.Lock()
 	d.lastFrames = 0
-	if result != "complete" {
+	if result != checkpointOK {
 		d.lastFrames = frames
 	}
 	d.mu.Unlock()

@@ -3,9 +3,12 @@ package replicate
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -86,7 +89,7 @@ func (s *Service) Delete(ctx context.Context, name string, force bool) error {
 	st, ok := s.fsm.Lookup(name)
 	if !ok {
 		// This node may be late.
-		if _, err := s.readIndex(ctx, DatabaseID{}); err != nil && !errors.Is(err, ErrDeleted) {
+		if err := s.CatchUp(ctx); err != nil {
 			return err
 		}
 		if st, ok = s.fsm.Lookup(name); !ok {
@@ -205,7 +208,9 @@ func (s *Service) reclaim(leader string) {
 			continue
 		}
 		if leader == s.opts.NodeID {
-			s.locks.Reregister(d.id, Owner{s.opts.NodeID, holder.num})
+			if err := s.locks.Reregister(d.id, Owner{s.opts.NodeID, holder.num}); err != nil {
+				s.log.Debug("register a write lock", "err", err)
+			}
 			continue
 		}
 		req := binary.LittleEndian.AppendUint64(append(make([]byte, 0, 24), d.id[:]...), holder.num)
@@ -224,8 +229,7 @@ func (s *Service) serveReclaim(_ context.Context, from string, req []byte) ([]by
 	if _, ok := s.leading(); !ok {
 		return nil, ErrNotLeader
 	}
-	s.locks.Reregister(DatabaseID(req[:16]), Owner{Node: from, Handle: binary.LittleEndian.Uint64(req[16:])})
-	return nil, nil
+	return nil, s.locks.Reregister(DatabaseID(req[:16]), Owner{Node: from, Handle: binary.LittleEndian.Uint64(req[16:])})
 }
 
 // Verification is one node's state of a database at one position, computed from bytes read back.
@@ -237,6 +241,7 @@ type Verification struct {
 	PageSize uint32   `json:"page_size"`
 	Sums     []uint64 `json:"sums,omitempty"` // by page number minus one, with Deep
 	Err      string   `json:"error,omitempty"`
+	Fenced   bool     `json:"fenced,omitempty"`
 }
 
 type verifyRequest struct {
@@ -259,8 +264,7 @@ func (s *Service) Verify(ctx context.Context, name string, deep bool) ([]Verific
 	if err != nil {
 		return nil, fmt.Errorf("verify database %q: hold its writers for a moment: %w", name, err)
 	}
-	// The lock is held until every node has answered that it is pinned, or for two seconds: the lease of the
-	// writers that wait is longer.
+	// The lock is held until every node has said that it is pinned, or for ten seconds.
 	servers := s.servers()
 	results := make([]Verification, len(servers))
 	pinned := make(chan struct{}, len(servers))
@@ -287,34 +291,72 @@ func (s *Service) Verify(ctx context.Context, name string, deep bool) ([]Verific
 			waiting--
 		}
 	}
-	slices.SortFunc(results, func(a, b Verification) int {
-		if a.Node < b.Node {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(results, func(a, b Verification) int { return strings.Compare(a.Node, b.Node) })
 	return results, nil
 }
 
-// verifyOn asks one node twice: first to reach the position, while writers wait, then for the sums.
+// verifyOn asks one node. The node answers twice: when it has pinned the position, and with the sums.
 func (s *Service) verifyOn(ctx context.Context, node string, q verifyRequest, pinned chan<- struct{}) Verification {
-	ask := func(q verifyRequest) (*Verification, error) {
-		if node == s.opts.NodeID {
-			return s.localVerify(ctx, q)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	told := false
+	tell := func() {
+		if !told {
+			told = true
+			pinned <- struct{}{}
 		}
-		cctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-		defer cancel()
-		return callJSON[verifyRequest, *Verification](cctx, s, node, methodVerify, q)
 	}
-	v, err := ask(q)
-	pinned <- struct{}{}
+	defer tell()
+	var v *Verification
+	var err error
+	if node == s.opts.NodeID {
+		v, err = s.localVerify(ctx, q, tell)
+	} else {
+		v, err = s.remoteVerify(ctx, node, q, tell)
+	}
 	if err != nil {
-		return Verification{Node: node, Err: err.Error()}
+		return Verification{Node: node, Err: err.Error(), Fenced: errors.Is(err, ErrFenced)}
 	}
 	return *v
 }
 
-func (s *Service) localVerify(ctx context.Context, q verifyRequest) (*Verification, error) {
+func (s *Service) remoteVerify(ctx context.Context, node string, q verifyRequest, pinned func()) (*Verification, error) {
+	req, err := json.Marshal(q)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := s.port.Stream(ctx, node, methodVerify, req)
+	if err != nil {
+		return nil, remoteError(err)
+	}
+	defer stream.Close()
+	var mark [1]byte
+	if _, err := io.ReadFull(stream, mark[:]); err != nil {
+		return nil, remoteError(err)
+	}
+	pinned()
+	var v Verification
+	if err := json.NewDecoder(stream).Decode(&v); err != nil {
+		return nil, remoteError(err)
+	}
+	return &v, nil
+}
+
+func (s *Service) serveVerify(ctx context.Context, _ string, req []byte, w io.Writer) error {
+	var q verifyRequest
+	if err := json.Unmarshal(req, &q); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	var werr error
+	v, err := s.localVerify(ctx, q, func() { _, werr = w.Write([]byte{1}) })
+	if err = errors.Join(err, werr); err != nil {
+		return err
+	}
+	return json.NewEncoder(w).Encode(v)
+}
+
+// localVerify reads this node's copy at position q.At or, if it has gone past it, later.
+func (s *Service) localVerify(ctx context.Context, q verifyRequest, pinned func()) (*Verification, error) {
 	d, ok := s.replica(q.ID)
 	if !ok {
 		return nil, ErrNotFound
@@ -326,6 +368,7 @@ func (s *Service) localVerify(ctx context.Context, q verifyRequest) (*Verificati
 		return nil, err
 	}
 	defer snap.Close()
+	pinned()
 	sums, sum, err := readSums(snap, d.pageSize)
 	if err != nil {
 		return nil, err
@@ -335,4 +378,23 @@ func (s *Service) localVerify(ctx context.Context, q verifyRequest) (*Verificati
 		v.Sums = sums
 	}
 	return v, nil
+}
+
+// CatchUp waits until this node has decided everything that was committed before the call.
+func (s *Service) CatchUp(ctx context.Context) error {
+	_, index, err := s.readIndex(ctx, DatabaseID{})
+	if err != nil {
+		return err
+	}
+	return s.fsm.WaitIndex(ctx, index)
+}
+
+// HasFiles reports whether the path belongs to a database that this node knows.
+func (s *Service) HasFiles(path string) bool {
+	for _, d := range s.allReplicas() {
+		if d.path == path {
+			return true
+		}
+	}
+	return false
 }

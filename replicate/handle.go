@@ -103,6 +103,8 @@ func (s *Service) OpenHandle(ctx context.Context, id DatabaseID, opts HandleOpti
 	return h, epoch, nil
 }
 
+var errReadOnlyHandle = errors.New("the handle was opened read-only")
+
 // Database returns the id of the database.
 func (h *Handle) Database() DatabaseID { return h.db.id }
 
@@ -117,21 +119,25 @@ func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	defer cancel()
 	pos, fp, err := h.begin(ctx)
 	h.lastAttempt = time.Now()
+	took := h.lastAttempt.Sub(now)
 	if err == nil {
 		h.series = time.Time{}
+		h.svc.metrics.begin(0, took)
 		return pos, fp, nil
 	}
 	h.release()
-	if errors.Is(err, ErrDeleted) {
+	if errors.Is(err, ErrDeleted) || errors.Is(err, errReadOnlyHandle) {
+		h.svc.metrics.begin(2, took)
 		return pos, fp, err
 	}
+	h.svc.metrics.begin(1, took)
 	return pos, fp, &BusyError{err}
 }
 
 func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	d := h.db
 	if h.opts.ReadOnly {
-		return Position{}, wal.Fingerprint{}, errors.New("the handle was opened read-only")
+		return Position{}, wal.Fingerprint{}, errReadOnlyHandle
 	}
 	if err := h.writable(); err != nil {
 		return Position{}, wal.Fingerprint{}, err
@@ -519,7 +525,7 @@ func (h *Handle) Position() (Position, bool) {
 // WaitPosition waits until this node's files show the bookmarked transaction. A bookmark of another
 // database, or of another history, is an error.
 func (h *Handle) WaitPosition(ctx context.Context, b Bookmark) error {
-	if !b.ID.IsZero() && b.ID != h.db.id {
+	if !b.DB.IsZero() && b.DB != h.db.id {
 		return fmt.Errorf("bookmark %s is of another database than %q (id %s)", b, h.db.name, h.db.id)
 	}
 	if err := h.db.waitPosition(ctx, b.Position.TXID); err != nil {
@@ -535,7 +541,7 @@ func (h *Handle) WaitPosition(ctx context.Context, b Bookmark) error {
 func (h *Handle) ReadBarrier(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, h.opts.LockTimeout)
 	defer cancel()
-	at, err := h.svc.readIndex(ctx, h.db.id)
+	at, _, err := h.svc.readIndex(ctx, h.db.id)
 	if err != nil {
 		return &BusyError{err}
 	}

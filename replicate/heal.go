@@ -55,6 +55,7 @@ func (d *replica) heal() {
 			took := time.Since(d.fenceKnown)
 			d.kickLocked()
 			d.mu.Unlock()
+			d.svc.metrics.heals.Add(1)
 			d.log.Info("local copy healed from a peer", "duration", took.Round(time.Millisecond))
 			return
 		}

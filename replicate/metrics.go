@@ -1,44 +1,118 @@
 package replicate
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/internal/histogram"
 )
 
-// Metrics are the counters of a Service since its start. Read them with atomic loads.
-type Metrics struct {
-	Commits       [3]atomic.Uint64 // by Outcome
-	CommitNanos   atomic.Uint64
-	commitBuckets [len(commitBounds) + 1]atomic.Uint64
+// counters are a Service's numbers since its start.
+type counters struct {
+	begins        [3]atomic.Uint64 // granted, busy, error
+	commits       [3]atomic.Uint64 // by Outcome
+	applied       atomic.Uint64
 	proposedBytes atomic.Uint64
-	fences        atomic.Uint64
+	appliedBytes  atomic.Uint64
+	fences, heals atomic.Uint64
 	fetchedPages  atomic.Uint64
-	checkpoints   [2][3]atomic.Uint64 // passive, truncate; complete, partial, error
+	leaderChanges atomic.Uint64
+	checkpoints   [2][3]atomic.Uint64
+
+	beginSeconds, commitSeconds, applySeconds histogram.Durations
+
+	mu     sync.Mutex
+	errors map[string]uint64
 }
 
-// commitBounds are the upper bounds of the commit duration's histogram, in seconds.
-var commitBounds = [...]float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
+// CheckpointKey names a kind of checkpoint: its mode as SQLite calls it, and "ok", "busy" or "error".
+type CheckpointKey struct{ Mode, Result string }
 
-func (m *Metrics) commit(o Outcome, took time.Duration) {
-	m.Commits[o].Add(1)
-	m.CommitNanos.Add(uint64(took))
-	i := 0
-	for i < len(commitBounds) && took.Seconds() > commitBounds[i] {
-		i++
-	}
-	m.commitBuckets[i].Add(1)
+// Metrics is one reading of a Service's numbers since its start.
+type Metrics struct {
+	Begins, Commits          map[string]uint64 // by outcome
+	Applied, ReplicatedBytes uint64            // transactions written by appliers; bytes of entries proposed and applied here
+	FetchedPages             uint64            // written while catching up from peers
+	Checkpoints              map[CheckpointKey]uint64
+	LeaderChanges            uint64
+	Fences, Heals            uint64
+	Errors                   map[string]uint64 // errors after which the node went on, by place
+
+	BeginSeconds, CommitSeconds, ApplySeconds histogram.Reading
 }
 
-var checkpointResults = [...]string{"complete", "partial", "error"}
+var (
+	beginOutcomes     = [...]string{"granted", "busy", "error"}
+	commitOutcomes    = [...]string{OutcomeUnknown: "unknown", OutcomeAccepted: "accepted", OutcomeRefused: "refused"}
+	checkpointModes   = [...]string{"passive", "truncate"}
+	checkpointResults = [...]string{"ok", "busy", "error"}
+)
 
-func (m *Metrics) checkpoint(truncate bool, result string) {
+const (
+	checkpointOK = iota
+	checkpointBusy
+	checkpointError
+)
+
+func (c *counters) begin(outcome int, took time.Duration) {
+	c.begins[outcome].Add(1)
+	c.beginSeconds.Observe(took)
+}
+
+func (c *counters) commit(o Outcome, took time.Duration) {
+	c.commits[o].Add(1)
+	c.commitSeconds.Observe(took)
+}
+
+func (c *counters) apply(bytes int, took time.Duration) {
+	c.applied.Add(1)
+	c.appliedBytes.Add(uint64(bytes))
+	c.applySeconds.Observe(took)
+}
+
+func (c *counters) checkpoint(truncate bool, result int) {
 	mode := 0
 	if truncate {
 		mode = 1
 	}
-	for i, r := range checkpointResults {
-		if r == result {
-			m.checkpoints[mode][i].Add(1)
+	c.checkpoints[mode][result].Add(1)
+}
+
+// error counts an error after which the node goes on.
+func (c *counters) error(place string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.errors == nil {
+		c.errors = map[string]uint64{}
+	}
+	c.errors[place]++
+}
+
+// Metrics reads the numbers.
+func (s *Service) Metrics() Metrics {
+	c := &s.metrics
+	m := Metrics{
+		Begins: map[string]uint64{}, Commits: map[string]uint64{}, Checkpoints: map[CheckpointKey]uint64{}, Errors: map[string]uint64{},
+		Applied: c.applied.Load(), ReplicatedBytes: c.proposedBytes.Load() + c.appliedBytes.Load(), FetchedPages: c.fetchedPages.Load(),
+		LeaderChanges: c.leaderChanges.Load(), Fences: c.fences.Load(), Heals: c.heals.Load(),
+		BeginSeconds: c.beginSeconds.Read(), CommitSeconds: c.commitSeconds.Read(), ApplySeconds: c.applySeconds.Read(),
+	}
+	for i, name := range beginOutcomes {
+		m.Begins[name] = c.begins[i].Load()
+	}
+	for i, name := range commitOutcomes {
+		m.Commits[name] = c.commits[i].Load()
+	}
+	for i, mode := range checkpointModes {
+		for j, result := range checkpointResults {
+			m.Checkpoints[CheckpointKey{mode, result}] = c.checkpoints[i][j].Load()
 		}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, v := range c.errors {
+		m.Errors[k] = v
+	}
+	return m
 }

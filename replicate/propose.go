@@ -107,11 +107,16 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	case p.term != term:
 		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the transaction was sent to the leader of term %d, this is term %d", p.term, term)}
 	}
-	if holder, _, held := s.locks.Holder(p.db); held && holder != owner {
-		return answer{outcome: OutcomeRefused, text: "the write lease ended and another writer holds the lock"}
+	if !s.locks.CommitStarted(p.db, owner) {
+		// A holder of the former leader goes on if nobody was faster: the position decides (RULES B19).
+		if err := s.locks.Reregister(p.db, owner); err != nil || !s.locks.CommitStarted(p.db, owner) {
+			return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the write lease ended: %v", err)}
+		}
 	}
-	s.locks.CommitStarted(p.db, owner)
-	defer s.locks.Release(p.db, owner)
+	defer func() {
+		s.locks.CommitDone(p.db, owner)
+		s.locks.Release(p.db, owner)
+	}()
 	st, ok := s.fsm.Get(p.db)
 	if !ok {
 		return answer{outcome: OutcomeRefused, text: ErrDeleted.Error()}
@@ -348,65 +353,84 @@ func (s *Service) serveRelease(_ context.Context, from string, req []byte) ([]by
 	return nil, nil
 }
 
-// readIndex returns a position of the database that includes every transaction acknowledged before the call.
-func (s *Service) readIndex(ctx context.Context, db DatabaseID) (Position, error) {
+// readIndex returns a position of the database, and a log index, that include every transaction acknowledged
+// before the call. The zero id asks for the index alone.
+func (s *Service) readIndex(ctx context.Context, db DatabaseID) (Position, uint64, error) {
 	for {
 		leader, _ := s.leader()
-		var pos Position
+		var r readIndexReply
 		err := error(ErrNoLeader)
 		switch leader {
 		case "":
 		case s.opts.NodeID:
-			pos, err = s.leaderReadIndex(ctx, db)
+			r, err = s.leaderReadIndex(ctx, db)
 		default:
-			var reply []byte
-			if reply, err = s.port.Call(ctx, leader, methodReadIndex, db[:]); err == nil && len(reply) == 16 {
-				pos = Position{TXID(binary.LittleEndian.Uint64(reply)), Checksum(binary.LittleEndian.Uint64(reply[8:]))}
-			} else if err != nil {
-				err = remoteError(err)
-			} else {
-				err = fmt.Errorf("leader %s answered a read request with %d bytes", leader, len(reply))
-			}
+			r, err = s.remoteReadIndex(ctx, leader, db)
 		}
 		if err == nil || errors.Is(err, ErrDeleted) {
-			return pos, err
+			return r.position, r.index, err
 		}
-		select {
-		case <-ctx.Done():
-			return Position{}, fmt.Errorf("confirm the read with the leader: %w", err)
-		case <-time.After(leaderPoll):
+		if !s.pauseFor(ctx, leaderPoll) {
+			return Position{}, 0, fmt.Errorf("confirm the read with the leader: %w", err)
 		}
 	}
 }
 
+type readIndexReply struct {
+	position Position
+	index    uint64
+}
+
+const readIndexReplySize = 24
+
+func (s *Service) remoteReadIndex(ctx context.Context, leader string, db DatabaseID) (readIndexReply, error) {
+	b, err := s.port.Call(ctx, leader, methodReadIndex, db[:])
+	if err != nil {
+		return readIndexReply{}, remoteError(err)
+	}
+	if len(b) != readIndexReplySize {
+		return readIndexReply{}, fmt.Errorf("leader %s answered a read request with %d bytes", leader, len(b))
+	}
+	return readIndexReply{
+		Position{TXID(binary.LittleEndian.Uint64(b)), Checksum(binary.LittleEndian.Uint64(b[8:]))}, binary.LittleEndian.Uint64(b[16:]),
+	}, nil
+}
+
 // leaderReadIndex reads the commit index first, then confirms leadership, then waits until the decided
 // positions include that index (RULES B6).
-func (s *Service) leaderReadIndex(ctx context.Context, db DatabaseID) (Position, error) {
+func (s *Service) leaderReadIndex(ctx context.Context, db DatabaseID) (readIndexReply, error) {
 	if _, ok := s.leading(); !ok {
-		return Position{}, ErrNotLeader
+		return readIndexReply{}, ErrNotLeader
 	}
-	index := s.raft.CommitIndex()
+	r := readIndexReply{index: s.raft.CommitIndex()}
 	if err := s.raft.VerifyLeader().Error(); err != nil {
-		return Position{}, fmt.Errorf("verify leadership: %w", errors.Join(ErrNotLeader, err))
+		return r, fmt.Errorf("verify leadership: %w: %w", ErrNotLeader, err)
 	}
-	if err := s.fsm.WaitIndex(ctx, index); err != nil {
-		return Position{}, err
+	if err := s.fsm.WaitIndex(ctx, r.index); err != nil {
+		return r, err
+	}
+	if db == (DatabaseID{}) {
+		return r, nil
 	}
 	st, ok := s.fsm.Get(db)
 	if !ok {
-		return Position{}, ErrDeleted
+		return r, ErrDeleted
 	}
-	return st.Position, nil
+	r.position = st.Position
+	return r, nil
 }
 
 func (s *Service) serveReadIndex(ctx context.Context, _ string, req []byte) ([]byte, error) {
 	if len(req) != 16 {
 		return nil, fmt.Errorf("read request of %d bytes, want 16", len(req))
 	}
-	pos, err := s.leaderReadIndex(ctx, DatabaseID(req))
+	r, err := s.leaderReadIndex(ctx, DatabaseID(req))
 	if err != nil {
 		return nil, err
 	}
-	reply := binary.LittleEndian.AppendUint64(make([]byte, 0, 16), uint64(pos.TXID))
-	return binary.LittleEndian.AppendUint64(reply, uint64(pos.Checksum)), nil
+	b := make([]byte, 0, readIndexReplySize)
+	for _, v := range []uint64{uint64(r.position.TXID), uint64(r.position.Checksum), r.index} {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	return b, nil
 }

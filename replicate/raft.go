@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"github.com/uglyer/ha-sqlite/replicate/logstore"
 )
 
 // Timeouts for a local network. CommitTimeout is how long a follower may wait to hear of a commit
@@ -41,27 +44,17 @@ func (s *Service) openRaft() error {
 	cfg.NoSnapshotRestoreOnStart = false
 	cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: logWriter{s.log}, DisableTime: true})
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: addresses{s}, Logger: cfg.Logger, Stream: s.port.RaftLayer(),
+		ServerAddressProvider: s.port, Logger: cfg.Logger, Stream: s.port.RaftLayer(),
 		MaxPool: 4, MaxRPCsInFlight: 8, Timeout: transportTimeout,
 	})
 	// The deadline of InstallSnapshot is Timeout x size / TimeoutScale, at least Timeout.
 	transport.TimeoutScale = 1
-	r, err := raft.NewRaft(cfg, s.fsm, s.store, s.store, s.opts.Snapshots, transport)
+	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.store, s.store, s.opts.Snapshots, transport)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	s.raft = r
 	return nil
-}
-
-// addresses finds members by id, so that a member may change its address (RULES B18).
-type addresses struct{ s *Service }
-
-func (a addresses) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
-	if addr, ok := a.s.Address(string(id)); ok {
-		return raft.ServerAddress(addr), nil
-	}
-	return "", fmt.Errorf("address of node %q: unknown", id)
 }
 
 // Address returns the node port of a member: what it announced last, else what it joined with.
@@ -137,7 +130,7 @@ func (s *Service) peersLeaderLast() []string {
 func (s *Service) leadership() {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	led := false
+	led, last := false, ""
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -159,6 +152,13 @@ func (s *Service) leadership() {
 			}
 		}
 		led = leads
+		if leader, _ := s.leader(); leader != last {
+			s.metrics.leaderChanges.Add(1)
+			if leader != "" {
+				s.goroutine(func() { s.reclaim(leader) })
+			}
+			last = leader
+		}
 	}
 }
 
@@ -173,7 +173,12 @@ func (s *Service) startTerm(term uint64) {
 		return
 	}
 	s.log.Info("leading", "term", term)
+	s.locks.Open(reregisterTime)
 }
+
+// reregisterTime is for how long a new leader grants nothing, so that the holders of the former one can
+// register again (RULES B19).
+const reregisterTime = 50 * time.Millisecond
 
 // propose appends an entry as the leader and returns its decision.
 func (s *Service) propose(ctx context.Context, entry []byte) (*Decision, error) {
@@ -222,4 +227,44 @@ func (s *Service) member(id string) (Member, bool) {
 		}
 	}
 	return Member{}, false
+}
+
+// stateMachine ties the FSM's snapshots to the store's rule that one counts only when its data is here.
+type stateMachine struct {
+	*FSM
+	s *Service
+}
+
+// Snapshot implements raft.FSM.
+func (m stateMachine) Snapshot() (raft.FSMSnapshot, error) {
+	inner, err := m.FSM.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	return ownSnapshot{inner}, nil
+}
+
+type ownSnapshot struct{ raft.FSMSnapshot }
+
+// Persist implements raft.FSMSnapshot. The FSM's hook has made the data durable by the time sink is closed.
+func (o ownSnapshot) Persist(sink raft.SnapshotSink) error {
+	if err := logstore.TakenHere(sink); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	return o.FSMSnapshot.Persist(sink)
+}
+
+// Restore implements raft.FSM.
+func (m stateMachine) Restore(rc io.ReadCloser) error {
+	id, complete, ok := logstore.SnapshotID(rc)
+	if err := m.FSM.Restore(rc); err != nil {
+		return err
+	}
+	if !ok || complete {
+		return nil
+	}
+	if err := m.s.opts.Snapshots.MarkComplete(id); err != nil {
+		return fmt.Errorf("after restoring a snapshot: %w", err)
+	}
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/uglyer/ha-sqlite/replicate/peer"
 )
@@ -19,21 +20,22 @@ const (
 	methodReadIndex uint8 = 6
 	methodCatalog   uint8 = 7
 	methodStatus    uint8 = 8
-	methodVerify    uint8 = 9
 	methodHandles   uint8 = 10
 	methodMember    uint8 = 11
 	methodReclaim   uint8 = 12
 	methodFetch     uint8 = 32 // a stream
+	methodVerify    uint8 = 33 // a stream
 )
 
 // Codes of errors that the caller has to tell apart.
 const (
-	codeOther     uint32 = 0
-	codeNotLeader uint32 = 1
-	codeDeleted   uint32 = 2
-	codeNotFound  uint32 = 3
-	codeConflict  uint32 = 4
-	codeInvalid   uint32 = 5
+	codeOther     uint16 = 0
+	codeNotLeader uint16 = 1
+	codeDeleted   uint16 = 2
+	codeNotFound  uint16 = 3
+	codeConflict  uint16 = 4
+	codeInvalid   uint16 = 5
+	codeFenced    uint16 = 6
 )
 
 // ErrConflict is returned when the request contradicts what exists: a name that is taken, a database that
@@ -43,7 +45,8 @@ var ErrConflict = errors.New("conflict")
 // ErrInvalid is returned for a request that can never succeed as it is.
 var ErrInvalid = errors.New("invalid request")
 
-var codedErrors = map[uint32]error{
+var codedErrors = map[uint16]error{
+	codeFenced:    ErrFenced,
 	codeNotLeader: ErrNotLeader, codeDeleted: ErrDeleted, codeNotFound: ErrNotFound, codeConflict: ErrConflict, codeInvalid: ErrInvalid,
 }
 
@@ -94,11 +97,15 @@ func (s *Service) registerMethods() {
 	handle(methodCatalog, jsonMethod(s.leaderCatalog))
 	handle(methodMember, jsonMethod(s.leaderMember))
 	handle(methodStatus, jsonMethod(func(ctx context.Context, _ struct{}) (*Status, error) { return s.localStatus(), nil }))
-	handle(methodVerify, jsonMethod(s.localVerify))
 	handle(methodHandles, jsonMethod(s.localHandles))
-	s.port.HandleOpen(methodHello, jsonMethodFrom(s.serveHello))
-	s.port.HandleOpen(methodJoin, jsonMethodFrom(s.serveJoin))
-	s.port.HandleStream(methodFetch, s.serveFetch)
+	s.port.Handle(methodHello, jsonMethodFrom(s.serveHello), peer.OpenToStrangers())
+	s.port.Handle(methodJoin, jsonMethodFrom(s.serveJoin), peer.OpenToStrangers())
+	s.port.HandleStream(methodFetch, func(ctx context.Context, from string, req []byte, w io.Writer) error {
+		return coded(s.serveFetch(ctx, from, req, w))
+	})
+	s.port.HandleStream(methodVerify, func(ctx context.Context, from string, req []byte, w io.Writer) error {
+		return coded(s.serveVerify(ctx, from, req, w))
+	})
 	s.port.OnDisconnect(func(id string) { s.locks.DropNode(id) })
 }
 

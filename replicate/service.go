@@ -26,7 +26,7 @@ type Options struct {
 	Files     Files
 	Port      *peer.Port
 	Store     *logstore.Store
-	Snapshots *logstore.SnapshotStore
+	Snapshots *logstore.Snapshots
 
 	// WriteLease ends the lock of a silent holder when another writer waits. IdleClose is after how long
 	// without a handle the files of a database are closed.
@@ -49,7 +49,7 @@ type Service struct {
 	fsm     *FSM
 	raft    *raft.Raft
 	locks   *LockTable
-	metrics Metrics
+	metrics counters
 	now     func() time.Time
 
 	ctx    context.Context
@@ -82,7 +82,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 		ctx: ctx, cancel: cancel, now: time.Now, fatal: make(chan error, 1),
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), started: time.Now(),
 	}
-	s.locks = NewLockTable(opts.WriteLease)
+	s.locks = NewLockTable(SystemClock{}, opts.WriteLease)
 	s.fsm = NewFSM(sink{s}, log)
 	s.fsm.OnPersist = s.beforePersist
 	s.fsm.OnRestore = s.afterRestore
@@ -342,9 +342,6 @@ func (s *Service) afterRestore(states []DatabaseState) error {
 	}
 	if err := errors.Join(all...); err != nil {
 		return err
-	}
-	if err := s.opts.Snapshots.MarkRestored(); err != nil {
-		return fmt.Errorf("mark the snapshot complete: %w", err)
 	}
 	s.replayOnce.Do(func() { close(s.replay) })
 	return nil

@@ -118,6 +118,25 @@ func (s *Service) Status(ctx context.Context) *Status {
 	return st
 }
 
+// LocalStatus is Status without asking the members.
+func (s *Service) LocalStatus() *Status { return s.localStatus() }
+
+// Databases describes this node's copies, sorted by name.
+func (s *Service) Databases() []DatabaseStatus { return s.localStatus().Databases }
+
+// Database describes this node's copy of one database.
+func (s *Service) Database(name string) (DatabaseStatus, bool) {
+	st, ok := s.fsm.Lookup(name)
+	if !ok {
+		return DatabaseStatus{}, false
+	}
+	d, ok := s.replica(st.ID)
+	if !ok {
+		return DatabaseStatus{}, false
+	}
+	return d.status(st), true
+}
+
 func (s *Service) localStatus() *Status {
 	leader, term := s.leader()
 	cluster := DatabaseID(s.opts.Cluster())
@@ -166,7 +185,7 @@ func (s *Service) Ready() bool {
 
 // Lag returns how many transactions this node's files are behind the leader's decided position.
 func (h *Handle) Lag(ctx context.Context) (uint64, error) {
-	at, err := h.svc.readIndex(ctx, h.db.id)
+	at, _, err := h.svc.readIndex(ctx, h.db.id)
 	if err != nil {
 		return 0, err
 	}
