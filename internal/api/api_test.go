@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/internal/histogram"
 )
 
 // fakeBackend answers from its fields and keeps what it was asked.
@@ -412,13 +414,13 @@ type fixedMetrics Metrics
 func (m fixedMetrics) Metrics() Metrics { return Metrics(m) }
 
 func TestMetrics(t *testing.T) {
-	var d Durations
+	var d histogram.Durations
 	for _, v := range []time.Duration{time.Microsecond, 50 * time.Microsecond, 51 * time.Microsecond, time.Hour} {
 		d.Observe(v)
 	}
 	m := fixedMetrics{IsLeader: true, Term: 3, ApplyLagEntries: 7, WALSizeBytes: 4120, Databases: map[string]int{DatabaseOK: 2},
 		Commits: map[string]uint64{"accepted": 5}, ReplicatedBytes: 99, Checkpoints: map[CheckpointKey]uint64{{"passive", "ok"}: 4},
-		Errors: map[string]uint64{"stat": 1}, CommitSeconds: d.Histogram()}
+		Errors: map[string]uint64{"stat": 1}, CommitSeconds: d.Read()}
 	ts := httptest.NewServer(NewServer(&fakeBackend{}, m, quiet()).Handler())
 	defer ts.Close()
 	resp, err := http.Get(ts.URL + "/metrics")

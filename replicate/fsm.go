@@ -1,0 +1,675 @@
+package replicate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+const (
+	// acceptedWindow is how many of the last transactions of a database keep
+	// their entry ids, for verdicts asked late.
+	acceptedWindow = 1024
+
+	// rejectedWindow is how many rejected entry ids are kept, of all databases.
+	rejectedWindow = 1024
+
+	maxMembers = 1024
+)
+
+// ErrStopped is returned once the FSM met an entry that it cannot decide. The
+// node must be stopped.
+var ErrStopped = errors.New("state machine stopped")
+
+// Decision is what deciding one entry came to; raft's Apply future returns it
+// as a *Decision.
+type Decision struct {
+	Kind     Kind
+	DB       DatabaseID
+	Accepted bool
+	Reason   string     // why not accepted, for people
+	Position Position   // decided position of DB after the entry
+	Index    uint64     // of the entry in the raft log
+	Term     uint64     // of the entry in the raft log
+	ID       DatabaseID // create: the database that has the name now, also where it existed before
+}
+
+// Sink hears what was decided, in log order, from the goroutine that applies
+// the log. Methods must not block. They may call the FSM's methods except those
+// that wait; what they are told is decided already, but no waiter and no caller
+// of raft has been told before them.
+type Sink interface {
+	Created(index uint64, d DatabaseState)
+	// Accepted passes a transaction whose LTX aliases the log entry's bytes:
+	// valid for ever, not to be changed.
+	Accepted(index uint64, t *Transaction)
+	Deleted(index uint64, id DatabaseID)
+	TermStarted(index, term uint64)
+	MemberChanged(Member)
+	// Stop is called at most once: the log holds an entry that this program
+	// cannot decide. No further entry is decided.
+	Stop(err error)
+}
+
+// DatabaseState is what the log says about a database.
+type DatabaseState struct {
+	ID           DatabaseID
+	Name         string
+	Incarnation  uint64
+	PageSize     uint32 // bytes
+	PageCount    uint32 // pages after Position
+	AutoVacuum   uint8  // as created
+	Position     Position
+	CommitTime   int64  // of Position, microseconds since 1970
+	LastIndex    uint64 // raft index of the entry that led to Position
+	CreatedIndex uint64 // raft index of the create entry
+	CreatedTime  int64  // microseconds since 1970
+}
+
+// Tombstone is what is left of a deleted database.
+type Tombstone struct {
+	ID    DatabaseID
+	Name  string
+	Index uint64 // raft index of the delete entry
+}
+
+// PersistHook is called before a manifest is written and returns once every
+// database in it is durable here at its position (RULES A5). An error abandons
+// the snapshot, and nothing is compacted.
+type PersistHook func(ctx context.Context, states []DatabaseState) error
+
+// RestoreHook is called after a manifest replaced the state and returns once the
+// files have caught up with it. On an error the former state is put back.
+type RestoreHook func(states []DatabaseState) error
+
+// FSM decides the entries of the raft log. It implements raft.FSM and
+// raft.ConfigurationStore.
+//
+// Invariants:
+//  1. State and decisions are a function of the entries alone.
+//  2. Apply does no input or output and waits for nobody.
+//  3. An entry that cannot be decoded is never skipped: the FSM stops.
+type FSM struct {
+	// Set before raft starts, not changed afterwards. Both may be nil.
+	OnPersist PersistHook
+	OnRestore RestoreHook
+
+	sink   Sink
+	log    *slog.Logger
+	ctx    context.Context // of OnPersist, ends with Close
+	cancel context.CancelFunc
+
+	mu      sync.RWMutex
+	s       *state
+	stopped error
+	wait    waiters
+}
+
+// state is everything that the log decides. A manifest holds all of it.
+type state struct {
+	cluster        [16]byte // zero until a term start names it
+	applied        uint64   // raft index of the last entry seen
+	term           uint64   // highest term whose start is decided
+	termIndex      uint64   // of that term start
+	clusterVersion uint8
+	byID           map[DatabaseID]*database
+	byName         map[string]*database
+	tombstones     map[DatabaseID]Tombstone
+	incarnations   map[string]uint64 // deleted databases of the name
+	members        map[string]Member
+	rejected       rejectedRing
+}
+
+type database struct {
+	DatabaseState
+	accepted acceptedRing
+}
+
+func newState() *state {
+	return &state{
+		clusterVersion: 1,
+		byID:           make(map[DatabaseID]*database),
+		byName:         make(map[string]*database),
+		tombstones:     make(map[DatabaseID]Tombstone),
+		incarnations:   make(map[string]uint64),
+		members:        make(map[string]Member),
+	}
+}
+
+// NewFSM returns an FSM for an empty log. sink may be nil.
+func NewFSM(sink Sink, log *slog.Logger) *FSM {
+	if sink == nil {
+		sink = noSink{}
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	f := &FSM{sink: sink, log: log, s: newState()}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	return f
+}
+
+// Close cancels a manifest that is being persisted. Waiters end by their own
+// contexts.
+func (f *FSM) Close() { f.cancel() }
+
+// Apply decides one committed entry and returns a *Decision.
+func (f *FSM) Apply(l *raft.Log) any {
+	d := &Decision{Index: l.Index, Term: l.Term}
+	if l.Type != raft.LogCommand {
+		f.finish(l.Index, nil)
+		return d
+	}
+	var e any
+	var err error
+	if len(l.Data) > 1 && l.Data[1] == byte(KindTransaction) {
+		t := new(Transaction)
+		err, e = decodeTransaction(l.Data, t), t
+	} else {
+		e, err = Decode(l.Data)
+	}
+	if err == nil {
+		if v, ok := e.(*Version); ok && v.Cluster > CodecVersion {
+			err = fmt.Errorf("cluster version %d, this program knows up to %d: %w", v.Cluster, CodecVersion, ErrNewerVersion)
+		}
+	}
+
+	f.mu.Lock()
+	if f.stopped != nil || err != nil {
+		first := f.stopped == nil
+		if first {
+			f.stopped = fmt.Errorf("decide log entry %d of term %d: %w", l.Index, l.Term, err)
+		}
+		err = f.stopped
+		f.mu.Unlock()
+		d.Reason = fmt.Sprintf("%v: %v", ErrStopped, err)
+		if first {
+			f.log.Error("state machine stopped, this node cannot go on with its log", "index", l.Index, "term", l.Term, "err", err)
+			f.sink.Stop(err)
+		}
+		return d
+	}
+	tell := f.s.decide(e, d)
+	f.mu.Unlock()
+
+	if tell != nil {
+		tell(f.sink)
+	}
+	f.finish(l.Index, d)
+	return d
+}
+
+// StoreConfiguration counts an entry that changes raft's members as seen; it
+// implements raft.ConfigurationStore.
+func (f *FSM) StoreConfiguration(index uint64, _ raft.Configuration) { f.finish(index, nil) }
+
+// finish makes the entry visible to those who wait.
+func (f *FSM) finish(index uint64, d *Decision) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped != nil {
+		return
+	}
+	f.s.applied = max(f.s.applied, index)
+	f.wait.indexReached(f.s.applied)
+	switch {
+	case d == nil:
+	case d.Kind == KindTermStart:
+		f.wait.reviewAll(f.s)
+	case d.Kind == KindDelete && d.Accepted:
+		f.wait.deleted(f.s, d.DB, d.Index)
+	case d.Kind == KindTransaction, d.Kind == KindDelete, d.Kind == KindCreate:
+		f.wait.review(f.s, d.DB)
+	}
+}
+
+// decide changes the state by one entry, fills in d and returns what the sink
+// is to be told.
+func (s *state) decide(e any, d *Decision) func(Sink) {
+	switch e := e.(type) {
+	case *Transaction:
+		d.Kind = KindTransaction
+		return s.transaction(e, d)
+	case *TermStart:
+		d.Kind = KindTermStart
+		return s.termStart(e, d)
+	case *Create:
+		d.Kind = KindCreate
+		return s.create(e, d)
+	case *Delete:
+		d.Kind = KindDelete
+		return s.delete(e, d)
+	case *Member:
+		d.Kind = KindMember
+		return s.member(e, d)
+	case *Version:
+		d.Kind = KindVersion
+		s.version(e, d)
+		return nil
+	}
+	panic(fmt.Sprintf("decide entry of type %T", e))
+}
+
+func (s *state) transaction(t *Transaction, d *Decision) func(Sink) {
+	d.DB = t.DB
+	db := s.byID[t.DB]
+	if db != nil {
+		d.Position = db.Position
+	}
+	if reason := s.refusal(t, db, d.Term); reason != "" {
+		d.Reason = reason
+		s.rejected.add(t.ID, d.Index)
+		return nil
+	}
+	db.accepted.add(acceptedEntry{id: t.ID, checksum: t.Post.Checksum, index: d.Index}, t.Post.TXID)
+	db.Position = t.Post
+	db.PageCount = t.PageCount
+	db.CommitTime = t.CommitTime
+	db.LastIndex = d.Index
+	d.Accepted = true
+	d.Position = t.Post
+	return func(sink Sink) { sink.Accepted(d.Index, t) }
+}
+
+// refusal says why t cannot be accepted now, or nothing.
+func (s *state) refusal(t *Transaction, db *database, term uint64) string {
+	if db == nil {
+		if g, ok := s.tombstones[t.DB]; ok {
+			return fmt.Sprintf("database %s (%q) was deleted", t.DB, g.Name)
+		}
+		return fmt.Sprintf("database %s does not exist", t.DB)
+	}
+	switch {
+	case t.Term != term:
+		return fmt.Sprintf("proposed in term %d, committed in term %d", t.Term, term)
+	case t.Pre != db.Position:
+		return fmt.Sprintf("based on position %v, the database is at %v", t.Pre, db.Position)
+	case t.Post.TXID != t.Pre.TXID+1:
+		return fmt.Sprintf("transaction %v does not follow %v", t.Post.TXID, t.Pre.TXID)
+	case uint64(t.Post.Checksum)&snapshot.ChecksumFlag == 0:
+		return fmt.Sprintf("checksum %v is not one", t.Post.Checksum)
+	case t.PageSize != db.PageSize:
+		return fmt.Sprintf("page size %d, the database has %d", t.PageSize, db.PageSize)
+	case t.PageCount == 0:
+		return "it leaves a database of 0 pages"
+	case t.CommitTime <= db.CommitTime:
+		return fmt.Sprintf("commit time %d is not after %d", t.CommitTime, db.CommitTime)
+	case t.ID.IsZero():
+		return "it has no entry id"
+	}
+	if _, ok := s.rejected.find(t.ID); ok {
+		return fmt.Sprintf("entry %s was rejected before", t.ID)
+	}
+	h, err := snapshot.PeekHeader(t.LTX)
+	switch {
+	case err != nil:
+		return err.Error()
+	case h.PageSize != t.PageSize || h.PageCount != t.PageCount || h.TXID != uint64(t.Post.TXID) || h.CommitTimeMillis != commitTimeMillis(t.CommitTime):
+		return fmt.Sprintf("LTX header (page size %d, %d pages, transaction %v, time %d ms) differs from the entry",
+			h.PageSize, h.PageCount, TXID(h.TXID), h.CommitTimeMillis)
+	}
+	return ""
+}
+
+func (s *state) termStart(e *TermStart, d *Decision) func(Sink) {
+	if s.cluster == ([16]byte{}) {
+		s.cluster = e.Cluster
+	}
+	if d.Term <= s.term {
+		d.Reason = fmt.Sprintf("term %d has started already", s.term)
+		return nil
+	}
+	s.term, s.termIndex = d.Term, d.Index
+	d.Accepted = true
+	return func(sink Sink) { sink.TermStarted(d.Index, d.Term) }
+}
+
+func (s *state) create(e *Create, d *Decision) func(Sink) {
+	d.DB = e.ID
+	if db := s.byName[e.Name]; db != nil {
+		d.ID, d.Position = db.ID, db.Position
+		d.Reason = fmt.Sprintf("database %q exists", e.Name)
+		return nil
+	}
+	if reason := s.createRefusal(e); reason != "" {
+		d.Reason = reason
+		return nil
+	}
+	image, err := wal.EmptyDatabase(e.PageSize, e.AutoVacuum)
+	if err != nil {
+		d.Reason = err.Error()
+		return nil
+	}
+	db := &database{DatabaseState: DatabaseState{
+		ID:           e.ID,
+		Name:         e.Name,
+		Incarnation:  e.Incarnation,
+		PageSize:     e.PageSize,
+		PageCount:    1,
+		AutoVacuum:   e.AutoVacuum,
+		Position:     Position{TXID: 1, Checksum: Checksum(snapshot.Roll(snapshot.ChecksumFlag, snapshot.PageSum(1, image)))},
+		CommitTime:   e.CommitTime,
+		LastIndex:    d.Index,
+		CreatedIndex: d.Index,
+		CreatedTime:  e.CommitTime,
+	}}
+	s.byID[e.ID], s.byName[e.Name] = db, db
+	d.Accepted = true
+	d.ID, d.Position = db.ID, db.Position
+	created := db.DatabaseState
+	return func(sink Sink) { sink.Created(d.Index, created) }
+}
+
+func (s *state) createRefusal(e *Create) string {
+	if err := ValidateName(e.Name); err != nil {
+		return err.Error()
+	}
+	if !snapshot.ValidPageSize(e.PageSize) {
+		return fmt.Sprintf("page size %d", e.PageSize)
+	}
+	if e.AutoVacuum > 2 {
+		return fmt.Sprintf("auto_vacuum %d", e.AutoVacuum)
+	}
+	if g, ok := s.tombstones[e.ID]; ok {
+		return fmt.Sprintf("database %s (%q) was deleted", e.ID, g.Name)
+	}
+	if other := s.byID[e.ID]; other != nil || e.ID.IsZero() {
+		return fmt.Sprintf("id %s is not free", e.ID)
+	}
+	if want := s.incarnations[e.Name]; e.Incarnation != want {
+		return fmt.Sprintf("incarnation %d of %q, expected %d", e.Incarnation, e.Name, want)
+	}
+	if s.cluster != ([16]byte{}) {
+		if want := NewDatabaseID(s.cluster, e.Name, e.Incarnation); e.ID != want {
+			return fmt.Sprintf("id %s for %q, expected %s", e.ID, e.Name, want)
+		}
+	}
+	return ""
+}
+
+func (s *state) delete(e *Delete, d *Decision) func(Sink) {
+	d.DB = e.DB
+	db := s.byID[e.DB]
+	if db == nil {
+		if g, ok := s.tombstones[e.DB]; ok {
+			d.Reason = fmt.Sprintf("database %s (%q) was deleted", e.DB, g.Name)
+		} else {
+			d.Reason = fmt.Sprintf("database %s does not exist", e.DB)
+		}
+		return nil
+	}
+	d.Position = db.Position
+	delete(s.byID, db.ID)
+	delete(s.byName, db.Name)
+	s.incarnations[db.Name]++
+	s.tombstones[db.ID] = Tombstone{ID: db.ID, Name: db.Name, Index: d.Index}
+	d.Accepted = true
+	return func(sink Sink) { sink.Deleted(d.Index, e.DB) }
+}
+
+func (s *state) member(e *Member, d *Decision) func(Sink) {
+	if e.ID == "" {
+		d.Reason = "member without id"
+		return nil
+	}
+	if e.Removed {
+		if _, ok := s.members[e.ID]; !ok {
+			d.Reason = fmt.Sprintf("no member %q", e.ID)
+			return nil
+		}
+		delete(s.members, e.ID)
+	} else {
+		if e.CodecVersion < s.clusterVersion {
+			d.Reason = fmt.Sprintf("member %q knows version %d, the cluster runs %d", e.ID, e.CodecVersion, s.clusterVersion)
+			return nil
+		}
+		if _, ok := s.members[e.ID]; !ok && len(s.members) >= maxMembers {
+			d.Reason = fmt.Sprintf("the cluster has %d members", len(s.members))
+			return nil
+		}
+		s.members[e.ID] = *e
+	}
+	d.Accepted = true
+	m := *e
+	return func(sink Sink) { sink.MemberChanged(m) }
+}
+
+func (s *state) version(e *Version, d *Decision) {
+	if e.Cluster <= s.clusterVersion {
+		d.Reason = fmt.Sprintf("the cluster runs version %d", s.clusterVersion)
+		return
+	}
+	for _, m := range s.members {
+		if m.CodecVersion < e.Cluster {
+			d.Reason = fmt.Sprintf("not every member knows version %d", e.Cluster)
+			return
+		}
+	}
+	s.clusterVersion = e.Cluster
+	d.Accepted = true
+}
+
+// Lookup returns the database that has the name.
+func (f *FSM) Lookup(name string) (DatabaseState, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if db := f.s.byName[name]; db != nil {
+		return db.DatabaseState, true
+	}
+	return DatabaseState{}, false
+}
+
+// Get returns the database that has the id.
+func (f *FSM) Get(id DatabaseID) (DatabaseState, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if db := f.s.byID[id]; db != nil {
+		return db.DatabaseState, true
+	}
+	return DatabaseState{}, false
+}
+
+// List returns all databases by name.
+func (f *FSM) List() []DatabaseState {
+	f.mu.RLock()
+	out := make([]DatabaseState, 0, len(f.s.byID))
+	for _, db := range f.s.byID {
+		out = append(out, db.DatabaseState)
+	}
+	f.mu.RUnlock()
+	slices.SortFunc(out, func(a, b DatabaseState) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// NextID returns the id and incarnation that a database of this name would get
+// if it were created now.
+func (f *FSM) NextID(cluster [16]byte, name string) (DatabaseID, uint64) {
+	f.mu.RLock()
+	n := f.s.incarnations[name]
+	f.mu.RUnlock()
+	return NewDatabaseID(cluster, name, n), n
+}
+
+// Tombstone returns what is left of a deleted database.
+func (f *FSM) Tombstone(id DatabaseID) (name string, index uint64, ok bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	g, ok := f.s.tombstones[id]
+	return g.Name, g.Index, ok
+}
+
+// ChecksumAt returns the checksum that the database had at a transaction, as
+// far back as entry ids are kept.
+func (f *FSM) ChecksumAt(id DatabaseID, txid TXID) (Checksum, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	db := f.s.byID[id]
+	if db == nil {
+		return 0, false
+	}
+	if txid == db.Position.TXID {
+		return db.Position.Checksum, true
+	}
+	e, ok := db.accepted.at(txid, db.Position.TXID)
+	return e.checksum, ok
+}
+
+// Members returns the members by id.
+func (f *FSM) Members() []Member {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return sortedMembers(f.s.members)
+}
+
+// Cluster returns the cluster id that the log names, or zero.
+func (f *FSM) Cluster() [16]byte {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.s.cluster
+}
+
+// ClusterVersion returns the version of the rules in force.
+func (f *FSM) ClusterVersion() uint8 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.s.clusterVersion
+}
+
+// Applied returns the raft index of the last entry that was decided and told to
+// the sink. Raft's own no-op entries are not counted.
+func (f *FSM) Applied() uint64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.s.applied
+}
+
+// StartedTerm returns the highest term whose TermStart is decided.
+func (f *FSM) StartedTerm() uint64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.s.term
+}
+
+// TermStartIndex returns the raft index of the TermStart of term, if that is the
+// highest one decided.
+func (f *FSM) TermStartIndex(term uint64) (index uint64, ok bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if term == 0 || f.s.term != term {
+		return 0, false
+	}
+	return f.s.termIndex, true
+}
+
+// Err returns why the FSM stopped, or nil.
+func (f *FSM) Err() error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.stopped
+}
+
+// Snapshot implements raft.FSM. What the returned snapshot needs is copied or
+// never changes again.
+func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.stopped != nil {
+		return nil, fmt.Errorf("take manifest: %w: %w", ErrStopped, f.stopped)
+	}
+	ctx, cancel := context.WithCancel(f.ctx)
+	return &fsmSnapshot{m: f.s.manifest(), hook: f.OnPersist, ctx: ctx, cancel: cancel}, nil
+}
+
+type fsmSnapshot struct {
+	m      *manifest
+	hook   PersistHook
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// Persist waits for the files, then writes the manifest.
+func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
+	err := s.persist(sink)
+	if err != nil {
+		return errors.Join(fmt.Errorf("persist manifest at index %d: %w", s.m.applied, err), sink.Cancel())
+	}
+	return sink.Close()
+}
+
+func (s *fsmSnapshot) persist(w io.Writer) error {
+	if s.hook != nil {
+		if err := s.hook(s.ctx, s.m.states()); err != nil {
+			return err
+		}
+	}
+	_, err := w.Write(s.m.encode(nil))
+	return err
+}
+
+// Release cancels a Persist that still runs.
+func (s *fsmSnapshot) Release() { s.cancel() }
+
+// Restore implements raft.FSM: it replaces the state by a manifest.
+func (f *FSM) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	b, err := readManifest(r)
+	if err != nil {
+		return fmt.Errorf("restore manifest: %w", err)
+	}
+	next, err := decodeManifest(b)
+	if err != nil {
+		return fmt.Errorf("restore manifest: %w", err)
+	}
+	if len(b) > 1<<20 {
+		b = nil // let it be collected while the hook fetches pages
+	}
+	f.mu.Lock()
+	if f.stopped != nil {
+		defer f.mu.Unlock()
+		return fmt.Errorf("restore manifest: %w: %w", ErrStopped, f.stopped)
+	}
+	former := f.s
+	f.s = next
+	f.mu.Unlock()
+	if f.OnRestore != nil {
+		if err := f.OnRestore(f.List()); err != nil {
+			f.mu.Lock()
+			f.s = former
+			f.mu.Unlock()
+			return fmt.Errorf("restore manifest at index %d: %w", next.applied, err)
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wait.indexReached(f.s.applied)
+	f.wait.reviewAll(f.s)
+	return nil
+}
+
+func sortedMembers(members map[string]Member) []Member {
+	out := make([]Member, 0, len(members))
+	for _, m := range members {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+type noSink struct{}
+
+func (noSink) Created(uint64, DatabaseState) {}
+func (noSink) Accepted(uint64, *Transaction) {}
+func (noSink) Deleted(uint64, DatabaseID)    {}
+func (noSink) TermStarted(uint64, uint64)    {}
+func (noSink) MemberChanged(Member)          {}
+func (noSink) Stop(error)                    {}
