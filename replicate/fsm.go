@@ -345,7 +345,11 @@ func (s *state) create(e *Create, d *Decision) func(Sink) {
 		d.Reason = reason
 		return nil
 	}
-	image := wal.EmptyDatabase(e.PageSize, e.AutoVacuum)
+	image, err := wal.EmptyDatabase(e.PageSize, e.AutoVacuum)
+	if err != nil {
+		d.Reason = err.Error()
+		return nil
+	}
 	db := &database{DatabaseState: DatabaseState{
 		ID:           e.ID,
 		Name:         e.Name,

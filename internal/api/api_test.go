@@ -1,0 +1,449 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/internal/histogram"
+)
+
+// fakeBackend answers from its fields and keeps what it was asked.
+type fakeBackend struct {
+	status  Status
+	report  VerifyReport
+	err     error
+	asked   []string
+	created CreateDatabaseRequest
+	added   AddMemberRequest
+}
+
+func (f *fakeBackend) note(format string, a ...any) error {
+	f.asked = append(f.asked, fmt.Sprintf(format, a...))
+	return f.err
+}
+
+func (f *fakeBackend) Status(context.Context) (Status, error) { return f.status, f.note("status") }
+func (f *fakeBackend) Databases(context.Context) ([]DatabaseStatus, error) {
+	return f.status.Databases, f.note("databases")
+}
+func (f *fakeBackend) Database(_ context.Context, name string) (DatabaseStatus, error) {
+	return DatabaseStatus{Name: name}, f.note("database %q", name)
+}
+func (f *fakeBackend) CreateDatabase(_ context.Context, req CreateDatabaseRequest) (DatabaseStatus, error) {
+	f.created = req
+	return DatabaseStatus{Name: req.Name, PageSize: req.PageSize}, f.note("create %q", req.Name)
+}
+func (f *fakeBackend) DeleteDatabase(_ context.Context, name string, force bool) error {
+	return f.note("delete %q force=%v", name, force)
+}
+func (f *fakeBackend) Cluster(context.Context) (ClusterStatus, error) {
+	return f.status.Cluster, f.note("cluster")
+}
+func (f *fakeBackend) AddMember(_ context.Context, req AddMemberRequest) error {
+	f.added = req
+	return f.note("add %q", req.ID)
+}
+func (f *fakeBackend) RemoveMember(_ context.Context, id string) error {
+	return f.note("remove %q", id)
+}
+func (f *fakeBackend) TransferLeadership(_ context.Context, req TransferRequest) error {
+	return f.note("transfer %q", req.ID)
+}
+func (f *fakeBackend) Verify(_ context.Context, name string, deep bool) (VerifyReport, error) {
+	return f.report, f.note("verify %q deep=%v", name, deep)
+}
+func (f *fakeBackend) Health(context.Context) error { return f.note("health") }
+func (f *fakeBackend) Ready(context.Context) error  { return f.note("ready") }
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func newPair(t *testing.T, b *fakeBackend) (*Client, *httptest.Server) {
+	t.Helper()
+	ts := httptest.NewServer(NewServer(b, nil, quiet()).Handler())
+	t.Cleanup(ts.Close)
+	c, err := NewClient(ts.URL, ts.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, ts
+}
+
+func exampleStatus() Status {
+	return Status{
+		Node: NodeStatus{ID: "n1", Version: "v1", Started: time.Unix(1700000000, 0).UTC(), Raft: "127.0.0.1:1", HTTP: "127.0.0.1:2", Socket: "/s"},
+		Cluster: ClusterStatus{ID: strings.Repeat("ab", 16), Lineage: 1, Leader: "n1", LeaderHTTP: "127.0.0.1:2", Term: 3,
+			CommitIndex: 9, AppliedIndex: 8, Members: []MemberStatus{{ID: "n1", Raft: "127.0.0.1:1", HTTP: "127.0.0.1:2", Voter: true, Reachable: true}}},
+		State: StateLeader,
+		Databases: []DatabaseStatus{{Name: "acme/plan-7", ID: strings.Repeat("0", 32), Decided: Position{TXID: 1<<63 + 1, Checksum: 0xf00},
+			File: Position{TXID: 1 << 63}, Lag: 1, PageSize: 4096, Pages: 7, WALBytes: 32, Handles: 2, State: DatabaseLate, Detail: "held", HolderPID: 4, HolderAgeMS: 5}},
+	}
+}
+
+func TestClientReachesEveryMethodOfTheBackend(t *testing.T) {
+	ctx := t.Context()
+	odd := "acme/plan 7/ünï?#%2F;&=+"
+	tests := []struct {
+		name string
+		call func(c *Client) error
+		want string
+	}{
+		{"status", func(c *Client) error { _, err := c.Status(ctx); return err }, "status"},
+		{"databases", func(c *Client) error { _, err := c.Databases(ctx); return err }, "databases"},
+		{"database", func(c *Client) error { _, err := c.Database(ctx, "shop.db"); return err }, `database "shop.db"`},
+		{"database with an odd name", func(c *Client) error { _, err := c.Database(ctx, odd); return err }, fmt.Sprintf("database %q", odd)},
+		{"create", func(c *Client) error {
+			_, err := c.CreateDatabase(ctx, CreateDatabaseRequest{Name: odd, PageSize: 512, AutoVacuum: AutoVacuumFull})
+			return err
+		}, fmt.Sprintf("create %q", odd)},
+		{"delete", func(c *Client) error { return c.DeleteDatabase(ctx, odd, false) }, fmt.Sprintf("delete %q force=false", odd)},
+		{"delete by force", func(c *Client) error { return c.DeleteDatabase(ctx, "a/b", true) }, `delete "a/b" force=true`},
+		{"cluster", func(c *Client) error { _, err := c.Cluster(ctx); return err }, "cluster"},
+		{"add member", func(c *Client) error {
+			return c.AddMember(ctx, AddMemberRequest{ID: "n2", Raft: "h:1", Voter: true})
+		}, `add "n2"`},
+		{"remove member", func(c *Client) error { return c.RemoveMember(ctx, "n/2") }, `remove "n/2"`},
+		{"transfer", func(c *Client) error { return c.TransferLeadership(ctx, TransferRequest{}) }, `transfer ""`},
+		{"transfer to", func(c *Client) error { return c.TransferLeadership(ctx, TransferRequest{ID: "n3"}) }, `transfer "n3"`},
+		{"verify", func(c *Client) error { _, err := c.Verify(ctx, "a", false); return err }, `verify "a" deep=false`},
+		{"verify deep", func(c *Client) error { _, err := c.Verify(ctx, odd, true); return err }, fmt.Sprintf("verify %q deep=true", odd)},
+		{"health", func(c *Client) error { return c.Health(ctx) }, "health"},
+		{"ready", func(c *Client) error { return c.Ready(ctx) }, "ready"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b := &fakeBackend{}
+			c, _ := newPair(t, b)
+			if err := tt.call(c); err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(b.asked, "; "); got != tt.want {
+				t.Fatalf("backend was asked %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestAnswersArriveWhole(t *testing.T) {
+	want := exampleStatus()
+	b := &fakeBackend{status: want, report: VerifyReport{Name: "a", ID: "x", Deep: true, Position: Position{1, 2},
+		Nodes: []VerifyNode{{Node: "n1", State: VerifyDiffers, Position: Position{1, 3}, Pages: 4, Differing: []uint32{2}, DifferingPages: 1, Detail: "d"}}}}
+	c, _ := newPair(t, b)
+	got, err := c.Status(t.Context())
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("got %+v, %v\nwant %+v", got, err, want)
+	}
+	report, err := c.Verify(t.Context(), "a", true)
+	if err != nil || !reflect.DeepEqual(report, b.report) {
+		t.Fatalf("got %+v, %v\nwant %+v", report, err, b.report)
+	}
+	req := CreateDatabaseRequest{Name: "x", PageSize: 8192, AutoVacuum: AutoVacuumIncremental}
+	if _, err := c.CreateDatabase(t.Context(), req); err != nil || b.created != req {
+		t.Fatalf("backend got %+v, %v; want %+v", b.created, err, req)
+	}
+	add := AddMemberRequest{ID: "n2", Raft: "h:1", Voter: true}
+	if err := c.AddMember(t.Context(), add); err != nil || b.added != add {
+		t.Fatalf("backend got %+v, %v; want %+v", b.added, err, add)
+	}
+}
+
+// The shape of /v1/status is read by other programs: its keys may be added
+// to, not renamed.
+func TestStatusKeysStay(t *testing.T) {
+	b, err := json.Marshal(exampleStatus())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"node":{"id":"n1","version":"v1","started":"2023-11-14T22:13:20Z","raft":"127.0.0.1:1","http":"127.0.0.1:2","socket":"/s"},` +
+		`"cluster":{"id":"abababababababababababababababab","lineage":1,"leader":"n1","leader_http":"127.0.0.1:2","term":3,"commit_index":9,"applied_index":8,` +
+		`"members":[{"id":"n1","raft":"127.0.0.1:1","http":"127.0.0.1:2","voter":true,"reachable":true}]},"state":"leader","stale":false,` +
+		`"databases":[{"name":"acme/plan-7","id":"00000000000000000000000000000000","decided":{"txid":"8000000000000001","checksum":"0000000000000f00"},` +
+		`"file":{"txid":"8000000000000000","checksum":"0000000000000000"},"lag":1,"page_size":4096,"pages":7,"wal_bytes":32,"handles":2,"state":"late",` +
+		`"detail":"held","holder_pid":4,"holder_age_ms":5}]}`
+	if string(b) != want {
+		t.Fatalf("got  %s\nwant %s", b, want)
+	}
+}
+
+func TestErrorsKeepTheirKindOverHTTP(t *testing.T) {
+	for _, k := range kinds {
+		if errors.Is(k.err, context.DeadlineExceeded) {
+			continue // arrives as ErrTimeout, see below
+		}
+		b := &fakeBackend{err: fmt.Errorf("delete database %q: %w", "shop", k.err)}
+		c, _ := newPair(t, b)
+		err := c.DeleteDatabase(t.Context(), "shop", false)
+		var re *RemoteError
+		if !errors.As(err, &re) || !errors.Is(err, k.err) || re.Status != k.status || re.Message != b.err.Error() {
+			t.Errorf("%v: got %#v", k.err, err)
+		}
+		for _, other := range kinds {
+			if other.code != k.code && errors.Is(err, other.err) {
+				t.Errorf("%v is also taken for %v", k.err, other.err)
+			}
+		}
+	}
+	c, _ := newPair(t, &fakeBackend{err: context.DeadlineExceeded})
+	if _, err := c.Status(t.Context()); !errors.Is(err, ErrTimeout) {
+		t.Errorf("deadline arrives as %v, want ErrTimeout", err)
+	}
+	c, _ = newPair(t, &fakeBackend{err: errors.New("odd")})
+	var re *RemoteError
+	if _, err := c.Status(t.Context()); !errors.As(err, &re) || re.Status != 500 || re.Code != codeInternal {
+		t.Errorf("unknown error arrives as %#v", err)
+	}
+	for _, probe := range []func(*Client) error{func(c *Client) error { return c.Health(t.Context()) }, func(c *Client) error { return c.Ready(t.Context()) }} {
+		c, _ := newPair(t, &fakeBackend{err: fmt.Errorf("wait for leader: %w", ErrNoLeader)})
+		if err := probe(c); !errors.As(err, &re) || re.Status != 503 || !errors.Is(err, ErrNoLeader) {
+			t.Errorf("probe answers %v", err)
+		}
+	}
+}
+
+func TestBadRequestsAreRefusedWithWords(t *testing.T) {
+	tests := []struct {
+		name, method, path, body string
+		header                   [2]string
+		status                   int
+		text                     string
+	}{
+		{name: "no body", method: "POST", path: "/v1/databases", status: 400, text: "body is empty"},
+		{name: "not JSON", method: "POST", path: "/v1/databases", body: "name=x", status: 400, text: "invalid character"},
+		{name: "two objects", method: "POST", path: "/v1/databases", body: `{"name":"a"}{}`, status: 400, text: "something follows"},
+		{name: "misspelt field", method: "POST", path: "/v1/databases", body: `{"name":"a","pagesize":512}`, status: 400, text: `unknown field "pagesize"`},
+		{name: "no name", method: "POST", path: "/v1/databases", body: `{}`, status: 400, text: "no name"},
+		{name: "odd page size", method: "POST", path: "/v1/databases", body: `{"name":"a","page_size":1000}`, status: 400, text: "page_size 1000"},
+		{name: "huge page size", method: "POST", path: "/v1/databases", body: `{"name":"a","page_size":131072}`, status: 400, text: "page_size 131072"},
+		{name: "bad auto_vacuum", method: "POST", path: "/v1/databases", body: `{"name":"a","auto_vacuum":"yes"}`, status: 400, text: `auto_vacuum "yes"`},
+		{name: "body too long", method: "POST", path: "/v1/databases", body: `{"name":"` + strings.Repeat("a", maxRequestBytes) + `"}`, status: 400, text: "too large"},
+		{name: "info without a name", method: "GET", path: "/v1/databases/", status: 400, text: "no database name"},
+		{name: "verify without a name", method: "GET", path: "/v1/verify/", status: 400, text: "no database name"},
+		{name: "force is not a flag", method: "DELETE", path: "/v1/databases/a?force=maybe", status: 400, text: `force="maybe"`},
+		{name: "member without id", method: "POST", path: "/v1/cluster/members", body: `{"raft":"a:1"}`, status: 400, text: "no id"},
+		{name: "member without address", method: "POST", path: "/v1/cluster/members", body: `{"id":"a"}`, status: 400, text: "no raft address"},
+		{name: "transfer with rubbish", method: "POST", path: "/v1/cluster/transfer", body: `[`, status: 400, text: "read request body"},
+		{name: "unknown path", method: "GET", path: "/v2/status", status: 404, text: "/v2/status: Not Found"},
+		{name: "wrong method", method: "PUT", path: "/v1/status", status: 405, text: "Method Not Allowed"},
+		{name: "a page of another site", method: "POST", path: "/v1/cluster/transfer", header: [2]string{"Origin", "http://evil.example"}, status: 403, text: "forbidden"},
+	}
+	b := &fakeBackend{}
+	_, ts := newPair(t, b)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), tt.method, ts.URL+tt.path, strings.NewReader(tt.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.header[0] != "" {
+				req.Header.Set(tt.header[0], tt.header[1])
+			}
+			resp, err := ts.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var er ErrorResponse
+			if err := json.Unmarshal(body, &er); err != nil {
+				t.Fatalf("%q: %v", body, err)
+			}
+			if resp.StatusCode != tt.status || !strings.Contains(er.Message, tt.text) {
+				t.Fatalf("got %d %q, want %d …%s…", resp.StatusCode, er.Message, tt.status, tt.text)
+			}
+		})
+	}
+	if len(b.asked) != 0 {
+		t.Fatalf("bad requests reached the backend: %q", b.asked)
+	}
+}
+
+func TestAForeignHostNameIsRefusedOnLoopback(t *testing.T) {
+	b := &fakeBackend{}
+	l, err := Listen("127.0.0.1:0", quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(b, nil, quiet())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	for host, want := range map[string]int{
+		"": 200, "localhost:7440": 200, "127.0.0.1": 200, "[::1]:80": 200, "127.0.0.9:1": 200,
+		"evil.example": 403, "evil.example:7440": 403, "10.0.0.1": 403,
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String()+"/healthz", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("host %q: status %d, want %d", host, resp.StatusCode, want)
+		}
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Serve after Shutdown: %v", err)
+	}
+}
+
+func TestListenWarnsWhenOthersCanReachThePort(t *testing.T) {
+	for addr, want := range map[string]bool{"127.0.0.1:0": false, "[::1]:0": false, ":0": true, "0.0.0.0:0": true} {
+		var out strings.Builder
+		l, err := Listen(addr, slog.New(slog.NewTextHandler(&out, nil)))
+		if err != nil {
+			if addr == "[::1]:0" {
+				continue // a machine without IPv6
+			}
+			t.Fatal(err)
+		}
+		l.Close()
+		if got := strings.Contains(out.String(), "no password"); got != want {
+			t.Errorf("%s: warned %v, want %v: %s", addr, got, want, out.String())
+		}
+	}
+	_, err := Listen("nonsense", quiet())
+	if err == nil || !strings.Contains(err.Error(), `"nonsense"`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestClientErrors(t *testing.T) {
+	for base, text := range map[string]string{
+		"127.0.0.1:7440": "first path segment", "ftp://x": "want http://", "http://": "want http://", "http://a/?x=1": "query", "": "want http://",
+	} {
+		if _, err := NewClient(base, nil); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), text) {
+			t.Errorf("NewClient(%q): %v", base, err)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	c, err := NewClient("http://"+addr+"/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Status(t.Context()); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), addr) {
+		t.Errorf("nobody there: %v", err)
+	}
+	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/status" {
+			fmt.Fprint(w, "<html>")
+			return
+		}
+		http.Error(w, "teapot", http.StatusTeapot)
+	}))
+	defer ts.Close()
+	c, err = NewClient(ts.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "is this a hasqlite node?") {
+		t.Errorf("another program: %v", err)
+	}
+	if err := c.Health(t.Context()); err == nil || !strings.Contains(err.Error(), "418") || !strings.Contains(err.Error(), "teapot") {
+		t.Errorf("another program's error: %v", err)
+	}
+}
+
+func TestHex64(t *testing.T) {
+	for _, bad := range []string{``, `""`, `"1"`, `"000000000000000g"`, `"00000000000000000"`, `1`} {
+		var h Hex64
+		if err := json.Unmarshal([]byte(bad), &h); err == nil {
+			t.Errorf("%s was taken for %v", bad, h)
+		}
+	}
+	if got := (Position{TXID: 42, Checksum: 1 << 63}).String(); got != "000000000000002a/8000000000000000" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func FuzzHex64(f *testing.F) {
+	f.Add("00000000000000ff")
+	f.Add("x")
+	f.Fuzz(func(t *testing.T, s string) {
+		var h Hex64
+		if err := h.UnmarshalText([]byte(s)); err != nil {
+			return
+		}
+		if got := h.String(); got != strings.ToLower(s) {
+			t.Fatalf("%q became %q", s, got)
+		}
+	})
+}
+
+func FuzzCreateRequest(f *testing.F) {
+	f.Add([]byte(`{"name":"a","page_size":4096,"auto_vacuum":"full"}`))
+	f.Add([]byte(`{"name":"\ud800"}`))
+	s := NewServer(&fakeBackend{}, nil, quiet())
+	f.Fuzz(func(t *testing.T, body []byte) {
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, httptest.NewRequest("POST", "/v1/databases", strings.NewReader(string(body))))
+		if w.Code != 201 && w.Code != 400 {
+			t.Fatalf("status %d: %s", w.Code, w.Body)
+		}
+		if !json.Valid(w.Body.Bytes()) {
+			t.Fatalf("answer is not JSON: %q", w.Body)
+		}
+	})
+}
+
+type fixedMetrics Metrics
+
+func (m fixedMetrics) Metrics() Metrics { return Metrics(m) }
+
+func TestMetrics(t *testing.T) {
+	var d histogram.Durations
+	for _, v := range []time.Duration{time.Microsecond, 50 * time.Microsecond, 51 * time.Microsecond, time.Hour} {
+		d.Observe(v)
+	}
+	m := fixedMetrics{IsLeader: true, Term: 3, ApplyLagEntries: 7, WALSizeBytes: 4120, Databases: map[string]int{DatabaseOK: 2},
+		Commits: map[string]uint64{"accepted": 5}, ReplicatedBytes: 99, Checkpoints: map[CheckpointKey]uint64{{"passive", "ok"}: 4},
+		Errors: map[string]uint64{"stat": 1}, CommitSeconds: d.Read()}
+	ts := httptest.NewServer(NewServer(&fakeBackend{}, m, quiet()).Handler())
+	defer ts.Close()
+	resp, err := http.Get(ts.URL + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatalf("%d %v\n%s", resp.StatusCode, err, b)
+	}
+	for _, line := range []string{
+		"hasqlite_is_leader 1", "hasqlite_is_stale 0", "hasqlite_raft_term 3", "hasqlite_apply_lag_entries 7", "hasqlite_wal_size_bytes 4120",
+		`hasqlite_databases{state="ok"} 2`, `hasqlite_databases{state="fenced"} 0`, `hasqlite_commits_total{outcome="accepted"} 5`,
+		"hasqlite_replicated_bytes_total 99", `hasqlite_checkpoints_total{mode="passive",result="ok"} 4`, `hasqlite_errors_total{place="stat"} 1`,
+		`hasqlite_commit_duration_seconds_bucket{le="5e-05"} 2`, `hasqlite_commit_duration_seconds_bucket{le="0.0001"} 3`,
+		`hasqlite_commit_duration_seconds_bucket{le="10"} 3`, `hasqlite_commit_duration_seconds_bucket{le="+Inf"} 4`, "hasqlite_commit_duration_seconds_count 4",
+	} {
+		if !strings.Contains(string(b), "\n"+line+"\n") {
+			t.Errorf("no line %q", line)
+		}
+	}
+	if t.Failed() {
+		t.Logf("%s", b)
+	}
+}

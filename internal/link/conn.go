@@ -1,0 +1,423 @@
+package link
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	// progressInterval is the least time between two PROGRESS frames.
+	progressInterval = 200 * time.Millisecond
+	// exitGrace is how long frames of a process that has ended are still read.
+	exitGrace = 10 * time.Millisecond
+	// inlinePayload covers every request of a running transaction but COMMIT.
+	inlinePayload = 64
+	// maxErrorText leaves room for the fields around it.
+	maxErrorText = maxPayload - 16
+)
+
+// frame is one request as the reader hands it to the worker.
+type frame struct {
+	header
+	small [inlinePayload]byte
+	large []byte
+}
+
+func (f *frame) payload() []byte {
+	if f.large != nil {
+		return f.large
+	}
+	return f.small[:f.length]
+}
+
+// conn is one connection. A reader goroutine takes frames off the socket, so
+// that end of file is seen while a request waits; a worker answers them in
+// order and is the only caller of the handle.
+//
+// Invariants:
+//  1. requests reach the handle in the order they were sent, and a frame that
+//     was received completely is handled even if the peer is gone by then;
+//  2. Close of the handle is its last call and comes exactly once.
+type conn struct {
+	srv    *Server
+	nc     net.Conn
+	ctx    context.Context // ends with the connection
+	cancel context.CancelFunc
+	queue  chan frame
+	done   chan struct{}
+	peer   Peer
+
+	// The worker's own.
+	greeted bool
+	handle  Handle
+	maxTx   uint32
+
+	writeMu      sync.Mutex // held while a frame is written; guards these:
+	out          []byte
+	progressing  bool // PROGRESS may be sent: a verdict is awaited
+	lastProgress time.Time
+
+	stateMu    sync.Mutex // guards these:
+	committing bool
+	closing    bool
+}
+
+func newConn(s *Server, nc net.Conn) *conn {
+	ctx, cancel := context.WithCancel(s.ctx)
+	return &conn{
+		srv:    s,
+		nc:     nc,
+		ctx:    ctx,
+		cancel: cancel,
+		queue:  make(chan frame, 2),
+		done:   make(chan struct{}),
+	}
+}
+
+// serve runs the connection to its end.
+func (c *conn) serve() {
+	defer close(c.done)
+	c.peer.PID = peerPID(c.nc)
+	stop := watchExit(c.nc, c.peer.PID, func() {
+		_ = c.nc.SetReadDeadline(time.Now().Add(exitGrace))
+	})
+	defer stop()
+
+	worker := make(chan struct{})
+	go func() {
+		defer close(worker)
+		c.work()
+	}()
+	c.read()
+	c.cancel()
+	close(c.queue)
+	<-worker
+	_ = c.nc.Close()
+}
+
+// shutdown ends the connection, after the verdict of a commit in flight.
+func (c *conn) shutdown() {
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
+	c.closing = true
+	if !c.committing {
+		_ = c.nc.SetReadDeadline(time.Now())
+	}
+}
+
+// read takes frames off the socket until it ends or makes no sense.
+func (c *conn) read() {
+	r := bufio.NewReaderSize(c.nc, 4096)
+	var head [headerSize]byte
+	for {
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			c.logEnd(err)
+			return
+		}
+		h, err := parseHeader(head[:])
+		if err != nil {
+			c.malformed(binary.LittleEndian.Uint32(head[8:]), err)
+			return
+		}
+		f := frame{header: h}
+		if h.length > inlinePayload {
+			f.large = make([]byte, h.length)
+		}
+		if _, err := io.ReadFull(r, f.payload()); err != nil {
+			c.logEnd(err)
+			return
+		}
+		c.queue <- f
+	}
+}
+
+// work answers requests until the reader stops, then closes the handle.
+func (c *conn) work() {
+	broken := false
+	for f := range c.queue {
+		if broken {
+			continue
+		}
+		err := c.answer(&f)
+		if errors.Is(err, ErrMalformed) {
+			c.malformed(f.sequence, err)
+		}
+		if err != nil {
+			broken = true
+			_ = c.nc.Close() // the reader ends, and with it the queue
+		}
+	}
+	if c.handle != nil {
+		c.handle.Close()
+	}
+}
+
+// answer handles one request. An error means that the connection is of no
+// further use; ErrMalformed, that the peer is to blame.
+func (c *conn) answer(f *frame) error {
+	if !c.greeted {
+		return c.answerHello(f)
+	}
+	switch f.kind {
+	case kindResolve:
+		return c.answerResolve(f)
+	case kindOpen:
+		return c.answerOpen(f)
+	}
+	if c.handle == nil {
+		return fmt.Errorf("type %d before OPEN: %w", f.kind, ErrMalformed)
+	}
+	switch f.kind {
+	case kindBegin:
+		return c.answerBegin(f)
+	case kindCommit:
+		return c.answerCommit(f)
+	case kindEnd:
+		e, err := decodeEnd(f.payload())
+		if err == nil {
+			c.handle.End(e)
+		}
+		return err
+	case kindMismatch:
+		seen, err := decodeMismatch(f.payload())
+		if err == nil {
+			c.handle.Mismatch(seen)
+		}
+		return err
+	case kindRead:
+		return c.answerRead(f)
+	case kindPragma:
+		return c.answerPragma(f)
+	case kindCreate:
+		return c.answerCreate(f)
+	}
+	return fmt.Errorf("unknown type %d: %w", f.kind, ErrMalformed)
+}
+
+func (c *conn) answerHello(f *frame) error {
+	if f.kind != kindHello {
+		return fmt.Errorf("type %d before HELLO: %w", f.kind, ErrMalformed)
+	}
+	h, err := decodeHello(f.payload())
+	if err != nil {
+		return err
+	}
+	if h.version != Version {
+		return fmt.Errorf("protocol version %d, this node speaks %d: %w", h.version, Version, ErrMalformed)
+	}
+	if c.peer.PID == 0 {
+		c.peer.PID = int(h.pid)
+	}
+	c.peer.Client, c.peer.SQLite = h.client, h.sqlite
+	c.greeted = true
+	node, cluster, maxTx := c.srv.backend.Welcome()
+	c.maxTx = maxTx
+	return c.reply(f, kindWelcome, func(b []byte) []byte {
+		b = binary.LittleEndian.AppendUint32(b, Version)
+		b = appendText(b, node)
+		b = append(b, cluster[:]...)
+		return binary.LittleEndian.AppendUint32(b, maxTx)
+	})
+}
+
+func (c *conn) answerResolve(f *frame) error {
+	name, err := decodeResolve(f.payload())
+	if err != nil {
+		return err
+	}
+	exists, id, path, err := c.srv.backend.Resolve(c.ctx, name)
+	if err != nil {
+		return c.fail(f, err)
+	}
+	return c.reply(f, kindResolved, func(b []byte) []byte {
+		b = appendBool(b, exists)
+		b = append(b, id[:]...)
+		return appendText(b, path)
+	})
+}
+
+func (c *conn) answerOpen(f *frame) error {
+	req, err := decodeOpen(f.payload())
+	if err != nil {
+		return err
+	}
+	if c.handle != nil {
+		return fmt.Errorf("second OPEN on one connection: %w", ErrMalformed)
+	}
+	h, opened, err := c.srv.backend.Open(c.ctx, c.peer, req)
+	if err != nil {
+		return c.fail(f, err)
+	}
+	c.handle = h
+	return c.reply(f, kindOpened, func(b []byte) []byte {
+		b = appendBool(b, opened.Exists)
+		b = binary.LittleEndian.AppendUint32(b, opened.Epoch)
+		b = binary.LittleEndian.AppendUint32(b, opened.Mode)
+		return appendText(b, opened.Note)
+	})
+}
+
+func (c *conn) answerCreate(f *frame) error {
+	pageSize, autoVacuum, err := decodeCreate(f.payload())
+	if err != nil {
+		return err
+	}
+	created, err := c.handle.Create(c.ctx, pageSize, autoVacuum)
+	if err != nil {
+		return c.fail(f, err)
+	}
+	return c.reply(f, kindCreated, func(b []byte) []byte {
+		b = binary.LittleEndian.AppendUint32(b, created.PageSize)
+		return binary.LittleEndian.AppendUint32(b, created.Epoch)
+	})
+}
+
+func (c *conn) answerBegin(f *frame) error {
+	if err := decodeBegin(f.payload()); err != nil {
+		return err
+	}
+	g, err := c.handle.Begin(c.ctx)
+	if err != nil {
+		return c.fail(f, err)
+	}
+	return c.reply(f, kindGrant, func(b []byte) []byte {
+		b = binary.LittleEndian.AppendUint64(b, g.TXID)
+		b = binary.LittleEndian.AppendUint64(b, g.Checksum)
+		return appendFingerprint(b, g.Base)
+	})
+}
+
+func (c *conn) answerCommit(f *frame) error {
+	tx, err := decodeCommit(f.payload())
+	if err != nil {
+		return err
+	}
+	if size := uint64(len(tx.Pages)) * uint64(tx.PageSize); size > uint64(c.maxTx) {
+		return c.fail(f, &Error{Code: CodeFull, Text: fmt.Sprintf("transaction of %d bytes is over the limit of %d bytes", size, c.maxTx)})
+	}
+	c.setCommitting(true)
+	outcome, text := c.handle.Commit(c.ctx, tx, func() { c.progress(f.sequence) })
+	err = c.reply(f, kindVerdict, func(b []byte) []byte {
+		b = append(b, byte(outcome))
+		return appendText(b, text)
+	})
+	c.setCommitting(false)
+	return err
+}
+
+// setCommitting marks the time in which shutdown waits for a verdict.
+func (c *conn) setCommitting(on bool) {
+	c.stateMu.Lock()
+	c.committing = on
+	if c.closing && !on {
+		_ = c.nc.SetReadDeadline(time.Now())
+	}
+	c.stateMu.Unlock()
+	if on {
+		c.writeMu.Lock()
+		c.progressing, c.lastProgress = true, time.Time{}
+		c.writeMu.Unlock()
+	}
+}
+
+func (c *conn) answerRead(f *frame) error {
+	if err := decodeRead(f.payload()); err != nil {
+		return err
+	}
+	if err := c.handle.Read(c.ctx); err != nil {
+		return c.fail(f, err)
+	}
+	return c.reply(f, kindReady, func(b []byte) []byte { return b })
+}
+
+func (c *conn) answerPragma(f *frame) error {
+	name, arg, err := decodePragma(f.payload())
+	if err != nil {
+		return err
+	}
+	text, err := c.handle.Pragma(c.ctx, name, arg)
+	if err != nil {
+		return c.fail(f, err)
+	}
+	return c.reply(f, kindText, func(b []byte) []byte {
+		return appendText(b, text[:min(len(text), maxErrorText)])
+	})
+}
+
+// fail sends a handler's error.
+func (c *conn) fail(f *frame, err error) error {
+	e := &Error{Code: CodeIOErr, Text: err.Error()}
+	var own *Error
+	if errors.As(err, &own) {
+		e.Code = own.Code
+	}
+	return c.reply(f, kindError, func(b []byte) []byte { return appendError(b, e) })
+}
+
+func appendError(b []byte, e *Error) []byte {
+	b = binary.LittleEndian.AppendUint32(b, uint32(e.Code))
+	return appendText(b, e.Text[:min(len(e.Text), maxErrorText)])
+}
+
+// malformed tells the peer what was wrong, as far as it still listens.
+func (c *conn) malformed(sequence uint32, err error) {
+	c.srv.log.Warn("application sent a malformed frame", keyPID, c.peer.PID, keyErr, err)
+	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
+	_ = c.send(kindError, sequence, func(b []byte) []byte {
+		return appendError(b, &Error{Code: CodeProtocol, Text: err.Error()})
+	})
+}
+
+// progress sends a PROGRESS frame unless one was sent a moment ago or the
+// verdict is out.
+func (c *conn) progress(sequence uint32) {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	now := time.Now()
+	if !c.progressing || now.Sub(c.lastProgress) < progressInterval {
+		return
+	}
+	c.lastProgress = now
+	_ = c.sendLocked(kindProgress, sequence, func(b []byte) []byte { return b })
+}
+
+func (c *conn) reply(f *frame, k kind, payload func([]byte) []byte) error {
+	return c.send(k, f.sequence, payload)
+}
+
+// send writes one frame; nothing may follow it for the same request.
+func (c *conn) send(k kind, sequence uint32, payload func([]byte) []byte) error {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	c.progressing = false
+	return c.sendLocked(k, sequence, payload)
+}
+
+// sendLocked writes one frame with one call.
+func (c *conn) sendLocked(k kind, sequence uint32, payload func([]byte) []byte) error {
+	b := appendHeader(c.out[:0], header{kind: k, sequence: sequence})
+	b = payload(b)
+	binary.LittleEndian.PutUint32(b, uint32(len(b)-headerSize))
+	c.out = b
+	if _, err := c.nc.Write(b); err != nil {
+		return fmt.Errorf("write reply of type %d: %w", k, err)
+	}
+	return nil
+}
+
+// logEnd records why a connection ended, unless it just closed.
+func (c *conn) logEnd(err error) {
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	c.srv.log.Log(context.Background(), slog.LevelInfo, "application connection broke", keyPID, c.peer.PID, keyErr, err)
+}

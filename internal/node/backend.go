@@ -1,0 +1,241 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/replicate"
+)
+
+// backend gives the HTTP interface what it asks for.
+type backend struct{ n *Node }
+
+func position(p replicate.Position) api.Position {
+	return api.Position{TXID: api.Hex64(p.TXID), Checksum: api.Hex64(p.Checksum)}
+}
+
+// apiError gives an error of package replicate the sentinel of the HTTP interface.
+func apiError(err error) error {
+	for _, k := range []struct{ from, to error }{
+		{replicate.ErrInvalid, api.ErrInvalid},
+		{replicate.ErrNotFound, api.ErrNotFound},
+		{replicate.ErrDeleted, api.ErrNotFound},
+		{replicate.ErrConflict, api.ErrInUse},
+		{replicate.ErrNoLeader, api.ErrNoLeader},
+		{replicate.ErrNotLeader, api.ErrNoLeader},
+		{replicate.ErrShutdown, api.ErrUnavailable},
+		{replicate.ErrFenced, api.ErrUnavailable},
+	} {
+		if errors.Is(err, k.from) {
+			return fmt.Errorf("%w: %w", err, k.to)
+		}
+	}
+	return err
+}
+
+// Status implements api.Backend.
+func (b backend) Status(ctx context.Context) (api.Status, error) {
+	st := b.n.svc.Status(ctx)
+	r := api.Status{
+		Node: api.NodeStatus{
+			ID: b.n.id, Version: b.n.cfg.Version, Started: b.n.started, Raft: b.n.raftAddr, HTTP: b.n.httpAddr, Socket: b.n.socket,
+		},
+		Cluster: b.cluster(st), State: st.State, Stale: st.Stale, Databases: []api.DatabaseStatus{},
+	}
+	for _, d := range st.Databases {
+		r.Databases = append(r.Databases, database(d))
+	}
+	return r, nil
+}
+
+func (b backend) cluster(st *replicate.Status) api.ClusterStatus {
+	c := api.ClusterStatus{
+		ID: st.Cluster.ID, Lineage: b.n.dir.Record().Lineage, Leader: st.Cluster.Leader, LeaderHTTP: st.Cluster.LeaderHTTP,
+		Term: st.Cluster.Term, CommitIndex: st.Cluster.CommitIndex, AppliedIndex: st.Cluster.AppliedIndex,
+		Members: []api.MemberStatus{},
+	}
+	for _, m := range st.Cluster.Members {
+		c.Members = append(c.Members, api.MemberStatus(m))
+	}
+	return c
+}
+
+func database(d replicate.DatabaseStatus) api.DatabaseStatus {
+	r := api.DatabaseStatus{
+		Name: d.Name, ID: d.ID, Decided: position(d.Decided), Lag: d.Lag, PageSize: d.PageSize, Pages: d.Pages,
+		WALBytes: d.WALBytes, Handles: d.Handles, State: d.State, Detail: d.Detail, HolderPID: d.HolderPID, HolderAgeMS: d.HolderAgeMS,
+	}
+	if d.File != nil {
+		r.File = position(*d.File)
+	}
+	return r
+}
+
+// Databases implements api.Backend.
+func (b backend) Databases(context.Context) ([]api.DatabaseStatus, error) {
+	all := []api.DatabaseStatus{}
+	for _, d := range b.n.svc.Databases() {
+		all = append(all, database(d))
+	}
+	return all, nil
+}
+
+// Database implements api.Backend.
+func (b backend) Database(_ context.Context, name string) (api.DatabaseStatus, error) {
+	d, ok := b.n.svc.Database(name)
+	if !ok {
+		return api.DatabaseStatus{}, fmt.Errorf("database %q: %w", name, api.ErrNotFound)
+	}
+	return database(d), nil
+}
+
+// CreateDatabase implements api.Backend.
+func (b backend) CreateDatabase(ctx context.Context, req api.CreateDatabaseRequest) (api.DatabaseStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	_, created, err := b.n.svc.Create(ctx, req.Name, replicate.DatabaseID{}, req.PageSize, uint8(req.AutoVacuum))
+	if err != nil {
+		return api.DatabaseStatus{}, apiError(err)
+	}
+	if !created {
+		return api.DatabaseStatus{}, fmt.Errorf("create database %q: %w", req.Name, api.ErrExists)
+	}
+	return b.Database(ctx, req.Name)
+}
+
+// DeleteDatabase implements api.Backend.
+func (b backend) DeleteDatabase(ctx context.Context, name string, force bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return apiError(b.n.svc.Delete(ctx, name, force))
+}
+
+// Cluster implements api.Backend.
+func (b backend) Cluster(ctx context.Context) (api.ClusterStatus, error) {
+	return b.cluster(b.n.svc.Status(ctx)), nil
+}
+
+// AddMember implements api.Backend.
+func (b backend) AddMember(ctx context.Context, req api.AddMemberRequest) error {
+	return apiError(b.n.svc.AddMember(ctx, req.ID, req.Raft, req.Voter))
+}
+
+// RemoveMember implements api.Backend.
+func (b backend) RemoveMember(ctx context.Context, id string) error {
+	return apiError(b.n.svc.RemoveMember(ctx, id))
+}
+
+// TransferLeadership implements api.Backend.
+func (b backend) TransferLeadership(ctx context.Context, req api.TransferRequest) error {
+	return apiError(b.n.svc.TransferLeadership(ctx, req.ID))
+}
+
+// Verify implements api.Backend.
+func (b backend) Verify(ctx context.Context, name string, deep bool) (api.VerifyReport, error) {
+	start := time.Now()
+	st, ok := b.n.svc.Lookup(name)
+	if !ok {
+		return api.VerifyReport{}, fmt.Errorf("verify database %q: %w", name, api.ErrNotFound)
+	}
+	all, err := b.n.svc.Verify(ctx, name, deep)
+	if err != nil {
+		return api.VerifyReport{}, apiError(err)
+	}
+	r := api.VerifyReport{Name: name, ID: st.ID.String(), Deep: deep, Equal: true}
+	ref := reference(all)
+	if ref != nil {
+		r.Position = position(ref.Position)
+	}
+	for _, v := range all {
+		n := compare(v, ref, deep)
+		r.Equal = r.Equal && n.State == api.VerifyEqual
+		r.Nodes = append(r.Nodes, n)
+	}
+	r.DurationMS = time.Since(start).Milliseconds()
+	return r, nil
+}
+
+// reference is the copy that the others are compared with: one whose bytes are what its position says.
+func reference(all []replicate.Verification) *replicate.Verification {
+	var ref *replicate.Verification
+	for i := range all {
+		v := &all[i]
+		if v.Err == "" && v.Checksum == v.Position.Checksum && (ref == nil || v.Position.TXID > ref.Position.TXID) {
+			ref = v
+		}
+	}
+	return ref
+}
+
+// maxDiffering bounds the page numbers that a report lists.
+const maxDiffering = 100
+
+func compare(v replicate.Verification, ref *replicate.Verification, deep bool) api.VerifyNode {
+	n := api.VerifyNode{Node: v.Node, State: api.VerifyEqual, Position: position(v.Position), Pages: v.Pages, Detail: v.Err}
+	switch {
+	case v.Err != "":
+		n.State = api.VerifyUnreachable
+		if v.Fenced {
+			n.State = api.VerifyFenced
+		}
+		return n
+	case ref == nil:
+		n.State = api.VerifyDiffers
+		return n
+	case v.Position.TXID != ref.Position.TXID:
+		n.State = api.VerifyBehind
+		return n
+	case v.Checksum != ref.Checksum || v.Pages != ref.Pages || v.Position != ref.Position:
+		n.State = api.VerifyDiffers
+		n.Detail = fmt.Sprintf("the bytes have checksum %s, not %s", v.Checksum, ref.Checksum)
+	}
+	if !deep {
+		return n
+	}
+	for i := range max(len(v.Sums), len(ref.Sums)) {
+		if i < len(v.Sums) && i < len(ref.Sums) && v.Sums[i] == ref.Sums[i] {
+			continue
+		}
+		n.State = api.VerifyDiffers
+		if n.DifferingPages++; len(n.Differing) < maxDiffering {
+			n.Differing = append(n.Differing, uint32(i)+1)
+		}
+	}
+	return n
+}
+
+// Health implements api.Backend.
+func (b backend) Health(context.Context) error { return b.n.failure() }
+
+// Ready implements api.Backend.
+func (b backend) Ready(context.Context) error {
+	if !b.n.svc.Ready() {
+		return fmt.Errorf("this node knows no leader or replays its log: %w", api.ErrUnavailable)
+	}
+	return nil
+}
+
+// Metrics implements api.MetricsSource.
+func (b backend) Metrics() api.Metrics {
+	st, m := b.n.svc.LocalStatus(), b.n.svc.Metrics()
+	r := api.Metrics{
+		IsLeader: st.State == api.StateLeader, Stale: st.Stale, Term: st.Cluster.Term,
+		CommitIndex: st.Cluster.CommitIndex, AppliedIndex: st.Cluster.AppliedIndex,
+		Databases: map[string]int{}, Begins: m.Begins, Commits: m.Commits, Applied: m.Applied, ReplicatedBytes: m.ReplicatedBytes,
+		Checkpoints: map[api.CheckpointKey]uint64{}, LeaderChanges: m.LeaderChanges, Fences: m.Fences, Heals: m.Heals, Errors: m.Errors,
+		BeginSeconds: m.BeginSeconds, CommitSeconds: m.CommitSeconds, ApplySeconds: m.ApplySeconds,
+	}
+	for k, v := range m.Checkpoints {
+		r.Checkpoints[api.CheckpointKey(k)] = v
+	}
+	for _, d := range st.Databases {
+		r.Databases[d.State]++
+		r.Handles += d.Handles
+		r.WALSizeBytes += d.WALBytes
+		r.ApplyLagEntries = max(r.ApplyLagEntries, d.Lag)
+	}
+	return r
+}

@@ -1,0 +1,105 @@
+package node
+
+import (
+	"os"
+	"time"
+)
+
+// What a field of [Config] gets when nobody says otherwise. Package config
+// shows them in the help text.
+const (
+	DefaultHTTP            = "127.0.0.1:7440"
+	DefaultRaft            = "127.0.0.1:7441"
+	DefaultSocket          = "/run/hasqlite/node.sock"
+	DefaultRaftLog         = "wal"
+	DefaultFileMode        = os.FileMode(0o660)
+	DefaultSnapshotEntries = 8192
+	DefaultTrailingEntries = 10240
+	DefaultWriteLease      = 10 * time.Second
+	DefaultIdleClose       = 60 * time.Second
+)
+
+// Config is everything a node is told at start. Each field is one option of
+// hasqlite-node of the same name. The zero value of a field means its default,
+// except where the field says otherwise.
+type Config struct {
+	// Data is the data directory; it is created when it does not exist.
+	// Required.
+	Data string
+	// ID names the node in the cluster. Empty: the name kept in the data
+	// directory, or a random one for a new directory.
+	ID string
+	// HTTP is the host:port of the HTTP interface. Port 0 takes a free port.
+	HTTP string
+	// Raft is the host:port at which the other nodes reach this one. Port 0
+	// takes a free port.
+	Raft string
+	// Socket is the path of the Unix socket for applications. Empty:
+	// DefaultSocket, or node.sock in the data directory where that one cannot
+	// be made.
+	Socket string
+	// Join lists raft addresses of nodes of the cluster; the node's own may
+	// be among them.
+	Join []string
+	// BootstrapExpect is the number of nodes that start a new cluster
+	// together. 0 with an empty Join: an empty data directory becomes a
+	// cluster of one.
+	BootstrapExpect int
+	// NonVoter makes the node join without a vote.
+	NonVoter bool
+	// RaftLog is the log store: "wal" or "boltdb".
+	RaftLog string
+	// Group owns the socket and the database files. Empty: the group of the
+	// process.
+	Group string
+	// FileMode holds the permission bits of the socket and of the database
+	// files.
+	FileMode os.FileMode
+	// SnapshotEntries is the number of log entries after which the log is
+	// compacted.
+	SnapshotEntries uint64
+	// TrailingEntries is the number of log entries kept after a compaction,
+	// for followers that are a little behind.
+	TrailingEntries uint64
+	// WriteLease is how long a silent holder of a database's write lock keeps
+	// it while another writer waits.
+	WriteLease time.Duration
+	// IdleClose is how long a database stays open in the node after its last
+	// application has closed it.
+	IdleClose time.Duration
+	// VerifyFull compares the whole database file with the table of page
+	// checksums after every commit. It is slow and meant for tests.
+	VerifyFull bool
+	// Version is what the node reports as its version.
+	Version string
+}
+
+// WithDefaults returns c with every zero field that has a default set to it.
+// Socket stays empty: the node itself decides between its two defaults.
+func (c Config) WithDefaults() Config {
+	if c.HTTP == "" {
+		c.HTTP = DefaultHTTP
+	}
+	if c.Raft == "" {
+		c.Raft = DefaultRaft
+	}
+	if c.RaftLog == "" {
+		c.RaftLog = DefaultRaftLog
+	}
+	if c.FileMode == 0 {
+		c.FileMode = DefaultFileMode
+	}
+	if c.SnapshotEntries == 0 {
+		c.SnapshotEntries = DefaultSnapshotEntries
+	}
+	if c.TrailingEntries == 0 {
+		c.TrailingEntries = DefaultTrailingEntries
+	}
+	if c.WriteLease == 0 {
+		c.WriteLease = DefaultWriteLease
+	}
+	if c.IdleClose == 0 {
+		c.IdleClose = DefaultIdleClose
+	}
+	return c
+}

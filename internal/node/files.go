@@ -1,0 +1,102 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/uglyer/ha-sqlite/replicate"
+	"github.com/uglyer/ha-sqlite/vfs"
+)
+
+// files gives package replicate the database files. Whatever touches their content goes through package
+// vfs, that is through SQLite's own file methods: closing any other descriptor of these files would drop
+// every POSIX lock that this process holds on them.
+type files struct {
+	fileMode os.FileMode
+	gid      int // -1: leave the group alone
+}
+
+// dirMode is the mode of directories: the group bits of the file mode, searchable, and with the set-group-ID
+// bit so that SQLite's own files inherit the group (RULES D1).
+func (f files) dirMode() os.FileMode {
+	m := f.fileMode & 0o777
+	return m | (m&0o444)>>2 | os.ModeSetgid
+}
+
+// prepare makes the directory of a database.
+func (f files) prepare(path string) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o770); err != nil {
+		return err
+	}
+	if f.gid >= 0 {
+		if err := os.Chown(dir, -1, f.gid); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(dir, f.dirMode())
+}
+
+// Create implements replicate.Files.
+func (f files) Create(path string, pageSize uint32, autoVacuum uint8) error {
+	if st, err := os.Stat(path); err == nil && st.Size() > 0 {
+		return nil
+	}
+	if err := f.prepare(path); err != nil {
+		return err
+	}
+	err := vfs.CreateImage(path, pageSize, autoVacuum, f.fileMode)
+	if errors.Is(err, vfs.ErrExists) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if f.gid >= 0 {
+		if err := os.Chown(path, -1, f.gid); err != nil {
+			return err
+		}
+	}
+	return syncDir(filepath.Dir(filepath.Dir(path)))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("sync directory %s: %w", path, err)
+	}
+	return nil
+}
+
+// Open implements replicate.Files.
+func (f files) Open(path string) (replicate.LiveFile, error) {
+	live, err := vfs.OpenLive(path)
+	if err != nil {
+		return nil, err
+	}
+	return live, nil
+}
+
+// Stat implements replicate.Files.
+func (f files) Stat(path string) (replicate.FileStat, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return replicate.FileStat{}, err
+	}
+	return fileStat(st), nil
+}
+
+// WALEmpty implements replicate.Files.
+func (f files) WALEmpty(path string) bool {
+	st, err := os.Stat(path + "-wal")
+	return errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0
+}
+
+// Remove implements replicate.Files.
+func (f files) Remove(path string) error { return os.RemoveAll(filepath.Dir(path)) }

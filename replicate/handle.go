@@ -1,0 +1,552 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+const (
+	// reservation is for how long the write lock stays with a handle whose begin had to wait for
+	// applies: SQLite answers BUSY_SNAPSHOT to it and its busy handler comes right back (RULES B1).
+	reservation = 50 * time.Millisecond
+	// seriesGap ends a series of attempts: lock_timeout is spent once per series (RULES B2).
+	seriesGap = 250 * time.Millisecond
+)
+
+// Outcome is what became of a transaction.
+type Outcome uint8
+
+// The outcomes of RULES A1.
+const (
+	OutcomeUnknown  Outcome = iota // it was proposed; its verdict was not heard
+	OutcomeAccepted                // it is in the log of a quorum and won its position
+	OutcomeRefused                 // nobody has seen it or ever will; retry is safe
+)
+
+// BusyError says that a write could not begin in time. Nothing was written; retry is safe.
+type BusyError struct{ Cause error }
+
+func (e *BusyError) Error() string { return "write cannot begin: " + e.Cause.Error() }
+
+// Unwrap returns why.
+func (e *BusyError) Unwrap() error { return e.Cause }
+
+// HandleOptions are the URI parameters of one open database handle.
+type HandleOptions struct {
+	PID           int
+	LockTimeout   time.Duration
+	CommitTimeout time.Duration
+	ReadOnly      bool
+}
+
+// Handle is an application's open handle on a database. Its methods are called one at a time, except Close.
+type Handle struct {
+	svc  *Service
+	db   *replica
+	opts HandleOptions
+	num  uint64 // unique on this node for its lifetime
+
+	// Under db.mu.
+	granted bool
+	base    Position
+	basefp  wal.Fingerprint
+	since   time.Time // when the write lock was granted
+	closed  bool
+
+	// Of the goroutine that serves the handle.
+	waited      bool        // the last begin had to wait for applies
+	series      time.Time   // start of the series of attempts
+	lastAttempt time.Time   // end of the last one
+	reserved    *time.Timer // running while an empty end keeps the cluster lock
+	reserveMu   sync.Mutex
+	held        bool          // the cluster lock is ours, granted or reserved
+	releasing   chan struct{} // closed when an earlier release reached the leader
+	heldTerm    uint64
+}
+
+// OpenHandle registers an application's handle and opens the files of the database, which must exist.
+func (s *Service) OpenHandle(ctx context.Context, id DatabaseID, opts HandleOptions) (*Handle, uint32, error) {
+	d, ok := s.replica(id)
+	if !ok {
+		return nil, 0, ErrNotFound
+	}
+	h := &Handle{svc: s, db: d, opts: opts, num: s.handleSeq.Add(1)}
+	d.mu.Lock()
+	if d.deleted || d.removed {
+		d.mu.Unlock()
+		return nil, 0, ErrDeleted
+	}
+	d.handles[h] = struct{}{}
+	d.mu.Unlock()
+	err := d.use(ctx)
+	var epoch uint32
+	if err == nil {
+		d.mu.Lock()
+		live := d.live
+		d.mu.Unlock()
+		if live == nil {
+			err = ErrShutdown
+		} else {
+			epoch, err = live.Epoch()
+		}
+	}
+	if err != nil && !errors.Is(err, ErrFenced) {
+		h.Close()
+		return nil, 0, err
+	}
+	return h, epoch, nil
+}
+
+var errReadOnlyHandle = errors.New("the handle was opened read-only")
+
+// Database returns the id of the database.
+func (h *Handle) Database() DatabaseID { return h.db.id }
+
+// Begin gets the cluster's write lock for the database and waits until this node's files show everything
+// that was committed before. It returns the position that the application must find in the files.
+func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
+	now := time.Now()
+	if h.series.IsZero() || now.Sub(h.lastAttempt) > seriesGap {
+		h.series = now
+	}
+	ctx, cancel := context.WithDeadline(ctx, h.series.Add(h.opts.LockTimeout))
+	defer cancel()
+	pos, fp, err := h.begin(ctx)
+	h.lastAttempt = time.Now()
+	took := h.lastAttempt.Sub(now)
+	if err == nil {
+		h.series = time.Time{}
+		h.svc.metrics.begin(0, took)
+		return pos, fp, nil
+	}
+	h.release()
+	if errors.Is(err, ErrDeleted) || errors.Is(err, errReadOnlyHandle) {
+		h.svc.metrics.begin(2, took)
+		return pos, fp, err
+	}
+	h.svc.metrics.begin(1, took)
+	return pos, fp, &BusyError{err}
+}
+
+func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
+	d := h.db
+	if h.opts.ReadOnly {
+		return Position{}, wal.Fingerprint{}, errReadOnlyHandle
+	}
+	if err := h.writable(); err != nil {
+		return Position{}, wal.Fingerprint{}, err
+	}
+	var at TXID
+	if !h.resume() {
+		h.reserveMu.Lock()
+		releasing := h.releasing
+		h.releasing = nil
+		h.reserveMu.Unlock()
+		if releasing != nil {
+			select {
+			case <-releasing:
+			case <-ctx.Done():
+			}
+		}
+		decided, term, err := h.svc.acquire(ctx, d.id, h.num)
+		if err != nil {
+			return Position{}, wal.Fingerprint{}, err
+		}
+		at = decided.TXID
+		h.reserveMu.Lock()
+		h.held, h.heldTerm = true, term
+		h.reserveMu.Unlock()
+	}
+	d.mu.Lock()
+	h.waited = !d.known || d.position.TXID < at
+	d.mu.Unlock()
+	for {
+		if err := d.waitPosition(ctx, at); err != nil {
+			return Position{}, wal.Fingerprint{}, err
+		}
+		d.mu.Lock()
+		if d.deleted {
+			d.mu.Unlock()
+			return Position{}, wal.Fingerprint{}, h.deletedError()
+		}
+		if local := d.local; local != nil { // another handle here is about to publish
+			d.mu.Unlock()
+			h.waited = true
+			select {
+			case <-local.done:
+				continue
+			case <-ctx.Done():
+				return Position{}, wal.Fingerprint{}, ctx.Err()
+			}
+		}
+		if d.known && d.fenced == nil {
+			break
+		}
+		d.mu.Unlock()
+		h.waited = true
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return Position{}, wal.Fingerprint{}, ctx.Err()
+		}
+	}
+	h.granted, h.base, h.basefp, h.since = true, d.position, d.fingerprint, time.Now()
+	pos, fp := d.position, d.fingerprint
+	d.mu.Unlock()
+	return pos, fp, nil
+}
+
+func (h *Handle) writable() error {
+	h.db.mu.Lock()
+	defer h.db.mu.Unlock()
+	switch {
+	case h.db.deleted || h.db.removed:
+		return h.deletedError()
+	case h.svc.draining.Load():
+		return ErrShutdown
+	}
+	return nil
+}
+
+func (h *Handle) deletedError() error {
+	return fmt.Errorf("database %q (id %s): %w", h.db.name, h.db.id, ErrDeleted)
+}
+
+// resume takes up a cluster lock that an empty end kept for this handle.
+func (h *Handle) resume() bool {
+	h.reserveMu.Lock()
+	defer h.reserveMu.Unlock()
+	if h.reserved == nil {
+		return h.held
+	}
+	if !h.reserved.Stop() { // it fired: the release is on its way
+		h.reserved = nil
+		return false
+	}
+	h.reserved = nil
+	return h.held
+}
+
+// release gives the cluster lock back. It does not wait for the leader to hear of it.
+func (h *Handle) release() {
+	h.reserveMu.Lock()
+	defer h.reserveMu.Unlock()
+	h.releaseLocked()
+}
+
+func (h *Handle) releaseLocked() {
+	if !h.held {
+		return
+	}
+	h.held = false
+	h.releasing = h.svc.releaseLock(h.db.id, h.num)
+}
+
+// End reports what the application found when it gave native slot 0 back: whether an accepted transaction
+// was published in the files, and the fingerprint after it. Called while the application still holds slot 0.
+func (h *Handle) End(published bool, seen wal.Fingerprint, empty bool) {
+	d := h.db
+	d.mu.Lock()
+	h.granted = false
+	local := d.local
+	mine := local != nil && local.handle == h
+	if mine {
+		d.local = nil
+		if published {
+			d.sums = d.sums.apply(local.delta)
+			d.advanceLocked(local.post, seen)
+		}
+		close(local.done)
+	}
+	d.mu.Unlock()
+	if mine && published && h.svc.opts.VerifyFull {
+		d.verifyNow()
+	}
+	h.reserveMu.Lock()
+	defer h.reserveMu.Unlock()
+	if empty && h.waited && h.held && h.reserved == nil {
+		h.reserved = time.AfterFunc(reservation, h.release)
+		return
+	}
+	h.releaseLocked()
+}
+
+// Mismatch reports that the application found another fingerprint than it was granted.
+func (h *Handle) Mismatch(seen wal.Fingerprint) {
+	d := h.db
+	d.mu.Lock()
+	h.granted = false
+	want := d.fingerprint
+	d.mu.Unlock()
+	d.log.Warn("an application found other files than it was granted", "pid", h.opts.PID,
+		"want_change", want.Change, "seen_change", seen.Change, "want_frames", want.MaxFrame, "seen_frames", seen.MaxFrame)
+	h.release()
+	d.svc.goroutine(func() {
+		ctx, cancel := context.WithTimeout(d.svc.ctx, 30*time.Second)
+		defer cancel()
+		d.suspect(ctx, "an application found a foreign change before its write")
+	})
+}
+
+// Commit proposes the transaction and returns its verdict. pages are ascending, and belong to the callee.
+func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages []wal.Page) (Outcome, string) {
+	d := h.db
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, h.opts.CommitTimeout)
+	defer cancel()
+	d.mu.Lock()
+	switch {
+	case !h.granted:
+		d.mu.Unlock()
+		return OutcomeRefused, "the write was not granted"
+	case d.deleted:
+		d.mu.Unlock()
+		return OutcomeRefused, h.deletedError().Error()
+	case d.fenced != nil:
+		d.mu.Unlock()
+		return OutcomeRefused, d.fenced.Error()
+	case !d.known || d.position != h.base || d.local != nil:
+		d.mu.Unlock()
+		return OutcomeRefused, "other transactions were committed since this one began (its lease ended)"
+	case pageSize != d.pageSize:
+		d.mu.Unlock()
+		return OutcomeRefused, fmt.Sprintf("pages of %d bytes, the database's have %d", pageSize, d.pageSize)
+	}
+	local := &localCommit{id: NewEntryID(), handle: h, pre: h.base, post: Position{TXID: h.base.TXID + 1}, done: make(chan struct{})}
+	d.local = local
+	live, sums := d.live, d.sums // nothing moves them while local is set
+	d.mu.Unlock()
+
+	outcome, text := OutcomeRefused, ""
+	entry, err := local.encode(d, sums, pageCount, pages)
+	if err != nil {
+		text = err.Error()
+	} else {
+		outcome, text = h.svc.commit(ctx, &proposal{
+			db: d.id, id: local.id, handle: h.num, pre: local.pre, post: local.post, entry: entry,
+			meanwhile: func() error { return d.checkOldPages(live, sums, h.basefp, pages) },
+		})
+	}
+	d.mu.Lock()
+	switch {
+	case d.local != local: // the application is gone; the applier redoes what was accepted
+	case outcome == OutcomeAccepted:
+		local.accepted = true
+	default:
+		d.local = nil
+		close(local.done)
+	}
+	d.mu.Unlock()
+	// A verdict, whatever it is, has ended the cluster lock at the leader.
+	h.reserveMu.Lock()
+	if outcome != OutcomeUnknown && err == nil {
+		h.held = false
+	}
+	h.reserveMu.Unlock()
+	h.svc.metrics.commit(outcome, time.Since(start))
+	return outcome, text
+}
+
+// encode makes the log entry of the transaction and computes its post position on the way. Term and commit
+// time are the leader's to stamp.
+func (l *localCommit) encode(d *replica, sums sumTable, pageCount uint32, pages []wal.Page) ([]byte, error) {
+	entry := make([]byte, 0, TransactionBound(d.pageSize, len(pages)))
+	entry = EncodeTransactionHeader(entry, &Transaction{DB: d.id, ID: l.id, Pre: l.pre, PageSize: d.pageSize, PageCount: pageCount})
+	entry, pageSums, err := snapshot.EncodeTransactionSums(entry, snapshot.Header{
+		PageSize: d.pageSize, PageCount: pageCount, TXID: uint64(l.post.TXID), CommitTimeMillis: 1,
+	}, pages, make([]uint64, 0, len(pages)), true)
+	if err != nil {
+		return nil, err
+	}
+	if l.delta, l.post.Checksum, err = sums.step(l.pre.Checksum, d.pageSize, pageCount, pages, pageSums); err != nil {
+		return nil, err
+	}
+	return FinishTransaction(entry, 0, l.post)
+}
+
+// checkOldPages compares the pages that a transaction replaces, as the application's files hold them,
+// with the table (RULES B8). The application holds slot 0: nothing moves. It runs while the log is written.
+func (d *replica) checkOldPages(live LiveFile, sums sumTable, base wal.Fingerprint, pages []wal.Page) error {
+	snap, err := live.Pin()
+	if err != nil {
+		return nil // a checkpoint runs: the scrubber sees the pages later
+	}
+	defer snap.Close()
+	if !snap.Fingerprint().Matches(base) {
+		return nil // the application restarted the log; the next apply compares
+	}
+	buf := make([]byte, d.pageSize)
+	for _, p := range pages {
+		if int(p.Pgno) > len(sums) {
+			break
+		}
+		if err := snap.ReadPage(p.Pgno, buf); err != nil {
+			return nil
+		}
+		if pageSum(d.pageSize, p.Pgno, buf) != sums[p.Pgno-1] {
+			return fmt.Errorf("page %d of the files is not what the table says: %w", p.Pgno, errForeign)
+		}
+	}
+	return nil
+}
+
+// verifyNow compares the whole file with the position (--verify=full).
+func (d *replica) verifyNow() {
+	d.ioMu.Lock()
+	defer d.ioMu.Unlock()
+	d.mu.Lock()
+	live, fp, known := d.live, d.fingerprint, d.known
+	d.mu.Unlock()
+	if live == nil || !known {
+		return
+	}
+	seen, _, _, err := live.Peek()
+	if err != nil || !seen.Matches(fp) {
+		return // somebody wrote on; their end-write verifies
+	}
+	if err := d.confirmIO(nil); err != nil {
+		d.fence(fmt.Errorf("full verification: %w", err))
+	}
+}
+
+// Close ends the handle: its connection or its process has ended. A transaction that was accepted and not
+// reported as published is resolved under native slot 0.
+func (h *Handle) Close() {
+	d := h.db
+	h.reserveMu.Lock()
+	if h.reserved != nil {
+		h.reserved.Stop()
+		h.reserved = nil
+	}
+	h.releaseLocked()
+	h.reserveMu.Unlock()
+	d.mu.Lock()
+	if h.closed {
+		d.mu.Unlock()
+		return
+	}
+	h.closed = true
+	h.granted = false
+	delete(d.handles, h)
+	local := d.local
+	mine := local != nil && local.handle == h
+	last := d.deleted && len(d.handles) == 0
+	d.lastUsed = time.Now()
+	d.mu.Unlock()
+	if mine {
+		d.svc.goroutine(func() { d.resolve(local) })
+	}
+	if last {
+		d.svc.goroutine(func() {
+			if err := d.removeFiles(); err != nil {
+				d.log.Warn("remove deleted database", "err", err)
+			}
+		})
+	}
+}
+
+// resolve finds out under native slot 0 whether an accepted transaction, whose application is gone, was
+// published. If it was not, the applier redoes it from the log.
+func (d *replica) resolve(local *localCommit) {
+	d.ioMu.Lock()
+	defer d.ioMu.Unlock()
+	d.mu.Lock()
+	live, fp, pos := d.live, d.fingerprint, d.position
+	current := d.local == local
+	d.mu.Unlock()
+	if !current {
+		return
+	}
+	finish := func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.local == local {
+			d.local = nil
+			close(local.done)
+		}
+	}
+	if !local.acceptedNow(d) || live == nil {
+		finish()
+		return
+	}
+	txn, err := d.beginIO(d.svc.ctx, live)
+	if err != nil {
+		if d.svc.ctx.Err() == nil {
+			d.fence(err)
+		}
+		finish()
+		return
+	}
+	defer txn.End()
+	if txn.Fingerprint().Matches(fp) {
+		finish() // not published
+		return
+	}
+	sums, sum, err := readSums(txn, d.pageSize)
+	d.mu.Lock()
+	if d.local == local {
+		d.local = nil
+		close(local.done)
+	}
+	switch {
+	case err == nil && sum == local.post.Checksum && sum != pos.Checksum:
+		d.sums = sums
+		d.advanceLocked(local.post, txn.Fingerprint())
+	case err == nil && sum == pos.Checksum:
+		d.sums, d.fingerprint = sums, txn.Fingerprint()
+	case err == nil:
+		err = fmt.Errorf("checksum %s is neither %s nor %s: %w", sum, pos, local.post, errForeign)
+	}
+	d.mu.Unlock()
+	if err != nil {
+		d.fence(fmt.Errorf("after an application ended in a commit: %w", err))
+	}
+}
+
+func (l *localCommit) acceptedNow(d *replica) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return l.accepted
+}
+
+// Position returns the file position of the handle's database.
+func (h *Handle) Position() (Position, bool) {
+	h.db.mu.Lock()
+	defer h.db.mu.Unlock()
+	return h.db.position, h.db.known
+}
+
+// WaitPosition waits until this node's files show the bookmarked transaction. A bookmark of another
+// database, or of another history, is an error.
+func (h *Handle) WaitPosition(ctx context.Context, b Bookmark) error {
+	if !b.DB.IsZero() && b.DB != h.db.id {
+		return fmt.Errorf("bookmark %s is of another database than %q (id %s)", b, h.db.name, h.db.id)
+	}
+	if err := h.db.waitPosition(ctx, b.Position.TXID); err != nil {
+		return err
+	}
+	if got, ok := h.Position(); ok && got.TXID == b.Position.TXID && got != b.Position {
+		return fmt.Errorf("bookmark %s is of another history: database %q is at %s", b, h.db.name, got)
+	}
+	return nil
+}
+
+// ReadBarrier waits until this node's files show every transaction that was acknowledged before the call.
+func (h *Handle) ReadBarrier(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, h.opts.LockTimeout)
+	defer cancel()
+	at, _, err := h.svc.readIndex(ctx, h.db.id)
+	if err != nil {
+		return &BusyError{err}
+	}
+	if err := h.db.waitPosition(ctx, at.TXID); err != nil {
+		return &BusyError{err}
+	}
+	return nil
+}

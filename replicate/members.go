@@ -1,0 +1,418 @@
+package replicate
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Hello is what a node says of itself to anybody who asks.
+type Hello struct {
+	ID      string   `json:"id"`
+	Raft    string   `json:"raft"`
+	Cluster [16]byte `json:"cluster"`
+	Expect  int      `json:"expect,omitempty"`
+}
+
+// JoinRequest asks to become a member.
+type JoinRequest struct {
+	ID    string `json:"id"`
+	Raft  string `json:"raft"`
+	Voter bool   `json:"voter"`
+}
+
+// JoinReply is the identity of the cluster that a node now belongs to.
+type JoinReply struct {
+	Cluster [16]byte `json:"cluster"`
+	Lineage uint64   `json:"lineage"`
+}
+
+// Membership says how a node finds its cluster at its first start.
+type Membership struct {
+	Join            []string // node ports of others
+	BootstrapExpect int
+	NonVoter        bool
+	RaftAddr        string // this node's port, as others reach it
+	// Adopt stores the identity of the cluster. It is called before anything of that cluster is accepted.
+	Adopt   func(cluster [16]byte, lineage uint64) error
+	Lineage uint64
+}
+
+// NewClusterID returns a random cluster id.
+func NewClusterID() (id [16]byte) {
+	rand.Read(id[:])
+	return id
+}
+
+// Enter makes the node a member of a cluster, once in its life: it bootstraps a single node, or finds its
+// peers and lets the smallest id bootstrap all, or asks a member to join. It returns when that is decided.
+func (s *Service) Enter(ctx context.Context, m Membership) error {
+	s.mu.Lock()
+	s.membership = m
+	s.mu.Unlock()
+	defer func() { s.goroutine(func() { s.announce(m) }) }()
+	if len(s.servers()) > 0 || s.opts.Cluster() != [16]byte{} {
+		return nil // a member already; raft knows the rest
+	}
+	if len(m.Join) == 0 && m.BootstrapExpect <= 1 {
+		return s.bootstrap(m, []raft.Server{{ID: raft.ServerID(s.opts.NodeID), Address: raft.ServerAddress(m.RaftAddr)}})
+	}
+	wait := 50 * time.Millisecond
+	for said := ""; ; {
+		done, why := s.findCluster(ctx, m)
+		if done {
+			return nil
+		}
+		if why != nil && why.Error() != said {
+			said = why.Error()
+			s.log.Info("waiting for a cluster", "why", said)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("join a cluster through %s: %w", strings.Join(m.Join, ","), errors.Join(why, ctx.Err()))
+		case <-s.ctx.Done():
+			return ErrShutdown
+		case <-time.After(wait):
+		}
+		wait = min(wait*2, time.Second)
+	}
+}
+
+func (s *Service) bootstrap(m Membership, servers []raft.Server) error {
+	id := NewClusterID()
+	if err := m.Adopt(id, m.Lineage); err != nil {
+		return err
+	}
+	if err := s.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
+		return fmt.Errorf("bootstrap the cluster: %w", err)
+	}
+	s.log.Info("cluster bootstrapped", "members", len(servers))
+	return nil
+}
+
+// findCluster asks the addresses given once around.
+func (s *Service) findCluster(ctx context.Context, m Membership) (bool, error) {
+	found := map[string]string{s.opts.NodeID: m.RaftAddr}
+	var errs []error
+	for _, addr := range m.Join {
+		if addr == m.RaftAddr {
+			continue
+		}
+		h, err := s.hello(ctx, addr)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("ask %s: %w", addr, err))
+			continue
+		}
+		if h.ID == s.opts.NodeID && h.Raft != m.RaftAddr {
+			return false, fmt.Errorf("the node at %s has this node's id %q", addr, h.ID)
+		}
+		if h.Cluster != [16]byte{} {
+			if err := s.join(ctx, m, addr); err != nil {
+				errs = append(errs, fmt.Errorf("join through %s: %w", addr, err))
+				continue
+			}
+			return true, nil
+		}
+		found[h.ID] = h.Raft
+	}
+	if m.BootstrapExpect < 2 {
+		return false, errors.Join(errs...)
+	}
+	if len(found) < m.BootstrapExpect {
+		return false, errors.Join(append(errs, fmt.Errorf("%d of %d nodes are there", len(found), m.BootstrapExpect))...)
+	}
+	ids := make([]string, 0, len(found))
+	for id := range found {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	if ids[0] != s.opts.NodeID || m.NonVoter {
+		return false, fmt.Errorf("node %s bootstraps the cluster", ids[0])
+	}
+	var servers []raft.Server
+	for _, id := range ids {
+		servers = append(servers, raft.Server{ID: raft.ServerID(id), Address: raft.ServerAddress(found[id])})
+	}
+	if err := s.bootstrap(m, servers); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+func (s *Service) hello(ctx context.Context, addr string) (h Hello, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	reply, err := s.port.CallAddr(ctx, addr, methodHello, []byte("{}"))
+	if err != nil {
+		return h, remoteError(err)
+	}
+	err = json.Unmarshal(reply, &h)
+	return h, err
+}
+
+func (s *Service) join(ctx context.Context, m Membership, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := json.Marshal(JoinRequest{ID: s.opts.NodeID, Raft: m.RaftAddr, Voter: !m.NonVoter})
+	if err != nil {
+		return err
+	}
+	reply, err := s.port.CallAddr(ctx, addr, methodJoin, req)
+	if err != nil {
+		return remoteError(err)
+	}
+	var r JoinReply
+	if err := json.Unmarshal(reply, &r); err != nil {
+		return fmt.Errorf("decode the answer: %w", err)
+	}
+	return m.Adopt(r.Cluster, r.Lineage)
+}
+
+func (s *Service) serveHello(_ context.Context, _ string, _ struct{}) (Hello, error) {
+	return Hello{ID: s.opts.NodeID, Raft: s.port.Addr(), Cluster: s.opts.Cluster()}, nil
+}
+
+// serveJoin admits a node. A member that bootstrapped it already answers at once; any other asks the leader.
+func (s *Service) serveJoin(ctx context.Context, _ string, q JoinRequest) (JoinReply, error) {
+	cluster := s.opts.Cluster()
+	if cluster == [16]byte{} {
+		return JoinReply{}, errors.New("this node belongs to no cluster yet")
+	}
+	s.mu.RLock()
+	reply := JoinReply{Cluster: cluster, Lineage: s.membership.Lineage}
+	s.mu.RUnlock()
+	for _, srv := range s.servers() {
+		if string(srv.ID) == q.ID && string(srv.Address) == q.Raft {
+			return reply, nil
+		}
+	}
+	_, err := s.changeMember(ctx, memberRequest{Op: "join", ID: q.ID, Raft: q.Raft, Voter: q.Voter})
+	return reply, err
+}
+
+// memberRequest is a change of membership on its way to the leader.
+type memberRequest struct {
+	Op    string `json:"op"` // join, add, remove, announce, transfer
+	ID    string `json:"id"`
+	Raft  string `json:"raft,omitempty"`
+	HTTP  string `json:"http,omitempty"`
+	Voter bool   `json:"voter,omitempty"`
+}
+
+func (s *Service) changeMember(ctx context.Context, q memberRequest) (struct{}, error) {
+	return onLeader(ctx, s, methodMember, q, s.leaderMember)
+}
+
+// AddMember adds a node by its id and address, or changes whether it votes.
+func (s *Service) AddMember(ctx context.Context, id, raftAddr string, voter bool) error {
+	_, err := s.changeMember(ctx, memberRequest{Op: "add", ID: id, Raft: raftAddr, Voter: voter})
+	return err
+}
+
+// RemoveMember removes a node from the cluster.
+func (s *Service) RemoveMember(ctx context.Context, id string) error {
+	_, err := s.changeMember(ctx, memberRequest{Op: "remove", ID: id})
+	return err
+}
+
+// TransferLeadership hands leadership to a member, or to the one that is furthest if id is empty.
+func (s *Service) TransferLeadership(ctx context.Context, id string) error {
+	_, err := s.changeMember(ctx, memberRequest{Op: "transfer", ID: id})
+	return err
+}
+
+func (s *Service) leaderMember(ctx context.Context, q memberRequest) (struct{}, error) {
+	none := struct{}{}
+	if _, ok := s.leading(); !ok {
+		return none, ErrNotLeader
+	}
+	var current *raft.Server
+	for _, srv := range s.servers() {
+		if string(srv.ID) == q.ID {
+			current = &srv
+		}
+	}
+	switch q.Op {
+	case "join", "add":
+		if q.ID == "" || q.Raft == "" && current == nil {
+			return none, fmt.Errorf("add member %q at %q: id and address are needed: %w", q.ID, q.Raft, ErrInvalid)
+		}
+		if q.Raft == "" {
+			q.Raft = string(current.Address)
+		}
+		if q.Op == "join" && current != nil && s.reachable(ctx, q.ID) {
+			return none, fmt.Errorf("a member with id %q is alive at %s: %w", q.ID, current.Address, ErrConflict)
+		}
+		return none, s.admit(q, current)
+	case "remove":
+		if current == nil {
+			return none, fmt.Errorf("remove member %q: %w", q.ID, errNoMember)
+		}
+		if current.Suffrage == raft.Voter && s.voters() == 1 {
+			return none, fmt.Errorf("remove the last voter %q: %w", q.ID, ErrConflict)
+		}
+		if err := s.proposeMember(ctx, &Member{ID: q.ID, Removed: true}); err != nil {
+			return none, err
+		}
+		return none, s.raftChange(s.raft.RemoveServer(raft.ServerID(q.ID), 0, 10*time.Second))
+	case "announce":
+		if current == nil {
+			return none, fmt.Errorf("announce member %q: %w", q.ID, errNoMember)
+		}
+		return none, s.proposeMember(ctx, &Member{ID: q.ID, RaftAddr: q.Raft, HTTPAddr: q.HTTP, CodecVersion: CodecVersion})
+	case "transfer":
+		return none, s.transfer(q.ID, current)
+	}
+	return none, fmt.Errorf("membership change %q: %w", q.Op, ErrInvalid)
+}
+
+var errNoMember = fmt.Errorf("%w among the members", ErrNotFound)
+
+func (s *Service) transfer(id string, target *raft.Server) error {
+	if id == s.opts.NodeID {
+		return nil
+	}
+	if id == "" {
+		if s.voters() < 2 {
+			return fmt.Errorf("transfer leadership: there is no other voter: %w", ErrConflict)
+		}
+		return s.raft.LeadershipTransfer().Error()
+	}
+	if target == nil || target.Suffrage != raft.Voter {
+		return fmt.Errorf("transfer leadership to %q: %w", id, errNoMember)
+	}
+	return s.raft.LeadershipTransferToServer(target.ID, raft.ServerAddress(target.Address)).Error()
+}
+
+func (s *Service) raftChange(f raft.IndexFuture) error {
+	if err := f.Error(); err != nil {
+		if definite(err) {
+			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
+		return err
+	}
+	return nil
+}
+
+// admit adds a non-voter and promotes it once it has caught up (RULES A5: a node becomes a voter only
+// after its restore).
+func (s *Service) admit(q memberRequest, current *raft.Server) error {
+	id, addr := raft.ServerID(q.ID), raft.ServerAddress(q.Raft)
+	if current != nil && current.Suffrage == raft.Voter {
+		if !q.Voter {
+			return s.raftChange(s.raft.DemoteVoter(id, 0, 10*time.Second))
+		}
+		return s.raftChange(s.raft.AddVoter(id, addr, 0, 10*time.Second))
+	}
+	if current == nil || current.Address != addr {
+		if err := s.raftChange(s.raft.AddNonvoter(id, addr, 0, 10*time.Second)); err != nil {
+			return err
+		}
+		s.log.Info("member added", "member", q.ID, "raft", q.Raft, "voter", false)
+	}
+	if q.Voter {
+		if _, busy := s.promoting.LoadOrStore(q.ID, true); !busy {
+			s.goroutine(func() {
+				defer s.promoting.Delete(q.ID)
+				s.promote(q.ID)
+			})
+		}
+	}
+	return nil
+}
+
+// promote makes a non-voter a voter when it has applied what the leader had committed.
+func (s *Service) promote(id string) {
+	target := s.raft.CommitIndex()
+	for s.pauseFor(s.ctx, 100*time.Millisecond) {
+		if _, ok := s.leading(); !ok {
+			return // the node asks the next leader again
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
+		st, err := callJSON[struct{}, *Status](ctx, s, id, methodStatus, struct{}{})
+		cancel()
+		if err != nil || st.Cluster.AppliedIndex < target {
+			continue
+		}
+		addr, _ := s.Address(id)
+		if err := s.raftChange(s.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, 10*time.Second)); err != nil {
+			s.log.Warn("promote member", "member", id, "err", err)
+			continue
+		}
+		s.log.Info("member votes now", "member", id)
+		if n := s.voters(); n%2 == 0 {
+			s.log.Warn("an even number of voters tolerates no more failures than one voter less", "voters", n)
+		}
+		return
+	}
+}
+
+func (s *Service) proposeMember(ctx context.Context, m *Member) error {
+	entry, err := EncodeMember(nil, m)
+	if err != nil {
+		return err
+	}
+	_, err = s.propose(ctx, entry)
+	return err
+}
+
+// announce tells the cluster this node's addresses, after every start and until it knows them, and asks for
+// the vote that the node is meant to have.
+func (s *Service) announce(m Membership) {
+	for wait := 100 * time.Millisecond; s.pauseFor(s.ctx, wait); wait = min(2*wait, 2*time.Second) {
+		member, votes := false, false
+		for _, srv := range s.servers() {
+			if string(srv.ID) == s.opts.NodeID {
+				member, votes = true, srv.Suffrage == raft.Voter
+			}
+		}
+		got, ok := s.member(s.opts.NodeID)
+		announced := ok && got.RaftAddr == m.RaftAddr && got.HTTPAddr == s.opts.HTTPAddr
+		q := memberRequest{Op: "announce", ID: s.opts.NodeID, Raft: m.RaftAddr, HTTP: s.opts.HTTPAddr}
+		switch {
+		case !member:
+			continue
+		case announced && (votes || m.NonVoter):
+			return
+		case announced:
+			q.Op, q.Voter = "add", true
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
+		_, err := s.changeMember(ctx, q)
+		cancel()
+		if err != nil && s.ctx.Err() == nil {
+			s.log.Debug("announce this node", "err", err)
+		}
+	}
+}
+
+func (s *Service) reachable(ctx context.Context, id string) bool {
+	if id == s.opts.NodeID {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, err := s.port.Call(ctx, id, methodHello, []byte("{}"))
+	return err == nil
+}
+
+// pause waits a moment before another try; false when ctx or the service ended.
+func (s *Service) pause(ctx context.Context) bool { return s.pauseFor(ctx, 10*time.Millisecond) }
+
+func (s *Service) pauseFor(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-s.ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}

@@ -1,0 +1,184 @@
+package peer
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// RaftLayer is raft's share of the port, for raft.NetworkTransportConfig.Stream.
+// The Port has to be its ServerAddressProvider too, so that connections are
+// made to a node and not to whoever has its address now. Closing the layer
+// leaves the rest of the port open.
+func (p *Port) RaftLayer() raft.StreamLayer { return p.raft }
+
+// ServerAddr implements raft.ServerAddressProvider: "id@host:port", which only
+// Dial of RaftLayer reads; for this node itself the plain address.
+func (p *Port) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	if string(id) == p.ident().NodeID {
+		return raft.ServerAddress(p.addr), nil
+	}
+	addr, ok := p.resolve(string(id))
+	if !ok {
+		return "", fmt.Errorf("find address of %q: %w", id, ErrUnknownPeer)
+	}
+	return raft.ServerAddress(string(id) + "@" + addr), nil
+}
+
+// PlainAddr is a raft address without the node id that ServerAddr puts before
+// it, as raft.LeaderWithID may return it.
+func PlainAddr(a raft.ServerAddress) string {
+	s := string(a)
+	return s[strings.IndexByte(s, '@')+1:]
+}
+
+type raftLayer struct {
+	p      *Port
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+var _ raft.StreamLayer = (*raftLayer)(nil)
+
+// Accept implements net.Listener.
+func (r *raftLayer) Accept() (net.Conn, error) {
+	select {
+	case c := <-r.conns:
+		return c, nil
+	case <-r.closed:
+		return nil, fmt.Errorf("accept raft connection: %w", net.ErrClosed)
+	}
+}
+
+// Close implements net.Listener.
+func (r *raftLayer) Close() error {
+	r.shut()
+	return nil
+}
+
+func (r *raftLayer) shut() { r.once.Do(func() { close(r.closed) }) }
+
+// Addr implements net.Listener with the address that peers dial.
+func (r *raftLayer) Addr() net.Addr { return tcpAddr(r.p.addr) }
+
+type tcpAddr string
+
+// Network implements net.Addr.
+func (tcpAddr) Network() string { return "tcp" }
+
+// String implements net.Addr.
+func (a tcpAddr) String() string { return string(a) }
+
+// Dial implements raft.StreamLayer for addresses made by ServerAddr.
+func (r *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	id, addr, ok := strings.Cut(string(address), "@")
+	if !ok {
+		return nil, fmt.Errorf("dial raft at %s: the address names no node: %w", address, ErrUnknownPeer)
+	}
+	select {
+	case <-r.closed:
+		return nil, fmt.Errorf("dial raft of %q: %w", id, ErrClosed)
+	default:
+	}
+	if timeout <= 0 || timeout > r.p.opt.dialTimeout {
+		timeout = r.p.opt.dialTimeout
+	}
+	conn, _, err := r.p.dial(context.Background(), addr, kindRaft, id, r.p.ident(), timeout)
+	if err != nil {
+		return nil, fmt.Errorf("dial raft of %q: %w", id, err)
+	}
+	if !r.p.trackConn(conn) {
+		conn.Close() //nolint:errcheck // it is thrown away
+		return nil, fmt.Errorf("dial raft of %q: %w", id, ErrClosed)
+	}
+	return &raftConn{Conn: conn, gone: func() { r.p.untrackConn(conn) }}, nil
+}
+
+// deliver hands an accepted connection to Accept.
+func (r *raftLayer) deliver(c *raftConn) {
+	select {
+	case r.conns <- c:
+	case <-r.closed:
+		c.Close() //nolint:errcheck // it is thrown away
+	}
+}
+
+// raftConn tells the port when raft closes a connection.
+type raftConn struct {
+	net.Conn
+	gone func()
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (c *raftConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(c.gone)
+	return err
+}
+
+// LimitBatches bounds the AppendEntries requests of a transport: as many
+// entries as have maxBytes of data together, and always at least one.
+//
+// raft itself counts entries only. The transport is the one place where a batch
+// can be cut: raft computes a follower's next index from the entries that are
+// in the request when AppendEntries returns, so what is cut off here is sent by
+// its next round. (A log store cannot do it: an error of GetLog drops the whole
+// batch.)
+func LimitBatches(t *raft.NetworkTransport, maxBytes int) raft.Transport {
+	return &limitedTransport{t, maxBytes}
+}
+
+type limitedTransport struct {
+	*raft.NetworkTransport
+	max int
+}
+
+var (
+	_ raft.Transport   = (*limitedTransport)(nil)
+	_ raft.WithPreVote = (*limitedTransport)(nil)
+	_ raft.WithClose   = (*limitedTransport)(nil)
+)
+
+// AppendEntries implements raft.Transport.
+func (t *limitedTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	cutBatch(args, t.max)
+	return t.NetworkTransport.AppendEntries(id, target, args, resp)
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t *limitedTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	return &limitedPipeline{p, t.max}, nil
+}
+
+type limitedPipeline struct {
+	raft.AppendPipeline
+	max int
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p *limitedPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	cutBatch(args, p.max)
+	return p.AppendPipeline.AppendEntries(args, resp)
+}
+
+func cutBatch(args *raft.AppendEntriesRequest, maxBytes int) {
+	size := 0
+	for i, e := range args.Entries {
+		size += len(e.Data) + len(e.Extensions)
+		if i > 0 && size > maxBytes {
+			args.Entries = args.Entries[:i]
+			return
+		}
+	}
+}

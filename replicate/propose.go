@@ -1,0 +1,436 @@
+package replicate
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/uglyer/ha-sqlite/replicate/peer"
+)
+
+// ErrNoLeader is returned when a call needs a leader and none is known in time. Nothing was done.
+var ErrNoLeader = errors.New("the cluster has no leader")
+
+// proposal is one transaction on its way to the leader.
+type proposal struct {
+	db        DatabaseID
+	id        EntryID
+	handle    uint64
+	term      uint64 // the leader must be in this term
+	pre, post Position
+	entry     []byte       // encoded; term and commit time are stamped by the leader
+	meanwhile func() error // run while the log is written
+}
+
+// answer is the leader's answer to a proposal.
+type answer struct {
+	outcome     Outcome
+	text        string
+	index, term uint64
+}
+
+// commit sends the proposal to the leader, once, and finds out its verdict (RULES A1).
+func (s *Service) commit(ctx context.Context, p *proposal) (Outcome, string) {
+	leader, term := s.leader()
+	if leader == "" {
+		return OutcomeRefused, ErrNoLeader.Error()
+	}
+	p.term = term
+	if leader == s.opts.NodeID {
+		v := s.leaderCommit(ctx, s.opts.NodeID, p)
+		if v.outcome != OutcomeUnknown {
+			return v.outcome, v.text
+		}
+		return s.resolveVerdict(ctx, p, v.text)
+	}
+	// A stopped leader answers nothing for long: the log may tell the verdict first.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		outcome Outcome
+		text    string
+	}
+	fromLog := make(chan result, 1)
+	watch := time.AfterFunc(verdictPatience, func() {
+		outcome, text := s.resolveVerdict(ctx, p, "")
+		if outcome != OutcomeUnknown {
+			fromLog <- result{outcome, text}
+			cancel()
+		}
+	})
+	defer watch.Stop()
+	v := s.forwardCommit(ctx, leader, p)
+	if v.outcome == OutcomeAccepted {
+		// A file is never ahead of its node's log (RULES A3).
+		if err := s.store.Durable(ctx, v.index, v.term); err != nil {
+			v = answer{text: fmt.Sprintf("the leader accepted it, this node's log does not hold index %d: %v", v.index, err)}
+		}
+	}
+	select {
+	case r := <-fromLog:
+		return r.outcome, r.text
+	default:
+	}
+	if v.outcome != OutcomeUnknown {
+		return v.outcome, v.text
+	}
+	return s.resolveVerdict(ctx, p, v.text)
+}
+
+// resolveVerdict reads the verdict from the log that this node applies.
+func (s *Service) resolveVerdict(ctx context.Context, p *proposal, why string) (Outcome, string) {
+	v, _, index, err := s.fsm.Wait(ctx, p.db, p.pre.TXID, p.id, p.term)
+	switch v {
+	case VerdictAccepted:
+		return OutcomeAccepted, ""
+	case VerdictRefused:
+		return OutcomeRefused, fmt.Sprintf("refused by log index %d", index)
+	}
+	if why == "" {
+		why = err.Error()
+	}
+	return OutcomeUnknown, fmt.Sprintf("transaction %s may or may not be committed: %s", p.pre.TXID+1, why)
+}
+
+// leaderCommit stamps, encodes and proposes a transaction. Whatever the verdict, the write lock of its
+// handle ends: the decided position has moved or the handle has to begin again.
+func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) answer {
+	owner := Owner{Node: node, Handle: p.handle}
+	term, ok := s.leading()
+	switch {
+	case !ok:
+		return answer{outcome: OutcomeRefused, text: "this node is not the leader any more"}
+	case p.term != term:
+		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the transaction was sent to the leader of term %d, this is term %d", p.term, term)}
+	}
+	if !s.locks.CommitStarted(p.db, owner) {
+		// A holder of the former leader goes on if nobody was faster: the position decides (RULES B19).
+		if err := s.locks.Reregister(p.db, owner); err != nil || !s.locks.CommitStarted(p.db, owner) {
+			return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the write lease ended: %v", err)}
+		}
+	}
+	defer func() {
+		s.locks.CommitDone(p.db, owner)
+		s.locks.Release(p.db, owner)
+	}()
+	st, ok := s.fsm.Get(p.db)
+	if !ok {
+		return answer{outcome: OutcomeRefused, text: ErrDeleted.Error()}
+	}
+	if st.Position != p.pre {
+		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the database is at %s, the transaction began at %s", st.Position, p.pre)}
+	}
+	// The stamp is monotone because the position check carries the previous one (RULES B7).
+	stamp := max(st.CommitTime+1, s.now().UnixMicro())
+	if err := StampTransaction(p.entry, term, stamp); err != nil {
+		return answer{outcome: OutcomeRefused, text: err.Error()}
+	}
+	s.metrics.proposedBytes.Add(uint64(len(p.entry)))
+	future := s.raft.Apply(p.entry, enqueueTimeout)
+	if p.meanwhile != nil {
+		if err := p.meanwhile(); err != nil {
+			if d, ok := s.replica(p.db); ok {
+				s.goroutine(func() { d.suspectAfterCommit(err) })
+			}
+		}
+	}
+	if err := future.Error(); err != nil {
+		if definite(err) {
+			return answer{outcome: OutcomeRefused, text: err.Error()}
+		}
+		return answer{text: err.Error()}
+	}
+	dec, ok := future.Response().(*Decision)
+	if !ok {
+		return answer{text: fmt.Sprintf("the log entry was answered with %T", future.Response())}
+	}
+	if !dec.Accepted {
+		return answer{outcome: OutcomeRefused, text: dec.Reason, index: dec.Index, term: dec.Term}
+	}
+	return answer{outcome: OutcomeAccepted, index: dec.Index, term: dec.Term}
+}
+
+// definite reports whether raft's error means that the entry was never appended (RULES A1).
+func definite(err error) bool {
+	return errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrEnqueueTimeout) || errors.Is(err, raft.ErrLeadershipTransferInProgress)
+}
+
+const (
+	enqueueTimeout  = 5 * time.Second
+	verdictPatience = 500 * time.Millisecond
+)
+
+// suspectAfterCommit fences a database whose replaced pages were not what the table said.
+func (d *replica) suspectAfterCommit(cause error) {
+	d.mu.Lock()
+	local := d.local
+	d.mu.Unlock()
+	if local != nil {
+		select {
+		case <-local.done:
+		case <-d.svc.ctx.Done():
+			return
+		}
+	}
+	d.fence(cause)
+}
+
+// A commit request: handle 8, term 8, then the entry. Little-endian.
+const commitHeaderSize = 8 + 8
+
+func (s *Service) forwardCommit(ctx context.Context, leader string, p *proposal) answer {
+	head := binary.LittleEndian.AppendUint64(make([]byte, 0, commitHeaderSize), p.handle)
+	head = binary.LittleEndian.AppendUint64(head, p.term)
+	reply, err := s.port.Call(ctx, leader, methodCommit, head, p.entry)
+	switch {
+	case errors.Is(err, peer.ErrNotSent):
+		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("send the transaction to leader %s: %v", leader, err)}
+	case err != nil:
+		return answer{text: fmt.Sprintf("the answer of leader %s did not arrive: %v", leader, err)}
+	case len(reply) < 17:
+		return answer{text: fmt.Sprintf("leader %s answered %d bytes", leader, len(reply))}
+	}
+	return answer{
+		outcome: Outcome(reply[0]), index: binary.LittleEndian.Uint64(reply[1:]), term: binary.LittleEndian.Uint64(reply[9:]),
+		text: string(reply[17:]),
+	}
+}
+
+func (s *Service) serveCommit(ctx context.Context, from string, req []byte) ([]byte, error) {
+	p, err := decodeCommit(req)
+	if err != nil {
+		return nil, err
+	}
+	v := s.leaderCommit(ctx, from, p)
+	reply := make([]byte, 0, 17+len(v.text))
+	reply = append(reply, byte(v.outcome))
+	reply = binary.LittleEndian.AppendUint64(reply, v.index)
+	reply = binary.LittleEndian.AppendUint64(reply, v.term)
+	return append(reply, v.text...), nil
+}
+
+func decodeCommit(b []byte) (*proposal, error) {
+	if len(b) < commitHeaderSize {
+		return nil, fmt.Errorf("decode commit request: %d bytes, the head has %d", len(b), commitHeaderSize)
+	}
+	p := &proposal{handle: binary.LittleEndian.Uint64(b), term: binary.LittleEndian.Uint64(b[8:]), entry: b[commitHeaderSize:]}
+	var t Transaction
+	if err := decodeTransaction(p.entry, &t); err != nil {
+		return nil, fmt.Errorf("decode commit request: %w", err)
+	}
+	p.db, p.id, p.pre, p.post = t.DB, t.ID, t.Pre, t.Post
+	return p, nil
+}
+
+// acquire gets the cluster's write lock for a handle of this node and returns the decided position.
+// It waits for a leader, for the queue, and across leader changes, until ctx ends.
+func (s *Service) acquire(ctx context.Context, db DatabaseID, handle uint64) (Position, uint64, error) {
+	for {
+		leader, term := s.leader()
+		var pos Position
+		err := error(ErrNoLeader)
+		switch leader {
+		case "":
+		case s.opts.NodeID:
+			pos, err = s.leaderAcquire(ctx, Owner{s.opts.NodeID, handle}, db)
+		default:
+			pos, err = s.forwardAcquire(ctx, leader, db, handle)
+		}
+		if err == nil {
+			return pos, term, nil
+		}
+		if errors.Is(err, ErrDeleted) || ctx.Err() != nil {
+			return Position{}, 0, fmt.Errorf("lock the database for writing: %w", err)
+		}
+		select { // not the leader, or it could not be reached: look again
+		case <-ctx.Done():
+			return Position{}, 0, fmt.Errorf("lock the database for writing: %w", err)
+		case <-s.ctx.Done():
+			return Position{}, 0, ErrShutdown
+		case <-time.After(leaderPoll):
+		}
+	}
+}
+
+const leaderPoll = 5 * time.Millisecond
+
+func (s *Service) leaderAcquire(ctx context.Context, owner Owner, db DatabaseID) (Position, error) {
+	term, ok := s.leading()
+	if !ok {
+		return Position{}, ErrNotLeader
+	}
+	if err := s.locks.Acquire(ctx, db, owner); err != nil {
+		return Position{}, err
+	}
+	st, ok := s.fsm.Get(db)
+	if !ok {
+		s.locks.Release(db, owner)
+		if _, _, gone := s.fsm.Tombstone(db); gone {
+			return Position{}, ErrDeleted
+		}
+		return Position{}, ErrNotFound
+	}
+	if now, ok := s.leading(); !ok || now != term {
+		s.locks.Release(db, owner)
+		return Position{}, ErrNotLeader
+	}
+	return st.Position, nil
+}
+
+func (s *Service) forwardAcquire(ctx context.Context, leader string, db DatabaseID, handle uint64) (Position, error) {
+	req := make([]byte, 0, 32)
+	req = append(req, db[:]...)
+	req = binary.LittleEndian.AppendUint64(req, handle)
+	wait := time.Second
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = max(time.Until(deadline), 0)
+	}
+	req = binary.LittleEndian.AppendUint64(req, uint64(wait))
+	reply, err := s.port.Call(ctx, leader, methodAcquire, req)
+	if err != nil {
+		return Position{}, remoteError(err)
+	}
+	if len(reply) != 16 {
+		return Position{}, fmt.Errorf("leader %s answered a lock request with %d bytes", leader, len(reply))
+	}
+	return Position{TXID(binary.LittleEndian.Uint64(reply)), Checksum(binary.LittleEndian.Uint64(reply[8:]))}, nil
+}
+
+func (s *Service) serveAcquire(ctx context.Context, from string, req []byte) ([]byte, error) {
+	if len(req) != 32 {
+		return nil, fmt.Errorf("lock request of %d bytes, want 32", len(req))
+	}
+	owner := Owner{Node: from, Handle: binary.LittleEndian.Uint64(req[16:])}
+	wait := min(time.Duration(binary.LittleEndian.Uint64(req[24:])), time.Hour)
+	db := DatabaseID(req[:16])
+	wctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	pos, err := s.leaderAcquire(wctx, owner, db)
+	if err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil { // the caller gave up or is gone
+		s.locks.Release(db, owner)
+		return nil, ctx.Err()
+	}
+	reply := binary.LittleEndian.AppendUint64(make([]byte, 0, 16), uint64(pos.TXID))
+	return binary.LittleEndian.AppendUint64(reply, uint64(pos.Checksum)), nil
+}
+
+// releaseLock gives a handle's lock back. The channel is closed when the leader knows.
+func (s *Service) releaseLock(db DatabaseID, handle uint64) chan struct{} {
+	done := make(chan struct{})
+	leader, _ := s.leader()
+	if leader == s.opts.NodeID {
+		s.locks.Release(db, Owner{s.opts.NodeID, handle})
+		close(done)
+		return done
+	}
+	s.goroutine(func() {
+		defer close(done)
+		if leader == "" {
+			return
+		}
+		req := binary.LittleEndian.AppendUint64(append(make([]byte, 0, 24), db[:]...), handle)
+		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
+		defer cancel()
+		if _, err := s.port.Call(ctx, leader, methodRelease, req); err != nil && s.ctx.Err() == nil {
+			s.log.Debug("release of a write lock was not heard; its lease ends by itself", "err", err)
+		}
+	})
+	return done
+}
+
+func (s *Service) serveRelease(_ context.Context, from string, req []byte) ([]byte, error) {
+	if len(req) != 24 {
+		return nil, fmt.Errorf("release request of %d bytes, want 24", len(req))
+	}
+	s.locks.Release(DatabaseID(req[:16]), Owner{Node: from, Handle: binary.LittleEndian.Uint64(req[16:])})
+	return nil, nil
+}
+
+// readIndex returns a position of the database, and a log index, that include every transaction acknowledged
+// before the call. The zero id asks for the index alone.
+func (s *Service) readIndex(ctx context.Context, db DatabaseID) (Position, uint64, error) {
+	for {
+		leader, _ := s.leader()
+		var r readIndexReply
+		err := error(ErrNoLeader)
+		switch leader {
+		case "":
+		case s.opts.NodeID:
+			r, err = s.leaderReadIndex(ctx, db)
+		default:
+			r, err = s.remoteReadIndex(ctx, leader, db)
+		}
+		if err == nil || errors.Is(err, ErrDeleted) {
+			return r.position, r.index, err
+		}
+		if !s.pauseFor(ctx, leaderPoll) {
+			return Position{}, 0, fmt.Errorf("confirm the read with the leader: %w", err)
+		}
+	}
+}
+
+type readIndexReply struct {
+	position Position
+	index    uint64
+}
+
+const readIndexReplySize = 24
+
+func (s *Service) remoteReadIndex(ctx context.Context, leader string, db DatabaseID) (readIndexReply, error) {
+	b, err := s.port.Call(ctx, leader, methodReadIndex, db[:])
+	if err != nil {
+		return readIndexReply{}, remoteError(err)
+	}
+	if len(b) != readIndexReplySize {
+		return readIndexReply{}, fmt.Errorf("leader %s answered a read request with %d bytes", leader, len(b))
+	}
+	return readIndexReply{
+		Position{TXID(binary.LittleEndian.Uint64(b)), Checksum(binary.LittleEndian.Uint64(b[8:]))}, binary.LittleEndian.Uint64(b[16:]),
+	}, nil
+}
+
+// leaderReadIndex reads the commit index first, then confirms leadership, then waits until the decided
+// positions include that index (RULES B6).
+func (s *Service) leaderReadIndex(ctx context.Context, db DatabaseID) (readIndexReply, error) {
+	if _, ok := s.leading(); !ok {
+		return readIndexReply{}, ErrNotLeader
+	}
+	r := readIndexReply{index: s.raft.CommitIndex()}
+	if err := s.raft.VerifyLeader().Error(); err != nil {
+		return r, fmt.Errorf("verify leadership: %w: %w", ErrNotLeader, err)
+	}
+	if err := s.fsm.WaitIndex(ctx, r.index); err != nil {
+		return r, err
+	}
+	if db == (DatabaseID{}) {
+		return r, nil
+	}
+	st, ok := s.fsm.Get(db)
+	if !ok {
+		return r, ErrDeleted
+	}
+	r.position = st.Position
+	return r, nil
+}
+
+func (s *Service) serveReadIndex(ctx context.Context, _ string, req []byte) ([]byte, error) {
+	if len(req) != 16 {
+		return nil, fmt.Errorf("read request of %d bytes, want 16", len(req))
+	}
+	r, err := s.leaderReadIndex(ctx, DatabaseID(req))
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, 0, readIndexReplySize)
+	for _, v := range []uint64{uint64(r.position.TXID), uint64(r.position.Checksum), r.index} {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	return b, nil
+}

@@ -1,0 +1,270 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/uglyer/ha-sqlite/replicate/logstore"
+)
+
+// Timeouts for a local network. CommitTimeout is how long a follower may wait to hear of a commit
+// (RULES A3): raft's own default of 50 ms would be the latency of every write lock that changes nodes.
+const (
+	heartbeatTimeout = 1000 * time.Millisecond
+	electionTimeout  = 1000 * time.Millisecond
+	leaseTimeout     = 800 * time.Millisecond
+	commitTimeout    = 5 * time.Millisecond
+	// restoreTimeout is what raft allows for a snapshot of the scale's size; ours are small manifests whose
+	// restore fetches pages for as long as it takes (RULES A5).
+	transportTimeout = 10 * time.Second
+)
+
+func (s *Service) openRaft() error {
+	cfg := raft.DefaultConfig()
+	cfg.LocalID = raft.ServerID(s.opts.NodeID)
+	cfg.HeartbeatTimeout = heartbeatTimeout
+	cfg.ElectionTimeout = electionTimeout
+	cfg.LeaderLeaseTimeout = leaseTimeout
+	cfg.CommitTimeout = commitTimeout
+	cfg.MaxAppendEntries = 64
+	cfg.SnapshotThreshold = s.opts.SnapshotEntries
+	cfg.TrailingLogs = s.opts.TrailingEntries
+	cfg.SnapshotInterval = 10 * time.Second
+	if s.opts.SnapshotEntries < 1000 {
+		cfg.SnapshotInterval = 500 * time.Millisecond
+	}
+	cfg.NoSnapshotRestoreOnStart = false
+	cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: logWriter{s.log}, DisableTime: true})
+	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		ServerAddressProvider: s.port, Logger: cfg.Logger, Stream: s.port.RaftLayer(),
+		MaxPool: 4, MaxRPCsInFlight: 8, Timeout: transportTimeout,
+	})
+	// The deadline of InstallSnapshot is Timeout x size / TimeoutScale, at least Timeout.
+	transport.TimeoutScale = 1
+	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.store, s.store, s.opts.Snapshots, transport)
+	if err != nil {
+		return fmt.Errorf("start raft: %w", err)
+	}
+	s.raft = r
+	return nil
+}
+
+// Address returns the node port of a member: what it announced last, else what it joined with.
+func (s *Service) Address(id string) (string, bool) {
+	if m, ok := s.member(id); ok && !m.Removed && m.RaftAddr != "" {
+		return m.RaftAddr, true
+	}
+	if s.raft == nil {
+		return "", false
+	}
+	for _, srv := range s.servers() {
+		if string(srv.ID) == id {
+			return string(srv.Address), true
+		}
+	}
+	return "", false
+}
+
+func (s *Service) servers() []raft.Server {
+	if s.raft == nil {
+		return nil
+	}
+	f := s.raft.GetConfiguration()
+	if f.Error() != nil {
+		return nil
+	}
+	return f.Configuration().Servers
+}
+
+func (s *Service) voters() int {
+	n := 0
+	for _, srv := range s.servers() {
+		if srv.Suffrage == raft.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+// leader returns the id of the leader as this node knows it, and this node's term.
+func (s *Service) leader() (string, uint64) {
+	_, id := s.raft.LeaderWithID()
+	return string(id), s.raft.CurrentTerm()
+}
+
+// leading returns the term in which this node leads and has decided its own first entry: only then does it
+// know every earlier decision (RULES B19).
+func (s *Service) leading() (uint64, bool) {
+	if s.raft.State() != raft.Leader || s.draining.Load() {
+		return 0, false
+	}
+	term := s.raft.CurrentTerm()
+	return term, s.fsm.StartedTerm() == term
+}
+
+// peersLeaderLast lists the other members, the leader at the end: it has the most to do.
+func (s *Service) peersLeaderLast() []string {
+	leader, _ := s.leader()
+	var peers []string
+	for _, srv := range s.servers() {
+		if id := string(srv.ID); id != s.opts.NodeID && id != leader {
+			peers = append(peers, id)
+		}
+	}
+	if leader != "" && leader != s.opts.NodeID {
+		peers = append(peers, leader)
+	}
+	return peers
+}
+
+// leadership proposes the first entry of each term that this node leads, and empties the lock table when
+// it does not lead any more.
+func (s *Service) leadership() {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	led, last := false, ""
+	for {
+		select {
+		case <-s.ctx.Done():
+			s.locks.Reset()
+			return
+		case <-s.raft.LeaderCh():
+		case <-tick.C:
+		}
+		leads := s.raft.State() == raft.Leader
+		if led && !leads {
+			s.locks.Reset()
+			s.log.Info("leadership lost", "term", s.raft.CurrentTerm())
+		}
+		if leads {
+			term := s.raft.CurrentTerm()
+			if s.fsm.StartedTerm() < term && s.proposing.Swap(term) != term {
+				s.locks.Reset()
+				s.goroutine(func() { s.startTerm(term) })
+			}
+		}
+		led = leads
+		if leader, _ := s.leader(); leader != last {
+			s.metrics.leaderChanges.Add(1)
+			if leader != "" {
+				s.goroutine(func() { s.reclaim(leader) })
+			}
+			last = leader
+		}
+	}
+}
+
+func (s *Service) startTerm(term uint64) {
+	entry, err := EncodeTermStart(nil, &TermStart{Node: s.opts.NodeID, Cluster: s.opts.Cluster(), CommitTime: s.now().UnixMicro()})
+	if err == nil {
+		err = s.raft.Apply(entry, enqueueTimeout).Error()
+	}
+	if err != nil {
+		s.proposing.CompareAndSwap(term, 0) // still leading: the next tick tries again
+		s.log.Warn("open the term", "term", term, "err", err)
+		return
+	}
+	s.log.Info("leading", "term", term)
+	s.locks.Open(reregisterTime)
+}
+
+// reregisterTime is for how long a new leader grants nothing, so that the holders of the former one can
+// register again (RULES B19).
+const reregisterTime = 50 * time.Millisecond
+
+// propose appends an entry as the leader and returns its decision.
+func (s *Service) propose(ctx context.Context, entry []byte) (*Decision, error) {
+	if _, ok := s.leading(); !ok {
+		return nil, ErrNotLeader
+	}
+	f := s.raft.Apply(entry, enqueueTimeout)
+	if err := f.Error(); err != nil {
+		if definite(err) {
+			return nil, fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
+		return nil, err
+	}
+	dec, ok := f.Response().(*Decision)
+	if !ok {
+		return nil, fmt.Errorf("the log entry was answered with %T", f.Response())
+	}
+	return dec, ctx.Err()
+}
+
+// logWriter turns raft's log lines into ours.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	line := strings.TrimSpace(string(b))
+	level := slog.LevelDebug
+	switch {
+	case strings.HasPrefix(line, "[ERROR]"), strings.HasPrefix(line, "[WARN]"):
+		level = slog.LevelWarn
+	case strings.HasPrefix(line, "[INFO]"):
+		level = slog.LevelInfo
+	}
+	if i := strings.Index(line, "]"); i >= 0 && strings.HasPrefix(line, "[") {
+		line = strings.TrimSpace(line[i+1:])
+	}
+	w.log.Log(context.Background(), level, "raft", "event", strings.TrimPrefix(line, "raft: "))
+	return len(b), nil
+}
+
+var _ io.Writer = logWriter{}
+
+func (s *Service) member(id string) (Member, bool) {
+	for _, m := range s.fsm.Members() {
+		if m.ID == id {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// stateMachine ties the FSM's snapshots to the store's rule that one counts only when its data is here.
+type stateMachine struct {
+	*FSM
+	s *Service
+}
+
+// Snapshot implements raft.FSM.
+func (m stateMachine) Snapshot() (raft.FSMSnapshot, error) {
+	inner, err := m.FSM.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	return ownSnapshot{inner}, nil
+}
+
+type ownSnapshot struct{ raft.FSMSnapshot }
+
+// Persist implements raft.FSMSnapshot. The FSM's hook has made the data durable by the time sink is closed.
+func (o ownSnapshot) Persist(sink raft.SnapshotSink) error {
+	if err := logstore.TakenHere(sink); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	return o.FSMSnapshot.Persist(sink)
+}
+
+// Restore implements raft.FSM.
+func (m stateMachine) Restore(rc io.ReadCloser) error {
+	id, complete, ok := logstore.SnapshotID(rc)
+	if err := m.FSM.Restore(rc); err != nil {
+		return err
+	}
+	if !ok || complete {
+		return nil
+	}
+	if err := m.s.opts.Snapshots.MarkComplete(id); err != nil {
+		return fmt.Errorf("after restoring a snapshot: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,509 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// Errors of a database on this node. They describe the local copy, not the replicated state.
+var (
+	// ErrFenced is returned for writes on a database whose local copy was found to differ from what
+	// the log says. It is healed from a peer; wait and retry.
+	ErrFenced = errors.New("the local copy of the database is fenced")
+	// ErrDeleted is returned for a database that the cluster has deleted. Open the name again.
+	ErrDeleted = errors.New("the database was deleted")
+	// ErrNotFound is returned for a name or id that the cluster does not know.
+	ErrNotFound = errors.New("no such database")
+	// ErrShutdown is returned once the node is stopping.
+	ErrShutdown = errors.New("the node is shutting down")
+)
+
+// LiveFile is a node's handle on the files of one database. Package vfs implements it.
+//
+// Begin takes the native write lock (slot 0) and may wait for an application that holds it.
+// Peek and Pin take no lock; no checkpoint runs while a snapshot is pinned.
+type LiveFile interface {
+	Begin(ctx context.Context) (*wal.Txn, error)
+	Peek() (fp wal.Fingerprint, pageSize, backfilled uint32, err error)
+	Pin() (*wal.Snapshot, error)
+	Checkpoint(truncate bool) (walFrames, backfilled int, err error)
+	SyncWAL() error
+	WALSize() (int64, error)
+	Epoch() (uint32, error)
+	SetEpoch(uint32) error
+	Close() error
+}
+
+// Files creates and opens the files of databases. Package vfs implements it through SQLite's own
+// platform VFS: no other code opens these files (closing any descriptor of them would drop every
+// POSIX lock of the process).
+type Files interface {
+	// Create writes the one-page image of an empty database. A file that has content already is
+	// left as it is and is no error.
+	Create(path string, pageSize uint32, autoVacuum uint8) error
+	Open(path string) (LiveFile, error)
+	// Stat describes the main file without opening it.
+	Stat(path string) (FileStat, error)
+	// WALEmpty reports that there is no write-ahead log with content beside the file.
+	WALEmpty(path string) bool
+	// Remove deletes the database's directory. Nothing has it open.
+	Remove(path string) error
+}
+
+// FileStat is what identifies an unchanged file between two looks at it.
+type FileStat struct {
+	SizeBytes    int64
+	ModTimeNanos int64
+	ChangeNanos  int64
+	Inode        uint64
+}
+
+// item is one decided change that the files of a database do not show yet.
+type item struct {
+	index    uint64
+	position Position // after it
+	pre      Position
+	id       EntryID
+	ltx      []byte // nil when it has to be read back from the log
+	deleted  bool
+}
+
+// localCommit is a transaction of an application on this node, from its proposal until it is known
+// whether the application published it in the local files.
+type localCommit struct {
+	handle    *Handle
+	id        EntryID
+	pre, post Position
+	delta     *sumDelta
+	accepted  bool
+	done      chan struct{} // closed when the database no longer waits for the application
+}
+
+// replica is this node's copy of one replicated database.
+//
+// Invariants:
+//  1. position is the file position: what the files show, never what the log merely decided.
+//  2. position, fingerprint and sums change together, under mu, and only after the files did.
+//  3. Files are touched (opened, closed, appended to, checkpointed) under ioMu, which is taken
+//     before mu. An application's own publication is the one exception: it holds native slot 0.
+//  4. While local is set and accepted, nothing else moves the file position.
+type replica struct {
+	svc  *Service
+	log  *slog.Logger
+	id   DatabaseID
+	name string
+	path string
+
+	ioMu sync.Mutex
+
+	mu          sync.Mutex
+	pageSize    uint32
+	autoVacuum  uint8
+	live        LiveFile // nil while idle
+	known       bool     // position, fingerprint and sums are valid
+	position    Position
+	fingerprint wal.Fingerprint
+	sums        sumTable
+	base        Position // decided position the files are known to have reached (invariant of restore)
+	durable     TXID     // file position that is known to be synced
+	decided     Position
+	queue       []item
+	queueBytes  int
+	applying    bool
+	local       *localCommit
+	handles     map[*Handle]struct{}
+	fenced      error
+	fenceKnown  time.Time
+	healing     bool
+	deleted     bool
+	removed     bool
+	lastUsed    time.Time
+	lastScrub   time.Time
+	late        time.Time // since when the applier waits for native slot 0; zero when it does not
+	waiters     map[*positionWaiter]struct{}
+	pins        map[*pinRequest]struct{}
+	checkpoint  bool // one is running or due
+	lastFrames  uint32
+}
+
+type positionWaiter struct {
+	txid TXID
+	done chan struct{}
+}
+
+type pinRequest struct {
+	at   TXID
+	done chan struct{}
+	snap *wal.Snapshot
+	pos  Position
+	err  error
+}
+
+func newReplica(svc *Service, st DatabaseState) *replica {
+	return &replica{
+		svc: svc, log: svc.log.With("db", st.Name), id: st.ID, name: st.Name,
+		path:     svc.databasePath(st.ID),
+		pageSize: st.PageSize, autoVacuum: st.AutoVacuum,
+		base: st.Position, durable: st.Position.TXID, decided: st.Position,
+		handles: map[*Handle]struct{}{}, waiters: map[*positionWaiter]struct{}{}, pins: map[*pinRequest]struct{}{},
+		lastUsed: time.Now(), lastScrub: time.Now(),
+	}
+}
+
+// enqueue adds a decided change. It is called in log order and never blocks.
+func (d *replica) enqueue(it item) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !it.deleted {
+		d.decided = it.position
+	}
+	if it.ltx != nil {
+		if d.queueBytes+len(it.ltx) > maxQueueBytesPerDatabase || !d.svc.retain(len(it.ltx)) {
+			it.ltx = nil
+		} else {
+			d.queueBytes += len(it.ltx)
+		}
+	}
+	d.queue = append(d.queue, it)
+	d.kickLocked()
+}
+
+// kickLocked starts the applier if it has work and does not run.
+func (d *replica) kickLocked() {
+	if d.applying || len(d.queue) == 0 || d.fenced != nil || d.removed {
+		return
+	}
+	if !d.svc.replayed() {
+		return // the log's tail is not confirmed yet; the service kicks every database when it is
+	}
+	d.applying = true
+	d.svc.goroutine(d.apply)
+}
+
+// advanceLocked records that the files now show position p.
+func (d *replica) advanceLocked(p Position, fp wal.Fingerprint) {
+	d.position, d.fingerprint = p, fp
+	d.lastUsed = time.Now()
+	for w := range d.waiters {
+		if w.txid <= p.TXID {
+			close(w.done)
+			delete(d.waiters, w)
+		}
+	}
+	for r := range d.pins {
+		if r.at <= p.TXID {
+			d.pinLocked(r)
+		}
+	}
+	if fp.MaxFrame >= checkpointFrames && !d.checkpoint {
+		d.checkpoint = true
+		d.svc.goroutine(d.runCheckpoint)
+	}
+}
+
+// dropQueueHeadLocked removes the first item.
+func (d *replica) dropQueueHeadLocked() {
+	n := len(d.queue[0].ltx)
+	d.queueBytes -= n
+	d.svc.release(n)
+	d.queue[0] = item{}
+	d.queue = d.queue[1:]
+	if len(d.queue) == 0 {
+		d.queue = nil
+	}
+}
+
+// waitPosition waits until the files show TXID txid or a later one.
+func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
+	d.mu.Lock()
+	if d.known && d.position.TXID >= txid {
+		d.mu.Unlock()
+		return nil
+	}
+	w := &positionWaiter{txid: txid, done: make(chan struct{})}
+	d.waiters[w] = struct{}{}
+	needs := !d.known
+	d.mu.Unlock()
+	if needs {
+		d.svc.goroutine(func() { d.locate(d.svc.ctx) })
+	}
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+	case <-d.svc.ctx.Done():
+		return ErrShutdown
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.waiters, w)
+	if d.known && d.position.TXID >= txid {
+		return nil
+	}
+	if d.fenced != nil {
+		return d.fenced
+	}
+	return fmt.Errorf("wait for transaction %s of database %q, the files show %s: %w", txid, d.name, d.position.TXID, ctx.Err())
+}
+
+// openLocked opens the live handle if it is not open. The caller holds ioMu, not mu.
+func (d *replica) openIO() (LiveFile, error) {
+	d.mu.Lock()
+	live := d.live
+	removed := d.removed
+	d.mu.Unlock()
+	if live != nil {
+		return live, nil
+	}
+	if removed {
+		return nil, ErrDeleted
+	}
+	if err := d.svc.files.Create(d.path, d.pageSize, d.autoVacuum); err != nil {
+		return nil, fmt.Errorf("create database %q: %w", d.name, err)
+	}
+	rec, recErr := d.readRecord()
+	live, err := d.svc.files.Open(d.path)
+	if err != nil {
+		return nil, fmt.Errorf("open database %q: %w", d.name, err)
+	}
+	d.mu.Lock()
+	d.live = live
+	d.lastUsed = time.Now()
+	d.mu.Unlock()
+	if recErr == nil && rec != nil {
+		d.adoptRecord(rec, live)
+	}
+	d.removeRecord()
+	return live, nil
+}
+
+// adoptRecord trusts the page sums of a database that was closed cleanly and is unchanged since.
+func (d *replica) adoptRecord(rec *record, live LiveFile) {
+	fp, pageSize, _, err := live.Peek()
+	if err != nil || pageSize != rec.PageSize || fp.PageCount != uint32(len(rec.Sums)) {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known || rec.Position.TXID < d.base.TXID {
+		return
+	}
+	d.sums = sumTable(rec.Sums)
+	d.known = true
+	d.advanceLocked(rec.Position, fp)
+}
+
+// locate finds the file position when it is not known: the checksum of all pages names it among the
+// positions that the log has decided. While it is unknown nothing is applied. See RULES A3: equal sums
+// are equal bytes, and nothing is redone below the position found.
+func (d *replica) locate(ctx context.Context) {
+	if err := d.svc.waitReplayed(ctx); err != nil {
+		return
+	}
+	d.ioMu.Lock()
+	defer d.ioMu.Unlock()
+	if err := d.locateIO(ctx); err != nil && ctx.Err() == nil {
+		d.fence(fmt.Errorf("find the position of the local copy: %w", err))
+	}
+}
+
+func (d *replica) locateIO(ctx context.Context) error {
+	d.mu.Lock()
+	known, fenced := d.known, d.fenced
+	d.mu.Unlock()
+	if known || fenced != nil {
+		return fenced
+	}
+	live, err := d.openIO()
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	known = d.known
+	d.mu.Unlock()
+	if known { // the record of a clean close was enough
+		return nil
+	}
+	txn, err := d.beginIO(ctx, live)
+	if err != nil {
+		return err
+	}
+	defer txn.End()
+	sums, sum, err := readSums(txn, d.pageSize)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	found, ok := d.base, sum == d.base.Checksum
+	for _, it := range d.queue {
+		if !it.deleted && it.position.Checksum == sum {
+			found, ok = it.position, true // the highest that is confirmed counts
+		}
+	}
+	if !ok {
+		return fmt.Errorf("checksum %s of %d pages is none of the positions %s to %s", sum, len(sums), d.base, d.decided)
+	}
+	d.sums = sums
+	d.known = true
+	d.log.Debug("file position found", "txid", found.TXID.String(), "base", d.base.TXID.String())
+	d.advanceLocked(found, txn.Fingerprint())
+	return nil
+}
+
+// beginIO takes native slot 0 and notes for how long it had to wait for an application.
+func (d *replica) beginIO(ctx context.Context, live LiveFile) (*wal.Txn, error) {
+	d.mu.Lock()
+	d.late = time.Now()
+	d.mu.Unlock()
+	txn, err := live.Begin(ctx)
+	d.mu.Lock()
+	d.late = time.Time{}
+	d.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("lock database %q for the node: %w", d.name, err)
+	}
+	if txn.PageSize() != d.pageSize {
+		txn.End()
+		return nil, fmt.Errorf("database %q has pages of %d bytes, not the %d it was created with", d.name, txn.PageSize(), d.pageSize)
+	}
+	return txn, nil
+}
+
+// pin waits until the files show TXID at or a later one and pins a snapshot of exactly the position
+// that it returns.
+func (d *replica) pin(ctx context.Context, at TXID) (*wal.Snapshot, Position, error) {
+	if err := d.use(ctx); err != nil {
+		return nil, Position{}, err
+	}
+	if err := d.waitPosition(ctx, at); err != nil {
+		return nil, Position{}, err
+	}
+	r := &pinRequest{at: at, done: make(chan struct{})}
+	d.mu.Lock()
+	d.pinLocked(r)
+	if r.snap == nil && errors.Is(r.err, errMoved) {
+		// An application publishes right now: its end-write moves the position, and the pin is taken there.
+		r.err = nil
+		r.done = make(chan struct{})
+		d.pins[r] = struct{}{}
+	}
+	d.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.snap, r.pos, r.err
+	case <-time.After(pinPatience):
+	case <-ctx.Done():
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.pins, r)
+	if r.snap != nil || r.err != nil {
+		return r.snap, r.pos, r.err
+	}
+	if ctx.Err() != nil {
+		return nil, Position{}, ctx.Err()
+	}
+	d.pinLocked(r)
+	return r.snap, r.pos, r.err
+}
+
+var errMoved = errors.New("the files are being written")
+
+// pinLocked pins now, if the files show exactly the recorded position.
+func (d *replica) pinLocked(r *pinRequest) {
+	delete(d.pins, r)
+	defer close(r.done)
+	if d.live == nil || !d.known || d.fenced != nil {
+		r.err = errors.Join(errMoved, d.fenced)
+		return
+	}
+	snap, err := d.live.Pin()
+	if err != nil {
+		r.err = err
+		return
+	}
+	if !snap.Fingerprint().Matches(d.fingerprint) {
+		snap.Close()
+		r.err = errMoved
+		return
+	}
+	r.snap, r.pos = snap, d.position
+}
+
+// use opens the files for somebody on this node and makes the position known.
+func (d *replica) use(ctx context.Context) error {
+	d.mu.Lock()
+	d.lastUsed = time.Now()
+	ready := d.live != nil && d.known
+	d.mu.Unlock()
+	if ready {
+		return nil
+	}
+	if err := d.openFiles(); err != nil {
+		return err
+	}
+	if !d.svc.replayed() {
+		return nil // served as it is, marked stale
+	}
+	d.ioMu.Lock()
+	defer d.ioMu.Unlock()
+	err := d.locateIO(ctx)
+	if err != nil && ctx.Err() == nil {
+		d.fence(fmt.Errorf("find the position of the local copy: %w", err))
+	}
+	return err
+}
+
+func (d *replica) openFiles() error {
+	d.mu.Lock()
+	open := d.live != nil
+	d.lastUsed = time.Now()
+	d.mu.Unlock()
+	if open {
+		return nil
+	}
+	d.ioMu.Lock()
+	defer d.ioMu.Unlock()
+	_, err := d.openIO()
+	return err
+}
+
+// makeDurable returns when the files show at least TXID txid and that is synced.
+func (d *replica) makeDurable(ctx context.Context, txid TXID) error {
+	d.mu.Lock()
+	done := d.durable >= txid || d.removed || d.deleted
+	d.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := d.waitPosition(ctx, txid); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	at, live := d.position.TXID, d.live
+	d.mu.Unlock()
+	if live == nil { // closed in between: closing checkpoints and syncs
+		return nil
+	}
+	d.ioMu.Lock()
+	defer d.ioMu.Unlock()
+	d.mu.Lock()
+	live = d.live
+	d.mu.Unlock()
+	if live != nil {
+		if err := live.SyncWAL(); err != nil {
+			return fmt.Errorf("sync the log of database %q: %w", d.name, err)
+		}
+	}
+	d.mu.Lock()
+	d.durable = max(d.durable, at)
+	d.mu.Unlock()
+	return nil
+}

@@ -1,0 +1,614 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/uglyer/ha-sqlite/replicate/logstore"
+	"github.com/uglyer/ha-sqlite/replicate/peer"
+)
+
+// Options configure a Service.
+type Options struct {
+	NodeID    string
+	Cluster   func() [16]byte // zero until the node belongs to a cluster
+	Dir       string          // data directory
+	HTTPAddr  string          // announced to the other members
+	Files     Files
+	Port      *peer.Port
+	Store     *logstore.Store
+	Snapshots *logstore.Snapshots
+
+	// WriteLease ends the lock of a silent holder when another writer waits. IdleClose is after how long
+	// without a handle the files of a database are closed.
+	WriteLease, IdleClose time.Duration
+	// SnapshotEntries and TrailingEntries bound the raft log: a snapshot after so many entries, of which
+	// so many are kept.
+	SnapshotEntries, TrailingEntries uint64
+	// VerifyFull reads the whole file after every transaction. For tests.
+	VerifyFull bool
+}
+
+// Service replicates databases: it owns raft, the state machine, the write locks while it leads, and the
+// appliers. Its methods may be called from any goroutine.
+type Service struct {
+	opts    Options
+	log     *slog.Logger
+	files   Files
+	port    *peer.Port
+	store   *logstore.Store
+	fsm     *FSM
+	raft    *raft.Raft
+	locks   *LockTable
+	metrics counters
+	now     func() time.Time
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	spawnMu sync.Mutex
+	ended   bool
+
+	handleSeq atomic.Uint64
+	draining  atomic.Bool
+	retained  atomic.Int64 // bytes of payload that appliers' queues hold
+	fatal     chan error
+
+	mu       sync.RWMutex
+	replicas map[DatabaseID]*replica
+
+	replay      chan struct{} // closed when the log's tail at start is confirmed or replaced
+	replayOnce  sync.Once
+	replayIndex uint64
+	replayTerm  uint64
+	restored    bool // the snapshot of the start was loaded: a later restore comes from the leader
+	proposing   atomic.Uint64
+	started     time.Time
+	membership  Membership
+	promoting   sync.Map // member id -> true
+}
+
+// Start opens raft on the stores and begins to replicate. The caller bootstraps or joins afterwards.
+func Start(opts Options, log *slog.Logger) (*Service, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Service{
+		opts: opts, log: log, files: opts.Files, port: opts.Port, store: opts.Store,
+		ctx: ctx, cancel: cancel, now: time.Now, fatal: make(chan error, 1),
+		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), started: time.Now(),
+	}
+	s.locks = NewLockTable(SystemClock{}, opts.WriteLease)
+	s.fsm = NewFSM(sink{s}, log)
+	s.fsm.OnPersist = s.beforePersist
+	s.fsm.OnRestore = s.afterRestore
+	s.registerMethods()
+	last, term, err := lastEntry(opts.Store)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	s.replayIndex, s.replayTerm = last, term
+	if err := s.openRaft(); err != nil {
+		cancel()
+		return nil, err
+	}
+	s.mu.Lock()
+	s.restored = true
+	s.mu.Unlock()
+	s.checkReplayed(s.fsm.Applied(), 0)
+	s.goroutine(s.leadership)
+	s.goroutine(s.janitor)
+	return s, nil
+}
+
+func lastEntry(store *logstore.Store) (index, term uint64, err error) {
+	index, err = store.LastIndex()
+	if err != nil || index == 0 {
+		return 0, 0, err
+	}
+	var l raft.Log
+	if err := store.GetLog(index, &l); err != nil {
+		return 0, 0, fmt.Errorf("read the last log entry %d: %w", index, err)
+	}
+	return index, l.Term, nil
+}
+
+// Fatal delivers the error that makes the node stop.
+func (s *Service) Fatal() <-chan error { return s.fatal }
+
+func (s *Service) stop(err error) {
+	s.log.Error("the node must stop", "err", err)
+	select {
+	case s.fatal <- err:
+	default:
+	}
+}
+
+// goroutine runs f beside everything else, unless the service has ended.
+func (s *Service) goroutine(f func()) {
+	s.spawnMu.Lock()
+	defer s.spawnMu.Unlock()
+	if s.ended {
+		return
+	}
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		f()
+	}()
+}
+
+// end stops all goroutines and waits for them.
+func (s *Service) end() {
+	s.cancel()
+	s.spawnMu.Lock()
+	s.ended = true
+	s.spawnMu.Unlock()
+	s.wg.Wait()
+}
+
+func (s *Service) databasePath(id DatabaseID) string {
+	return filepath.Join(s.opts.Dir, "databases", id.String(), "db")
+}
+
+func (s *Service) replica(id DatabaseID) (*replica, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	d, ok := s.replicas[id]
+	return d, ok
+}
+
+func (s *Service) allReplicas() []*replica {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	all := make([]*replica, 0, len(s.replicas))
+	for _, d := range s.replicas {
+		all = append(all, d)
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].name < all[j].name })
+	return all
+}
+
+func (s *Service) forget(d *replica) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.replicas[d.id] == d {
+		delete(s.replicas, d.id)
+	}
+}
+
+func (s *Service) retain(n int) bool {
+	if s.retained.Add(int64(n)) > maxQueueBytes {
+		s.retained.Add(-int64(n))
+		return false
+	}
+	return true
+}
+
+func (s *Service) release(n int) { s.retained.Add(-int64(n)) }
+
+// payload reads the LTX file of a transaction back from the log.
+func (s *Service) payload(index uint64) ([]byte, error) {
+	l, err := s.store.Entry(index)
+	if err != nil {
+		return nil, fmt.Errorf("read log entry %d back: %w", index, err)
+	}
+	e, err := Decode(l.Data)
+	if err != nil {
+		return nil, fmt.Errorf("decode log entry %d: %w", index, err)
+	}
+	t, ok := e.(*Transaction)
+	if !ok {
+		return nil, fmt.Errorf("log entry %d is a %T, not a transaction", index, e)
+	}
+	return t.LTX, nil
+}
+
+// sink receives the state machine's decisions. It never blocks.
+type sink struct{ s *Service }
+
+func (k sink) Created(index uint64, st DatabaseState) {
+	s := k.s
+	s.mu.Lock()
+	d, ok := s.replicas[st.ID]
+	if !ok {
+		d = newReplica(s, st)
+		d.durable = 0 // its image is not written yet
+		s.replicas[st.ID] = d
+	}
+	s.mu.Unlock()
+	s.goroutine(func() {
+		if err := d.use(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, ErrDeleted) {
+			d.log.Error("create the files of a new database", "err", err)
+		}
+	})
+	s.checkReplayed(index, 0)
+}
+
+func (k sink) Accepted(index uint64, t *Transaction) {
+	if d, ok := k.s.replica(t.DB); ok {
+		d.enqueue(item{index: index, position: t.Post, pre: t.Pre, id: t.ID, ltx: t.LTX})
+	}
+	k.s.checkReplayed(index, 0)
+}
+
+func (k sink) Deleted(index uint64, id DatabaseID) {
+	if d, ok := k.s.replica(id); ok {
+		d.enqueue(item{index: index, deleted: true})
+	}
+	k.s.checkReplayed(index, 0)
+}
+
+func (k sink) TermStarted(index, term uint64) { k.s.checkReplayed(index, term) }
+func (k sink) MemberChanged(Member)           {}
+func (k sink) Stop(err error)                 { k.s.stop(err) }
+
+// checkReplayed notes that the log's tail as this node found it at start is confirmed, or was replaced by
+// a later leader. Only then is every position that the files can show known (RULES A3).
+func (s *Service) checkReplayed(index, term uint64) {
+	if index < s.replayIndex && term <= s.replayTerm {
+		return
+	}
+	s.finishReplay()
+}
+
+func (s *Service) finishReplay() {
+	s.replayOnce.Do(func() {
+		close(s.replay)
+		s.goroutine(func() {
+			for _, d := range s.allReplicas() {
+				d.mu.Lock()
+				d.kickLocked()
+				d.mu.Unlock()
+			}
+			s.sweep()
+		})
+	})
+}
+
+// sweep removes the files of databases that were deleted while this node was down. Applications that still
+// have them open get I/O errors from then on.
+func (s *Service) sweep() {
+	entries, err := os.ReadDir(filepath.Join(s.opts.Dir, "databases"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Warn("look for deleted databases", "err", err)
+	}
+	for _, e := range entries {
+		id, err := ParseDatabaseID(e.Name())
+		if err != nil {
+			continue
+		}
+		if _, known := s.replica(id); known {
+			continue
+		}
+		if _, _, gone := s.fsm.Tombstone(id); !gone {
+			continue
+		}
+		path := s.databasePath(id)
+		if live, err := s.files.Open(path); err == nil {
+			if epoch, err := live.Epoch(); err == nil {
+				err = live.SetEpoch(epoch + 1)
+				s.log.Debug("end handles of a deleted database", "id", id.String(), "err", err)
+			}
+			live.Close()
+		}
+		if err := s.files.Remove(path); err != nil {
+			s.log.Warn("files of a deleted database stay behind", "id", id.String(), "err", err)
+		}
+	}
+}
+
+func (s *Service) replayed() bool {
+	select {
+	case <-s.replay:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Service) waitReplayed(ctx context.Context) error {
+	select {
+	case <-s.replay:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// beforePersist makes a snapshot's positions durable in the files (RULES A5). The log may be compacted
+// only after that, so an error keeps it.
+func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) error {
+	ctx, cancel := context.WithTimeout(ctx, persistPatience)
+	defer cancel()
+	for _, st := range states {
+		d, ok := s.replica(st.ID)
+		if !ok {
+			continue // deleted since
+		}
+		if err := d.makeDurable(ctx, st.Position.TXID); err != nil && !errors.Is(err, ErrDeleted) {
+			return fmt.Errorf("keep the log: %w", err)
+		}
+	}
+	return nil
+}
+
+const persistPatience = 10 * time.Second
+
+// afterRestore follows the state machine to a snapshot's state. At start the files already have it; when
+// the leader sent it, the pages that are missing are fetched before this node acknowledges anything on top.
+func (s *Service) afterRestore(states []DatabaseState) error {
+	s.mu.Lock()
+	fromLeader := s.restored
+	keep := make(map[DatabaseID]bool, len(states))
+	for _, st := range states {
+		keep[st.ID] = true
+		if d, ok := s.replicas[st.ID]; ok {
+			d.rebase(st)
+		} else {
+			s.replicas[st.ID] = newReplica(s, st)
+		}
+	}
+	var gone []*replica
+	for id, d := range s.replicas {
+		if !keep[id] {
+			gone = append(gone, d)
+		}
+	}
+	s.mu.Unlock()
+	for _, d := range gone {
+		d.enqueue(item{deleted: true})
+	}
+	if !fromLeader {
+		return nil
+	}
+	s.log.Info("catching up from peers", "databases", len(states))
+	work := make(chan DatabaseState)
+	errs := make(chan error, len(states))
+	var wg sync.WaitGroup
+	for range min(4, len(states)) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for st := range work {
+				if d, ok := s.replica(st.ID); ok {
+					errs <- d.reach(s.ctx, st.Position)
+				}
+			}
+		}()
+	}
+	for _, st := range states {
+		work <- st
+	}
+	close(work)
+	wg.Wait()
+	close(errs)
+	var all []error
+	for err := range errs {
+		all = append(all, err)
+	}
+	if err := errors.Join(all...); err != nil {
+		return err
+	}
+	s.finishReplay()
+	return nil
+}
+
+// rebase drops what was queued before a snapshot that the leader sent.
+func (d *replica) rebase(st DatabaseState) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for len(d.queue) > 0 {
+		d.dropQueueHeadLocked()
+	}
+	d.decided = st.Position
+}
+
+// reach brings the files to position p or later, from a peer if need be, and syncs them.
+func (d *replica) reach(ctx context.Context, p Position) error {
+	d.ioMu.Lock()
+	err := d.reachIO(ctx, p)
+	d.ioMu.Unlock()
+	for wait := 50 * time.Millisecond; err != nil; wait = min(2*wait, 2*time.Second) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if cerr := d.catchUp(ctx); cerr == nil || errors.Is(cerr, ErrDeleted) {
+			break
+		} else {
+			d.log.Warn("catch up from a peer, will try again", "err", cerr)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	d.mu.Lock()
+	d.base = p
+	d.mu.Unlock()
+	return d.makeDurable(ctx, p.TXID)
+}
+
+// reachIO is nil when the files already show p or a later position.
+func (d *replica) reachIO(ctx context.Context, p Position) error {
+	d.mu.Lock()
+	known, pos := d.known, d.position
+	d.mu.Unlock()
+	if known && pos.TXID >= p.TXID {
+		return nil
+	}
+	if known {
+		return fmt.Errorf("the files are at %s, the snapshot at %s", pos, p)
+	}
+	live, err := d.openIO()
+	if err != nil {
+		return err
+	}
+	txn, err := d.beginIO(ctx, live)
+	if err != nil {
+		return err
+	}
+	defer txn.End()
+	sums, sum, err := readSums(txn, d.pageSize)
+	if err != nil {
+		return err
+	}
+	if sum != p.Checksum {
+		return fmt.Errorf("the files have checksum %s, the snapshot %s", sum, p)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sums, d.known = sums, true
+	d.advanceLocked(p, txn.Fingerprint())
+	return nil
+}
+
+// janitor closes idle databases, looks for foreign writers and scrubs.
+func (s *Service) janitor() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, d := range s.allReplicas() {
+			if s.ctx.Err() != nil {
+				return
+			}
+			d.watch()
+			d.closeIdle(s.opts.IdleClose)
+			if n%10 == 9 {
+				d.checkIdle()
+			}
+			d.scrub()
+		}
+	}
+}
+
+// scrubInterval is how often every page of an open database is read and compared (RULES B8).
+const scrubInterval = 24 * time.Hour
+
+func (d *replica) scrub() {
+	d.mu.Lock()
+	due := d.live != nil && d.known && time.Since(d.lastScrub) > scrubInterval
+	if due {
+		d.lastScrub = time.Now()
+	}
+	d.mu.Unlock()
+	if !due {
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.svc.ctx, 10*time.Second)
+	defer cancel()
+	snap, pos, err := d.pin(ctx, 0)
+	if err != nil {
+		return
+	}
+	defer snap.Close()
+	if _, sum, err := readSums(snap, d.pageSize); err == nil && sum != pos.Checksum {
+		d.fence(fmt.Errorf("scrub: checksum %s instead of %s: %w", sum, pos, errForeign))
+	}
+}
+
+// Prepare begins a shutdown: no write begins any more, and commits in flight get their verdicts. The
+// applications' connections may be closed after it.
+func (s *Service) Prepare(ctx context.Context) error {
+	s.draining.Store(true)
+	s.drain(ctx)
+	if s.raft.State() == raft.Leader && s.voters() > 1 {
+		if err := s.raft.LeadershipTransfer().Error(); err != nil {
+			s.log.Warn("hand over leadership", "err", err)
+		}
+	}
+	return nil
+}
+
+// Shutdown stops raft and closes the databases with their records. It is bounded by ctx.
+func (s *Service) Shutdown(ctx context.Context) error {
+	s.draining.Store(true)
+	for _, d := range s.allReplicas() {
+		d.waitApplied(ctx)
+	}
+	var errs []error
+	if err := s.raft.Shutdown().Error(); err != nil {
+		errs = append(errs, fmt.Errorf("stop raft: %w", err))
+	}
+	s.fsm.Close()
+	s.end()
+	for _, d := range s.allReplicas() {
+		d.closeForShutdown()
+	}
+	return errors.Join(errs...)
+}
+
+// drain waits until no application on this node is between a commit's proposal and its end.
+func (s *Service) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for _, d := range s.allReplicas() {
+		for {
+			d.mu.Lock()
+			local := d.local
+			d.mu.Unlock()
+			if local == nil {
+				break
+			}
+			select {
+			case <-local.done:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// waitApplied waits until the applier is idle.
+func (d *replica) waitApplied(ctx context.Context) {
+	d.mu.Lock()
+	at, known := d.decided.TXID, d.known
+	queued := len(d.queue) > 0
+	d.mu.Unlock()
+	if !known || !queued {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := d.waitPosition(ctx, at); err != nil {
+		d.log.Debug("stop before everything decided is in the files; the log has it", "err", err)
+	}
+}
+
+func (d *replica) closeForShutdown() {
+	d.mu.Lock()
+	handles := len(d.handles)
+	d.handles = map[*Handle]struct{}{}
+	d.queue = nil
+	d.mu.Unlock()
+	if handles == 0 && d.closeIdle(0) {
+		return
+	}
+	d.ioMu.Lock()
+	defer d.ioMu.Unlock()
+	d.mu.Lock()
+	live := d.live
+	d.live, d.known = nil, false
+	d.mu.Unlock()
+	if live != nil {
+		if err := live.Close(); err != nil {
+			d.log.Warn("close database", "err", err)
+		}
+	}
+}

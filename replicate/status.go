@@ -1,0 +1,206 @@
+package replicate
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Status is what one node knows of itself and its cluster.
+type Status struct {
+	State     string           `json:"state"` // leader, follower, candidate
+	Stale     bool             `json:"stale"` // no leader: reads may be old, writes wait
+	Cluster   ClusterStatus    `json:"cluster"`
+	Databases []DatabaseStatus `json:"databases"`
+}
+
+// ClusterStatus is the raft group as this node sees it.
+type ClusterStatus struct {
+	ID           string         `json:"id"`
+	Leader       string         `json:"leader"`
+	LeaderHTTP   string         `json:"leader_http"`
+	Term         uint64         `json:"term"`
+	CommitIndex  uint64         `json:"commit_index"`
+	AppliedIndex uint64         `json:"applied_index"`
+	LastIndex    uint64         `json:"last_index"`
+	Members      []MemberStatus `json:"members"`
+}
+
+// MemberStatus is one member.
+type MemberStatus struct {
+	ID        string `json:"id"`
+	Raft      string `json:"raft"`
+	HTTP      string `json:"http"`
+	Voter     bool   `json:"voter"`
+	Reachable bool   `json:"reachable"`
+}
+
+// DatabaseStatus is one database on one node.
+type DatabaseStatus struct {
+	Name        string    `json:"name"`
+	ID          string    `json:"id"`
+	Decided     Position  `json:"decided"`
+	File        *Position `json:"file"` // nil while it is not known
+	Lag         uint64    `json:"lag"`  // transactions decided and not in the files
+	PageSize    uint32    `json:"page_size"`
+	Pages       uint32    `json:"pages"`
+	WALBytes    int64     `json:"wal_bytes"`
+	Handles     int       `json:"handles"`
+	State       string    `json:"state"` // ok, idle, fenced, catching_up, late, deleted
+	Detail      string    `json:"detail,omitempty"`
+	HolderPID   int       `json:"holder_pid,omitempty"`
+	HolderAgeMS int64     `json:"holder_age_ms,omitempty"`
+	CommitTime  time.Time `json:"commit_time"`
+}
+
+// lateAfter is for how long an applier may wait for native slot 0 before status calls the database late.
+const lateAfter = time.Second
+
+func (d *replica) status(st DatabaseState) DatabaseStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := DatabaseStatus{
+		Name: d.name, ID: d.id.String(), Decided: st.Position, PageSize: d.pageSize, Pages: st.PageCount,
+		Handles: len(d.handles), State: "ok", CommitTime: time.UnixMicro(st.CommitTime).UTC(),
+	}
+	if d.known {
+		p := d.position
+		r.File = &p
+		if p.TXID < st.Position.TXID {
+			r.Lag = uint64(st.Position.TXID - p.TXID)
+		}
+	} else if d.live == nil && d.base == st.Position {
+		p := d.base
+		r.File = &p
+	} else {
+		r.Lag = uint64(len(d.queue))
+	}
+	if d.live != nil {
+		if n, err := d.live.WALSize(); err == nil {
+			r.WALBytes = n
+		}
+	} else {
+		r.State = "idle"
+	}
+	for h := range d.handles {
+		if h.granted {
+			r.HolderPID, r.HolderAgeMS = h.opts.PID, time.Since(h.since).Milliseconds()
+		}
+	}
+	switch {
+	case d.deleted:
+		r.State = "deleted"
+	case d.fenced != nil:
+		r.State, r.Detail = "fenced", d.fenced.Error()
+	case !d.late.IsZero() && time.Since(d.late) > lateAfter:
+		r.State, r.Detail = "late", "an application holds the native write lock of this node's copy"
+	case r.Lag > 0:
+		r.State = "catching_up"
+	}
+	return r
+}
+
+// Status describes this node; members are asked whether they answer.
+func (s *Service) Status(ctx context.Context) *Status {
+	st := s.localStatus()
+	var wg sync.WaitGroup
+	for i := range st.Cluster.Members {
+		m := &st.Cluster.Members[i]
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			m.Reachable = s.reachable(ctx, m.ID)
+		}()
+	}
+	wg.Wait()
+	return st
+}
+
+// LocalStatus is Status without asking the members.
+func (s *Service) LocalStatus() *Status { return s.localStatus() }
+
+// Databases describes this node's copies, sorted by name.
+func (s *Service) Databases() []DatabaseStatus { return s.localStatus().Databases }
+
+// Database describes this node's copy of one database.
+func (s *Service) Database(name string) (DatabaseStatus, bool) {
+	st, ok := s.fsm.Lookup(name)
+	if !ok {
+		return DatabaseStatus{}, false
+	}
+	d, ok := s.replica(st.ID)
+	if !ok {
+		return DatabaseStatus{}, false
+	}
+	return d.status(st), true
+}
+
+func (s *Service) localStatus() *Status {
+	leader, term := s.leader()
+	cluster := DatabaseID(s.opts.Cluster())
+	st := &Status{
+		State: stateName(s.raft.State()), Stale: leader == "",
+		Cluster: ClusterStatus{
+			ID: cluster.String(), Leader: leader, Term: term, CommitIndex: s.raft.CommitIndex(), AppliedIndex: s.fsm.Applied(), LastIndex: s.raft.LastIndex(),
+		},
+		Databases: []DatabaseStatus{},
+	}
+	for _, srv := range s.servers() {
+		m := MemberStatus{ID: string(srv.ID), Raft: string(srv.Address), Voter: srv.Suffrage == raft.Voter}
+		if got, ok := s.member(m.ID); ok {
+			m.Raft, m.HTTP = got.RaftAddr, got.HTTPAddr
+		}
+		if m.ID == leader {
+			st.Cluster.LeaderHTTP = m.HTTP
+		}
+		st.Cluster.Members = append(st.Cluster.Members, m)
+	}
+	for _, dst := range s.fsm.List() {
+		if d, ok := s.replica(dst.ID); ok {
+			st.Databases = append(st.Databases, d.status(dst))
+		}
+	}
+	return st
+}
+
+func stateName(r raft.RaftState) string {
+	switch r {
+	case raft.Leader:
+		return "leader"
+	case raft.Candidate:
+		return "candidate"
+	case raft.Follower:
+		return "follower"
+	}
+	return "stopped"
+}
+
+// Ready reports whether this node can serve: it knows a leader and has replayed its log.
+func (s *Service) Ready() bool {
+	leader, _ := s.leader()
+	return leader != "" && s.replayed() && !s.draining.Load()
+}
+
+// Lag returns how many transactions this node's files are behind the leader's decided position.
+func (h *Handle) Lag(ctx context.Context) (uint64, error) {
+	at, _, err := h.svc.readIndex(ctx, h.db.id)
+	if err != nil {
+		return 0, err
+	}
+	got, ok := h.Position()
+	if !ok || got.TXID >= at.TXID {
+		return 0, nil
+	}
+	return uint64(at.TXID - got.TXID), nil
+}
+
+// Status describes the handle's database on this node.
+func (h *Handle) Status() (DatabaseStatus, bool) {
+	st, ok := h.svc.fsm.Get(h.db.id)
+	if !ok {
+		return DatabaseStatus{}, false
+	}
+	return h.db.status(st), true
+}

@@ -1,0 +1,105 @@
+package replicate
+
+import (
+	"fmt"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// sumTable holds the checksum of every page, by page number minus one. The entry of the lock page,
+// which SQLite never writes, is zero.
+type sumTable []uint64
+
+// sumDelta is what one transaction does to a sumTable.
+type sumDelta struct {
+	pageCount uint32
+	pgnos     []uint32
+	sums      []uint64
+}
+
+// pageSum is the checksum of one page, or zero for the lock page.
+func pageSum(pageSize, pgno uint32, data []byte) uint64 {
+	if pgno == snapshot.LockPgno(pageSize) {
+		return 0
+	}
+	return snapshot.PageSum(pgno, data)
+}
+
+// step computes the delta and the checksum after a transaction that follows checksum pre. sums are the
+// checksums of the pages, which ascend, have the database's size and are no lock page: the LTX codec has
+// checked that.
+func (t sumTable) step(pre Checksum, pageSize, pageCount uint32, pages []wal.Page, sums []uint64) (*sumDelta, Checksum, error) {
+	if len(sums) != len(pages) {
+		return nil, 0, fmt.Errorf("%d checksums for %d pages", len(sums), len(pages))
+	}
+	d := &sumDelta{pageCount: pageCount, pgnos: make([]uint32, len(pages)), sums: sums}
+	acc := uint64(pre)
+	lock := snapshot.LockPgno(pageSize)
+	next := uint32(len(t)) + 1 // the first page that has to be in a transaction that grows the database
+	if next == lock {
+		next++
+	}
+	for i, p := range pages {
+		if p.Pgno == 0 || p.Pgno > pageCount {
+			return nil, 0, fmt.Errorf("page %d in a transaction that leaves %d pages", p.Pgno, pageCount)
+		}
+		if p.Pgno <= uint32(len(t)) {
+			acc ^= t[p.Pgno-1]
+		} else {
+			if p.Pgno != next {
+				return nil, 0, fmt.Errorf("page %d is missing in a transaction that grows the database to %d pages", next, pageCount)
+			}
+			if next++; next == lock {
+				next++
+			}
+		}
+		d.pgnos[i] = p.Pgno
+		acc ^= sums[i]
+	}
+	if next <= pageCount {
+		return nil, 0, fmt.Errorf("page %d is missing in a transaction that grows the database to %d pages", next, pageCount)
+	}
+	for pgno := pageCount + 1; pgno <= uint32(len(t)); pgno++ {
+		acc ^= t[pgno-1]
+	}
+	return d, Checksum(acc | snapshot.ChecksumFlag), nil
+}
+
+// apply changes the table in place and returns it.
+func (t sumTable) apply(d *sumDelta) sumTable {
+	if int(d.pageCount) <= len(t) {
+		t = t[:d.pageCount]
+	} else {
+		t = append(t, make([]uint64, int(d.pageCount)-len(t))...)
+	}
+	for i, pgno := range d.pgnos {
+		t[pgno-1] = d.sums[i]
+	}
+	return t
+}
+
+// pageReader reads pages of one consistent state.
+type pageReader interface {
+	PageCount() uint32
+	ReadPage(pgno uint32, buf []byte) error
+}
+
+// readSums reads every page and returns their checksums and the whole database's.
+func readSums(r pageReader, pageSize uint32) (sumTable, Checksum, error) {
+	t := make(sumTable, r.PageCount())
+	acc := uint64(snapshot.ChecksumFlag)
+	buf := make([]byte, pageSize)
+	for i := range t {
+		pgno := uint32(i) + 1
+		if pgno == snapshot.LockPgno(pageSize) {
+			continue
+		}
+		if err := r.ReadPage(pgno, buf); err != nil {
+			return nil, 0, fmt.Errorf("read page %d: %w", pgno, err)
+		}
+		t[i] = snapshot.PageSum(pgno, buf)
+		acc ^= t[i]
+	}
+	return t, Checksum(acc | snapshot.ChecksumFlag), nil
+}

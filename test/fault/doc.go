@@ -1,0 +1,13 @@
+// Package fault kills, stops and restarts nodes and applications at random, and then judges whether the cluster kept its word.
+//
+// Three writers work on three nodes, each with a journal outside the cluster: what it meant to do, and what it was told. Readers
+// look at every node all the time. After each round the journals are held against the rows:
+//
+//   - no acknowledged row is lost, no refused row is there, one of unknown fate is there at most once;
+//   - a transaction is there whole or not at all, and in an order that agrees with the clock;
+//   - all nodes have the same checksum at the same transaction, by their own word and page by page;
+//   - integrity_check is ok, also on copies of the files that are recovered without the -shm file.
+//
+// Owns: nothing outside its tests. Imports: testcluster, localcluster, the LTX checksum.
+// Invariant: judge is a pure function of the journals and the rows; chance decides what happens, never what is right.
+package fault

@@ -1,0 +1,286 @@
+/*
+** The node's connection to the files of one live database. See live.h.
+**
+** Invariants:
+**
+** (1) Files are reached only through the sqlite3_file objects of a connection.
+**     Closing any other descriptor of the database or the wal-index would drop
+**     all POSIX locks of this process on it.
+**
+** (2) The connection is idle between calls: it has no statement that runs, so
+**     that its locks on the wal-index are those that hasqlite_live_lock() took.
+**
+** (3) pDb and pWal stay valid until the connection is closed, because nothing
+**     here changes the journal mode. They are fetched anew with every write
+**     lock all the same.
+*/
+#include "live.h"
+
+#include <stdlib.h>
+#include <string.h>
+#ifndef _WIN32
+#include <sys/stat.h>
+#endif
+
+#ifdef _WIN32
+#define LIVE_VFS "win32"
+#else
+#define LIVE_VFS "unix"
+#endif
+
+#ifdef __APPLE__
+#define LIVE_SYNC SQLITE_SYNC_FULL
+#else
+#define LIVE_SYNC SQLITE_SYNC_NORMAL
+#endif
+
+struct hasqlite_live {
+  sqlite3 *db;
+  sqlite3_stmt *pRead; /* any statement that reads page 1 */
+  sqlite3_file *pDb;
+  sqlite3_file *pWal;
+};
+
+/* Fetch the file pointers. The journal pointer is the WAL only after a read. */
+static int liveFiles(hasqlite_live *p){
+  sqlite3_file *pDb = NULL;
+  sqlite3_file *pWal = NULL;
+  int rc = sqlite3_file_control(p->db, "main", SQLITE_FCNTL_FILE_POINTER, &pDb);
+  if( rc==SQLITE_OK ){
+    rc = sqlite3_file_control(p->db, "main", SQLITE_FCNTL_JOURNAL_POINTER, &pWal);
+  }
+  if( rc!=SQLITE_OK ) return rc;
+  if( pDb==NULL || pDb->pMethods==NULL || pDb->pMethods->iVersion<2
+   || pDb->pMethods->xShmMap==NULL || pWal==NULL || pWal->pMethods==NULL ){
+    return SQLITE_CANTOPEN;
+  }
+  p->pDb = pDb;
+  p->pWal = pWal;
+  return SQLITE_OK;
+}
+
+static sqlite3_file *liveFile(hasqlite_live *p, int which){
+  return which==HASQLITE_LIVE_WAL ? p->pWal : p->pDb;
+}
+
+/* Run a read transaction from beginning to end. */
+static int liveRead(hasqlite_live *p){
+  int rc = sqlite3_step(p->pRead);
+  int rcReset = sqlite3_reset(p->pRead);
+  if( rc==SQLITE_ROW || rc==SQLITE_DONE ) rc = SQLITE_OK;
+  return rc!=SQLITE_OK ? rc : rcReset;
+}
+
+int hasqlite_live_open(const char *zPath, hasqlite_live **pp, char *zErr, int nErr){
+  hasqlite_live *p = calloc(1, sizeof(*p));
+  int rc;
+
+  *pp = NULL;
+  if( p==NULL ){
+    sqlite3_snprintf(nErr, zErr, "out of memory");
+    return SQLITE_NOMEM;
+  }
+  rc = sqlite3_open_v2(zPath, &p->db,
+                       SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX, LIVE_VFS);
+  if( rc==SQLITE_OK ){
+    sqlite3_extended_result_codes(p->db, 1);
+    rc = sqlite3_exec(p->db,
+        "PRAGMA wal_autocheckpoint=0; PRAGMA synchronous=FULL; PRAGMA mmap_size=0;"
+        "PRAGMA cache_size=16", NULL, NULL, NULL);
+  }
+  if( rc==SQLITE_OK ){
+    /* Reads the header and the wal-index, but parses no schema. */
+    rc = sqlite3_prepare_v3(p->db, "PRAGMA schema_version", -1,
+                            SQLITE_PREPARE_PERSISTENT, &p->pRead, NULL);
+  }
+  if( rc==SQLITE_OK ){
+    /* Another connection may be recovering. */
+    sqlite3_busy_timeout(p->db, 5000);
+    rc = liveRead(p);
+    sqlite3_busy_timeout(p->db, 0);
+  }
+  if( rc!=SQLITE_OK ){
+    sqlite3_snprintf(nErr, zErr, "%s", p->db ? sqlite3_errmsg(p->db) : "out of memory");
+  }else if( (rc = liveFiles(p))!=SQLITE_OK ){
+    sqlite3_snprintf(nErr, zErr, "not a database in WAL mode");
+  }
+  if( rc!=SQLITE_OK ){
+    sqlite3_finalize(p->pRead);
+    sqlite3_close(p->db);
+    free(p);
+    return rc;
+  }
+  *pp = p;
+  return SQLITE_OK;
+}
+
+int hasqlite_live_close(hasqlite_live *p){
+  int rc;
+  sqlite3_finalize(p->pRead);
+  p->pRead = NULL;
+  rc = sqlite3_close(p->db);
+  if( rc==SQLITE_OK ) free(p);
+  return rc;
+}
+
+int hasqlite_live_lock(hasqlite_live *p, int first, int n, int flags){
+  sqlite3_mutex *mutex = sqlite3_db_mutex(p->db);
+  int rc = SQLITE_OK;
+  sqlite3_mutex_enter(mutex);
+  if( first==0 && (flags & SQLITE_SHM_LOCK) ) rc = liveFiles(p);
+  if( rc==SQLITE_OK ) rc = p->pDb->pMethods->xShmLock(p->pDb, first, n, flags);
+  sqlite3_mutex_leave(mutex);
+  return rc;
+}
+
+int hasqlite_live_map(hasqlite_live *p, int iRegion, void **ppOut){
+  sqlite3_mutex *mutex = sqlite3_db_mutex(p->db);
+  void volatile *pMem = NULL;
+  int rc;
+  sqlite3_mutex_enter(mutex);
+  rc = p->pDb->pMethods->xShmMap(p->pDb, iRegion, 32768, 1, &pMem);
+  sqlite3_mutex_leave(mutex);
+  /* A mapping that cannot be written (SQLITE_READONLY) is of no use here. */
+  if( rc==SQLITE_OK && pMem==NULL ) rc = SQLITE_IOERR_SHMMAP;
+  *ppOut = rc==SQLITE_OK ? (void *)pMem : NULL;
+  return rc;
+}
+
+void hasqlite_live_barrier(hasqlite_live *p){
+  p->pDb->pMethods->xShmBarrier(p->pDb);
+}
+
+int hasqlite_live_read(hasqlite_live *p, int which, void *pBuf, int nBuf,
+                       sqlite3_int64 ofst, int *pnRead){
+  sqlite3_mutex *mutex = sqlite3_db_mutex(p->db);
+  sqlite3_file *pFile;
+  int rc;
+  sqlite3_mutex_enter(mutex);
+  pFile = liveFile(p, which);
+  *pnRead = nBuf;
+  rc = pFile->pMethods->xRead(pFile, pBuf, nBuf, ofst);
+  if( rc==SQLITE_IOERR_SHORT_READ ){
+    sqlite3_int64 size = 0;
+    rc = pFile->pMethods->xFileSize(pFile, &size);
+    if( size<=ofst ){
+      *pnRead = 0;
+    }else if( size-ofst<nBuf ){
+      *pnRead = (int)(size-ofst);
+    }
+  }
+  sqlite3_mutex_leave(mutex);
+  return rc;
+}
+
+int hasqlite_live_write(hasqlite_live *p, int which, const void *pBuf, int nBuf,
+                        sqlite3_int64 ofst){
+  sqlite3_mutex *mutex = sqlite3_db_mutex(p->db);
+  sqlite3_file *pFile;
+  int rc;
+  sqlite3_mutex_enter(mutex);
+  pFile = liveFile(p, which);
+  rc = pFile->pMethods->xWrite(pFile, pBuf, nBuf, ofst);
+  sqlite3_mutex_leave(mutex);
+  return rc;
+}
+
+int hasqlite_live_sync(hasqlite_live *p, int which){
+  sqlite3_file *pFile = liveFile(p, which);
+  return pFile->pMethods->xSync(pFile, LIVE_SYNC);
+}
+
+int hasqlite_live_size(hasqlite_live *p, int which, sqlite3_int64 *pSize){
+  sqlite3_mutex *mutex = sqlite3_db_mutex(p->db);
+  sqlite3_file *pFile;
+  int rc;
+  sqlite3_mutex_enter(mutex);
+  pFile = liveFile(p, which);
+  rc = pFile->pMethods->xFileSize(pFile, pSize);
+  sqlite3_mutex_leave(mutex);
+  return rc;
+}
+
+int hasqlite_live_recover(hasqlite_live *p){
+  sqlite3_mutex *mutex = sqlite3_db_mutex(p->db);
+  int rc;
+  sqlite3_mutex_enter(mutex);
+  rc = liveRead(p);
+  sqlite3_mutex_leave(mutex);
+  return rc;
+}
+
+int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int *pnLog, int *pnCkpt){
+  /* Takes the mutex itself. There is no busy handler, so nothing waits. */
+  return sqlite3_wal_checkpoint_v2(p->db, "main", eMode, pnLog, pnCkpt);
+}
+
+/* Write the image to a file that is open and locked. */
+static int liveWriteImage(sqlite3_file *pFile, const char *zFull, int mode,
+                          const void *pData, int nData, int *pExists){
+  sqlite3_int64 size = 0;
+  int rc = pFile->pMethods->xFileSize(pFile, &size);
+  if( rc!=SQLITE_OK ) return rc;
+  if( size>0 ){
+    *pExists = 1;
+    return SQLITE_OK;
+  }
+#ifndef _WIN32
+  /* By name: SQLite creates the WAL and the wal-index with the same mode. */
+  if( chmod(zFull, (mode_t)mode)!=0 ) return SQLITE_PERM;
+#else
+  (void)zFull;
+  (void)mode;
+#endif
+  rc = pFile->pMethods->xWrite(pFile, pData, nData, 0);
+  if( rc==SQLITE_OK ) rc = pFile->pMethods->xSync(pFile, LIVE_SYNC);
+  /* Leave no half-written image that would pass for a database. */
+  if( rc!=SQLITE_OK ) (void)pFile->pMethods->xTruncate(pFile, 0);
+  return rc;
+}
+
+int hasqlite_live_create(const char *zPath, const void *pData, int nData, int mode,
+                         int *pExists){
+  static const int aLock[] = {SQLITE_LOCK_SHARED, SQLITE_LOCK_RESERVED,
+                              SQLITE_LOCK_EXCLUSIVE};
+  sqlite3_vfs *pVfs;
+  sqlite3_file *pFile;
+  sqlite3_filename zName;
+  char *zFull;
+  int rc;
+  int outFlags = 0;
+  size_t i;
+
+  *pExists = 0;
+  rc = sqlite3_initialize();
+  if( rc!=SQLITE_OK ) return rc;
+  pVfs = sqlite3_vfs_find(LIVE_VFS);
+  if( pVfs==NULL ) return SQLITE_NOTFOUND;
+  zFull = calloc(1, (size_t)pVfs->mxPathname+1);
+  pFile = calloc(1, (size_t)pVfs->szOsFile);
+  if( zFull==NULL || pFile==NULL ){
+    free(zFull);
+    free(pFile);
+    return SQLITE_NOMEM;
+  }
+  rc = pVfs->xFullPathname(pVfs, zPath, pVfs->mxPathname, zFull);
+  if( rc==SQLITE_OK_SYMLINK ) rc = SQLITE_OK;
+  zName = rc==SQLITE_OK ? sqlite3_create_filename(zFull, "", "", 0, NULL) : NULL;
+  if( rc==SQLITE_OK && zName==NULL ) rc = SQLITE_NOMEM;
+  if( rc==SQLITE_OK ){
+    rc = pVfs->xOpen(pVfs, zName, pFile,
+        SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &outFlags);
+    if( rc==SQLITE_OK && (outFlags & SQLITE_OPEN_READONLY) ) rc = SQLITE_READONLY;
+    for(i=0; rc==SQLITE_OK && i<sizeof(aLock)/sizeof(aLock[0]); i++){
+      rc = pFile->pMethods->xLock(pFile, aLock[i]);
+    }
+    if( rc==SQLITE_OK ) rc = liveWriteImage(pFile, zFull, mode, pData, nData, pExists);
+    if( pFile->pMethods!=NULL ){
+      (void)pFile->pMethods->xUnlock(pFile, SQLITE_LOCK_NONE);
+      (void)pFile->pMethods->xClose(pFile);
+    }
+  }
+  if( zName!=NULL ) sqlite3_free_filename(zName);
+  free(zFull);
+  free(pFile);
+  return rc;
+}
