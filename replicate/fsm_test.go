@@ -120,7 +120,11 @@ func TestCreatedDatabaseIsTheEmptyImageAtTransaction1(t *testing.T) {
 	s := newScript(t, rec)
 	id := s.create("acme/shop.db")
 	db, ok := s.f.Lookup("acme/shop.db")
-	sum := snapshot.Roll(snapshot.ChecksumFlag, snapshot.PageSum(1, wal.EmptyDatabase(512, 0)))
+	image, err := wal.EmptyDatabase(512, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := snapshot.Roll(snapshot.ChecksumFlag, snapshot.PageSum(1, image))
 	want := DatabaseState{
 		ID: id, Name: "acme/shop.db", PageSize: 512, PageCount: 1, Position: Position{1, Checksum(sum)},
 		CommitTime: 1000, LastIndex: 2, CreatedIndex: 2, CreatedTime: 1000,
