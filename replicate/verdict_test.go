@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// answer is what Wait returned.
-type answer struct {
+// waitAnswer is what Wait returned.
+type waitAnswer struct {
 	verdict  Verdict
 	position Position
 	index    uint64
 	err      error
 }
 
-func (s *script) ask(ctx context.Context, tx *Transaction) answer {
+func (s *script) ask(ctx context.Context, tx *Transaction) waitAnswer {
 	v, p, i, err := s.f.Wait(ctx, tx.DB, tx.Pre.TXID, tx.ID, tx.Term)
-	return answer{v, p, i, err}
+	return waitAnswer{v, p, i, err}
 }
 
 // asking asks in the background.
-func (s *script) asking(ctx context.Context, tx *Transaction) <-chan answer {
-	done := make(chan answer, 1)
+func (s *script) asking(ctx context.Context, tx *Transaction) <-chan waitAnswer {
+	done := make(chan waitAnswer, 1)
 	go func() { done <- s.ask(ctx, tx) }()
 	synctest.Wait()
 	return done
@@ -93,7 +93,7 @@ func TestVerdictOfAnEntry(t *testing.T) {
 				}
 				want := test.play(s, tx)
 				early, late := <-waiting, s.ask(t.Context(), tx)
-				for when, a := range map[string]answer{"early": early, "late": late} {
+				for when, a := range map[string]waitAnswer{"early": early, "late": late} {
 					if a.verdict != want || a.err != nil || a.index == 0 {
 						t.Errorf("asked %s: got %+v, want %v", when, a, want)
 					}
