@@ -135,6 +135,15 @@ type database struct {
 	accepted acceptedRing
 }
 
+// accepts reports whether t was accepted before: this is a second copy of it.
+func (db *database) accepts(t *Transaction) bool {
+	if db == nil {
+		return false
+	}
+	e, ok := db.accepted.at(t.Pre.TXID+1, db.Position.TXID)
+	return ok && e.id == t.ID
+}
+
 func newState() *state {
 	return &state{
 		clusterVersion: 1,
@@ -268,10 +277,12 @@ func (s *state) transaction(t *Transaction, d *Decision) func(Sink) {
 	}
 	if reason := s.refusal(t, db, d.Term); reason != "" {
 		d.Reason = reason
-		s.rejected.add(t.ID, d.Index)
+		if !db.accepts(t) {
+			s.rejected.add(t.ID, d.Index)
+		}
 		return nil
 	}
-	db.accepted.add(acceptedEntry{id: t.ID, checksum: t.Post.Checksum, index: d.Index}, t.Post.TXID)
+	db.accepted.add(acceptedEntry{id: t.ID, checksum: t.Post.Checksum, index: d.Index})
 	db.Position = t.Post
 	db.PageCount = t.PageCount
 	db.CommitTime = t.CommitTime

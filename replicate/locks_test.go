@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -523,5 +524,67 @@ func BenchmarkLockHandedOver(b *testing.B) {
 			}
 			table.Release(lockDB, owner)
 		}
+	})
+}
+
+func TestLockHasOneHolderWhateverHappens(t *testing.T) {
+	const seed = 7
+	t.Logf("seed %d", seed)
+	synctest.Test(t, func(t *testing.T) {
+		table := openTable()
+		var holders, grants, commits atomic.Int64
+		done := make(chan struct{})
+		for i := range 12 {
+			owner := Owner{Node: []string{"n1", "n2", "n3"}[i%3], Handle: uint64(i)}
+			r := rand.New(rand.NewPCG(seed, uint64(i)))
+			go func() {
+				defer func() { done <- struct{}{} }()
+				for range 300 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+r.IntN(20))*time.Millisecond)
+					if r.IntN(10) == 0 {
+						cancel()
+					}
+					err := table.Acquire(ctx, lockDB, owner)
+					cancel()
+					if err != nil {
+						continue
+					}
+					grants.Add(1)
+					if table.CommitStarted(lockDB, owner) { // until its end nobody else holds the lock
+						commits.Add(1)
+						if n := holders.Add(1); n != 1 {
+							t.Errorf("%d holders", n)
+						}
+						<-time.After(time.Duration(r.IntN(3)) * time.Millisecond)
+						holders.Add(-1)
+						table.CommitDone(lockDB, owner)
+					}
+					switch r.IntN(12) {
+					case 0: // forgets it: the lease must end
+					case 1:
+						table.DropNode(owner.Node)
+					case 2:
+						table.DropOwner(owner)
+					case 3, 4:
+						table.ReleaseReserved(lockDB, owner)
+					default:
+						table.Release(lockDB, owner)
+					}
+				}
+			}()
+		}
+		for range 12 {
+			<-done
+		}
+		t.Logf("%d grants, %d commits", grants.Load(), commits.Load())
+		if commits.Load() < 100 {
+			t.Fatal("hardly anything was granted")
+		}
+		for i := range 12 {
+			table.DropOwner(Owner{Node: []string{"n1", "n2", "n3"}[i%3], Handle: uint64(i)})
+		}
+		<-time.After(2 * time.Second)
+		synctest.Wait()
+		wantTableEmpty(t, table)
 	})
 }

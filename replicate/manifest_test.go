@@ -174,7 +174,7 @@ func randomLog(t testing.TB, r *rand.Rand, n int) ([]logStep, []*Transaction) {
 }
 
 func TestEveryNodeDecidesTheSameWhereverItWasRestored(t *testing.T) {
-	const length, seed = 3000, 20260801
+	const length, seed = 1200, 20260801
 	r := rand.New(rand.NewPCG(seed, 1))
 	log, txs := randomLog(t, r, length)
 	ended, cancel := context.WithCancel(t.Context())
@@ -206,7 +206,7 @@ func TestEveryNodeDecidesTheSameWhereverItWasRestored(t *testing.T) {
 		when func() bool
 	}{
 		{"after every entry", func() bool { return true }},
-		{"seldom", func() bool { return r.IntN(300) == 0 }},
+		{"seldom", func() bool { return r.IntN(100) == 0 }},
 		{"often", func() bool { return r.IntN(10) == 0 }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -325,7 +325,7 @@ func TestRestoreRefusesDamageAndKeepsTheState(t *testing.T) {
 	}
 	for n := range good {
 		refuse(fmt.Sprintf("first %d bytes", n), good[:n], nil)
-		if n > 17 && n%7 == 0 {
+		if n > 17 && n%11 == 0 {
 			refuse(fmt.Sprintf("first %d bytes, checksum right", n), resumManifest(slices.Clone(good[:n])), ErrCorruptManifest)
 		}
 	}

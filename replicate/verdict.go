@@ -46,8 +46,8 @@ type acceptedRing struct {
 	entries []acceptedEntry
 }
 
-// add appends the entry of transaction txid.
-func (r *acceptedRing) add(e acceptedEntry, _ TXID) {
+// add appends the entry of the next transaction.
+func (r *acceptedRing) add(e acceptedEntry) {
 	if len(r.entries) >= acceptedWindow+acceptedWindow/4 {
 		kept := make([]acceptedEntry, acceptedWindow-1, acceptedWindow+acceptedWindow/4)
 		copy(kept, r.window()[1:])

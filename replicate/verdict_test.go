@@ -159,7 +159,17 @@ func TestVerdictsOfTheLast1024TransactionsAreKept(t *testing.T) {
 	s := newScript(t, nil)
 	id := s.create("shop.db")
 	var all []*Transaction
-	for range 3000 {
+	s.commit(id)
+	doubled := s.commit(id)
+	s.apply(doubled) // a second copy of an accepted entry does not make it a rejected one
+	for range 2 * acceptedWindow {
+		s.commit(id)
+	}
+	if a := s.ask(t.Context(), doubled); a.verdict != VerdictUnknown {
+		t.Fatalf("entry sent twice: got %+v, want unknown", a)
+	}
+	all = all[:0]
+	for range 2000 {
 		all = append(all, s.commit(id))
 	}
 	for i, tx := range all {

@@ -75,8 +75,11 @@ func (d *Decoder) decode(b []byte, maxPageBytes int) (Header, []wal.Page, error)
 		i := len(d.pages)
 		data := d.image[i*size : (i+1)*size : (i+1)*size]
 		got, err := lz4.UncompressBlock(b[at+frameHeaderSize:at+frameHeaderSize+n], data)
-		if err != nil || got != size {
-			return Header{}, nil, fmt.Errorf("page %d at offset %d expands to %d bytes, page size is %d (%v): %w", pgno, at, got, size, err, ErrCorrupt)
+		if err != nil {
+			return Header{}, nil, fmt.Errorf("expand page %d at offset %d: %w: %w", pgno, at, err, ErrCorrupt)
+		}
+		if got != size {
+			return Header{}, nil, fmt.Errorf("page %d at offset %d has %d bytes, page size is %d: %w", pgno, at, got, size, ErrCorrupt)
 		}
 		image := crcUpdate(0, data)
 		state = shift.apply(crcUpdate(state, head)) ^ image

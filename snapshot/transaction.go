@@ -107,8 +107,8 @@ func EncodeTransactionSums(dst []byte, h Header, pages []wal.Page, sums []uint64
 		frame := len(dst)
 		room := dst[frame+frameHeaderSize : cap(dst)]
 		n, err := compressor.CompressBlock(data, room)
-		if err != nil || n == 0 {
-			return dst[:start], sums, fmt.Errorf("encode transaction %016x: compress page %d to %d bytes: %w", h.TXID, pgno, n, err)
+		if err != nil {
+			return dst[:start], sums, fmt.Errorf("encode transaction %016x: compress page %d: %w", h.TXID, pgno, err)
 		}
 		dst = dst[:frame+frameHeaderSize+n]
 		head := dst[frame : frame+frameHeaderSize]

@@ -305,12 +305,12 @@ func TestDecoderRefusesDamage(t *testing.T) {
 }
 
 func TestDecoderRefusesMorePagesThanAllowedBeforeItExpandsThem(t *testing.T) {
-	pages := make([]wal.Page, 1000)
+	pages := make([]wal.Page, 200)
 	zero := make([]byte, 65536)
 	for i := range pages {
 		pages[i] = wal.Page{Pgno: uint32(i + 1), Data: zero}
 	}
-	b := mustEncode(t, Header{PageSize: 65536, PageCount: 1000, TXID: 2}, pages)
+	b := mustEncode(t, Header{PageSize: 65536, PageCount: 200, TXID: 2}, pages)
 	t.Logf("%d bytes hold %d pages of 64 KiB", len(b), len(pages))
 	var d Decoder
 	if _, _, err := d.Decode(b, 8<<20); !errors.Is(err, ErrTooLarge) {
@@ -319,7 +319,7 @@ func TestDecoderRefusesMorePagesThanAllowedBeforeItExpandsThem(t *testing.T) {
 	if cap(d.image) != 0 {
 		t.Fatalf("%d bytes allocated", cap(d.image))
 	}
-	if _, _, err := d.Decode(b, 1000*65536); err != nil {
+	if _, _, err := d.Decode(b, 200*65536); err != nil {
 		t.Fatal(err)
 	}
 }
