@@ -141,13 +141,13 @@ func (s *Service) leadership() {
 		}
 		leads := s.raft.State() == raft.Leader
 		if led && !leads {
-			s.locks.Reset()
+			s.resetLocks()
 			s.log.Info("leadership lost", "term", s.raft.CurrentTerm())
 		}
 		if leads {
 			term := s.raft.CurrentTerm()
 			if s.fsm.StartedTerm() < term && s.proposing.Swap(term) != term {
-				s.locks.Reset()
+				s.resetLocks()
 				s.goroutine(func() { s.startTerm(term) })
 			}
 		}
@@ -162,6 +162,13 @@ func (s *Service) leadership() {
 	}
 }
 
+// resetLocks closes the lock table. A term that is just being opened cannot open it again.
+func (s *Service) resetLocks() {
+	s.leadMu.Lock()
+	defer s.leadMu.Unlock()
+	s.locks.Reset()
+}
+
 func (s *Service) startTerm(term uint64) {
 	entry, err := EncodeTermStart(nil, &TermStart{Node: s.opts.NodeID, Cluster: s.opts.Cluster(), CommitTime: s.now().UnixMicro()})
 	if err == nil {
@@ -172,8 +179,12 @@ func (s *Service) startTerm(term uint64) {
 		s.log.Warn("open the term", "term", term, "err", err)
 		return
 	}
-	s.log.Info("leading", "term", term)
-	s.locks.Open(reregisterTime)
+	s.leadMu.Lock()
+	defer s.leadMu.Unlock()
+	if now, ok := s.leading(); ok && now == term {
+		s.locks.Open(reregisterTime)
+		s.log.Info("leading", "term", term)
+	}
 }
 
 // reregisterTime is for how long a new leader grants nothing, so that the holders of the former one can

@@ -72,8 +72,9 @@ type Service struct {
 	replayOnce  sync.Once
 	replayIndex uint64
 	replayTerm  uint64
-	restored    bool // the snapshot of the start was loaded: a later restore comes from the leader
-	proposing   atomic.Uint64
+	restored    bool          // the snapshot of the start was loaded: a later restore comes from the leader
+	proposing   atomic.Uint64 // the term whose first entry is on its way or decided
+	leadMu      sync.Mutex    // orders opening and closing the lock table
 	started     time.Time
 	membership  Membership
 	promoting   sync.Map // member id -> true

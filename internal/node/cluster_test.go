@@ -235,6 +235,7 @@ func TestEveryNodeWritesAndAllHaveTheSameBytes(t *testing.T) {
 func TestConcurrentWritersLoseNothing(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	exec(t, c.open(0, "db"), `CREATE TABLE t(v INTEGER)`)
+	c.equal("db") // a node that is behind does not know the table yet
 	const each = 40
 	var wg sync.WaitGroup
 	for w := range 6 {
@@ -267,6 +268,7 @@ func TestLinearizableReadSeesWhatWasAcknowledgedElsewhere(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	w, r := c.open(c.leader(), "db"), c.open(c.follower(), "db", "consistency=linearizable")
 	exec(t, w, `CREATE TABLE t(v INTEGER)`)
+	c.equal("db")
 	for i := range 50 {
 		exec(t, w, `INSERT INTO t VALUES(?)`, i)
 		if got := query[int](t, r, `SELECT max(v) FROM t`); got != i {
