@@ -406,6 +406,9 @@ func TestKilledAppend(t *testing.T) {
 			}
 			txn = begin(t, next)
 			same(t, txn, want)
+			if got, want := next.Entries(), txn.Fingerprint().MaxFrame; got != want {
+				t.Fatalf("step %d: %d entries in the hash table for %d frames", step, got, want)
+			}
 			if err := txn.End(); err != nil {
 				t.Fatal(err)
 			}
@@ -520,6 +523,17 @@ func TestLogIsNotRestartedUnderItsReaders(t *testing.T) {
 		if m.Locks.Held() {
 			t.Error("a lock is still held")
 		}
+	}
+	m := newMemory(t, 512, wal.Options{})
+	apply(t, m, txns[0])
+	if err := m.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Locks.Lock(3, 1, wal.Exclusive); err != nil { // as a checkpoint that copies
+		t.Fatal(err)
+	}
+	if f := apply(t, m, txns[1]); f.MaxFrame != uint32(len(txns[0].pages)+len(txns[1].pages)) {
+		t.Errorf("restarted during a checkpoint: %v", f)
 	}
 }
 
