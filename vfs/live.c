@@ -85,10 +85,11 @@ static int liveConnect(const char *zPath, sqlite3 **pDb, sqlite3_stmt **ppRead){
                            LIVE_VFS);
   if( rc!=SQLITE_OK ) return rc;
   sqlite3_extended_result_codes(*pDb, 1);
-  rc = sqlite3_exec(*pDb,
-      "PRAGMA wal_autocheckpoint=0; PRAGMA synchronous=FULL; PRAGMA mmap_size=0;"
-      "PRAGMA cache_size=16", NULL, NULL, NULL);
-  if( rc!=SQLITE_OK ) return rc;
+  /*
+  ** Most pragmas would parse the schema, which need not be one that this process
+  ** understands. Checkpoints sync at any level of synchronous but OFF.
+  */
+  sqlite3_wal_autocheckpoint(*pDb, 0);
   /* Reads the header and the wal-index, but parses no schema. */
   rc = sqlite3_prepare_v3(*pDb, "PRAGMA schema_version", -1, SQLITE_PREPARE_PERSISTENT,
                           &pRead, NULL);

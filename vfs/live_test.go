@@ -318,6 +318,34 @@ func TestLiveKeepsLogAndIndexWhileApplicationsComeAndGo(t *testing.T) {
 	}
 }
 
+func TestLiveNeedsNoSchema(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	if err := CreateImage(path, 4096, 0, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	db := openSQL(t, path)
+	for _, stmt := range []string{"CREATE TABLE t(a)", "PRAGMA writable_schema=1", "UPDATE sqlite_schema SET sql = 'CREATE TABLE t AS NONSENSE'"} {
+		if _, err := db.Exec(stmt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := OpenLive(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, _, err := l.Checkpoint(true); err != nil {
+		t.Fatal(err)
+	}
+	txn, err := l.Begin(within(t, time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := txn.End(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestLiveOpenRefuses(t *testing.T) {
 	dir := t.TempDir()
 	rollback := filepath.Join(dir, "rollback")
