@@ -7,12 +7,15 @@
 **     Closing any other descriptor of the database or the wal-index would drop
 **     all POSIX locks of this process on it.
 **
-** (2) The connection is idle between calls: it has no statement that runs, so
-**     that its locks on the wal-index are those that hasqlite_live_lock() took.
+** (2) The main connection is idle between calls: it has no statement that runs,
+**     so that its locks on the wal-index are those that hasqlite_live_lock()
+**     took. Checkpoints have a connection of their own, so that SQLite's locks
+**     order them and the appends of the main connection as those of two
+**     processes, and neither waits for the other's syncs.
 **
-** (3) pDb and pWal stay valid until the connection is closed, because nothing
-**     here changes the journal mode. They are fetched anew with every write
-**     lock all the same.
+** (3) pDb and pWal stay the same until the connection is closed, because nothing
+**     here changes the journal mode. They are fetched anew, and compared, with
+**     every write lock all the same.
 */
 #include "live.h"
 
@@ -35,10 +38,12 @@
 #endif
 
 struct hasqlite_live {
-  sqlite3 *db;
-  sqlite3_stmt *pRead; /* any statement that reads page 1 */
-  sqlite3_file *pDb;
+  sqlite3 *db;         /* main connection */
+  sqlite3_stmt *pRead; /* a statement of db that reads page 1 */
+  sqlite3_file *pDb;   /* files of db */
   sqlite3_file *pWal;
+  sqlite3 *ckpt;       /* connection for checkpoints; NULL until the first one */
+  char *zPath;
 };
 
 /* Fetch the file pointers. The journal pointer is the WAL only after a read. */
@@ -54,9 +59,11 @@ static int liveFiles(hasqlite_live *p){
    || pDb->pMethods->xShmMap==NULL || pWal==NULL || pWal->pMethods==NULL ){
     return SQLITE_CANTOPEN;
   }
-  p->pDb = pDb;
-  p->pWal = pWal;
-  return SQLITE_OK;
+  if( p->pDb==NULL ){
+    p->pDb = pDb;
+    p->pWal = pWal;
+  }
+  return p->pDb==pDb && p->pWal==pWal ? SQLITE_OK : SQLITE_MISUSE;
 }
 
 static sqlite3_file *liveFile(hasqlite_live *p, int which){
@@ -64,63 +71,72 @@ static sqlite3_file *liveFile(hasqlite_live *p, int which){
 }
 
 /* Run a read transaction from beginning to end. */
-static int liveRead(hasqlite_live *p){
-  int rc = sqlite3_step(p->pRead);
-  int rcReset = sqlite3_reset(p->pRead);
+static int liveRead(sqlite3_stmt *pRead){
+  int rc = sqlite3_step(pRead);
+  int rcReset = sqlite3_reset(pRead);
   if( rc==SQLITE_ROW || rc==SQLITE_DONE ) rc = SQLITE_OK;
   return rc!=SQLITE_OK ? rc : rcReset;
 }
 
+/* Open a connection that checkpoints only when told to, and read with it. */
+static int liveConnect(const char *zPath, sqlite3 **pDb, sqlite3_stmt **ppRead){
+  sqlite3_stmt *pRead = NULL;
+  int rc = sqlite3_open_v2(zPath, pDb, SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX,
+                           LIVE_VFS);
+  if( rc!=SQLITE_OK ) return rc;
+  sqlite3_extended_result_codes(*pDb, 1);
+  /*
+  ** Most pragmas would parse the schema, which need not be one that this process
+  ** understands. Checkpoints sync at any level of synchronous but OFF.
+  */
+  sqlite3_wal_autocheckpoint(*pDb, 0);
+  /* Reads the header and the wal-index, but parses no schema. */
+  rc = sqlite3_prepare_v3(*pDb, "PRAGMA schema_version", -1, SQLITE_PREPARE_PERSISTENT,
+                          &pRead, NULL);
+  if( rc!=SQLITE_OK ) return rc;
+  /* Another connection may be recovering. */
+  sqlite3_busy_timeout(*pDb, 5000);
+  rc = liveRead(pRead);
+  sqlite3_busy_timeout(*pDb, 0);
+  *ppRead = pRead;
+  return rc;
+}
+
 int hasqlite_live_open(const char *zPath, hasqlite_live **pp, char *zErr, int nErr){
   hasqlite_live *p = calloc(1, sizeof(*p));
-  int rc;
+  int rc = SQLITE_NOMEM;
 
   *pp = NULL;
-  if( p==NULL ){
+  if( p!=NULL ) p->zPath = sqlite3_mprintf("%s", zPath);
+  if( p==NULL || p->zPath==NULL ){
     sqlite3_snprintf(nErr, zErr, "out of memory");
-    return SQLITE_NOMEM;
-  }
-  rc = sqlite3_open_v2(zPath, &p->db,
-                       SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX, LIVE_VFS);
-  if( rc==SQLITE_OK ){
-    sqlite3_extended_result_codes(p->db, 1);
-    rc = sqlite3_exec(p->db,
-        "PRAGMA wal_autocheckpoint=0; PRAGMA synchronous=FULL; PRAGMA mmap_size=0;"
-        "PRAGMA cache_size=16", NULL, NULL, NULL);
-  }
-  if( rc==SQLITE_OK ){
-    /* Reads the header and the wal-index, but parses no schema. */
-    rc = sqlite3_prepare_v3(p->db, "PRAGMA schema_version", -1,
-                            SQLITE_PREPARE_PERSISTENT, &p->pRead, NULL);
-  }
-  if( rc==SQLITE_OK ){
-    /* Another connection may be recovering. */
-    sqlite3_busy_timeout(p->db, 5000);
-    rc = liveRead(p);
-    sqlite3_busy_timeout(p->db, 0);
-  }
-  if( rc!=SQLITE_OK ){
+  }else if( (rc = liveConnect(zPath, &p->db, &p->pRead))!=SQLITE_OK ){
     sqlite3_snprintf(nErr, zErr, "%s", p->db ? sqlite3_errmsg(p->db) : "out of memory");
   }else if( (rc = liveFiles(p))!=SQLITE_OK ){
     sqlite3_snprintf(nErr, zErr, "not a database in WAL mode");
   }
-  if( rc!=SQLITE_OK ){
+  if( rc==SQLITE_OK ){
+    *pp = p;
+  }else if( p!=NULL ){
     sqlite3_finalize(p->pRead);
     sqlite3_close(p->db);
+    sqlite3_free(p->zPath);
     free(p);
-    return rc;
   }
-  *pp = p;
-  return SQLITE_OK;
+  return rc;
 }
 
 int hasqlite_live_close(hasqlite_live *p){
-  int rc;
+  int rc = sqlite3_close(p->ckpt);
+  if( rc!=SQLITE_OK ) return rc;
+  p->ckpt = NULL;
   sqlite3_finalize(p->pRead);
   p->pRead = NULL;
   rc = sqlite3_close(p->db);
-  if( rc==SQLITE_OK ) free(p);
-  return rc;
+  if( rc!=SQLITE_OK ) return rc;
+  sqlite3_free(p->zPath);
+  free(p);
+  return SQLITE_OK;
 }
 
 int hasqlite_live_lock(hasqlite_live *p, int first, int n, int flags){
@@ -204,26 +220,44 @@ int hasqlite_live_recover(hasqlite_live *p){
   sqlite3_mutex *mutex = sqlite3_db_mutex(p->db);
   int rc;
   sqlite3_mutex_enter(mutex);
-  rc = liveRead(p);
+  rc = liveRead(p->pRead);
   sqlite3_mutex_leave(mutex);
   return rc;
 }
 
 int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int *pnLog, int *pnCkpt){
-  /* Takes the mutex itself. There is no busy handler, so nothing waits. */
-  return sqlite3_wal_checkpoint_v2(p->db, "main", eMode, pnLog, pnCkpt);
+  if( p->ckpt==NULL ){
+    sqlite3_stmt *pRead = NULL;
+    int rc = liveConnect(p->zPath, &p->ckpt, &pRead);
+    sqlite3_finalize(pRead);
+    if( rc!=SQLITE_OK ){
+      sqlite3_close(p->ckpt);
+      p->ckpt = NULL;
+      return rc;
+    }
+  }
+  /* There is no busy handler, so nothing waits. */
+  return sqlite3_wal_checkpoint_v2(p->ckpt, "main", eMode, pnLog, pnCkpt);
 }
 
-/* Write the image to a file that is open and locked. */
+/*
+** Set *pExists if the file has content. One that starts with zeros was being
+** created when the power failed: nobody has used it.
+*/
+static int liveHasContent(sqlite3_file *pFile, int *pExists){
+  static const char aZero[16];
+  char aMagic[sizeof(aZero)];
+  int rc = pFile->pMethods->xRead(pFile, aMagic, sizeof(aMagic), 0);
+  if( rc==SQLITE_IOERR_SHORT_READ ) rc = SQLITE_OK; /* the rest is zero-filled */
+  *pExists = rc==SQLITE_OK && memcmp(aMagic, aZero, sizeof(aMagic))!=0;
+  return rc;
+}
+
+/* Write the image to a file that is open and locked, unless it has content. */
 static int liveWriteImage(sqlite3_file *pFile, const char *zFull, int mode,
                           const void *pData, int nData, int *pExists){
-  sqlite3_int64 size = 0;
-  int rc = pFile->pMethods->xFileSize(pFile, &size);
-  if( rc!=SQLITE_OK ) return rc;
-  if( size>0 ){
-    *pExists = 1;
-    return SQLITE_OK;
-  }
+  int rc = liveHasContent(pFile, pExists);
+  if( rc!=SQLITE_OK || *pExists ) return rc;
 #ifndef _WIN32
   /* By name: SQLite creates the WAL and the wal-index with the same mode. */
   if( chmod(zFull, (mode_t)mode)!=0 ) return SQLITE_PERM;
@@ -231,7 +265,8 @@ static int liveWriteImage(sqlite3_file *pFile, const char *zFull, int mode,
   (void)zFull;
   (void)mode;
 #endif
-  rc = pFile->pMethods->xWrite(pFile, pData, nData, 0);
+  rc = pFile->pMethods->xTruncate(pFile, 0);
+  if( rc==SQLITE_OK ) rc = pFile->pMethods->xWrite(pFile, pData, nData, 0);
   if( rc==SQLITE_OK ) rc = pFile->pMethods->xSync(pFile, LIVE_SYNC);
   /* Leave no half-written image that would pass for a database. */
   if( rc!=SQLITE_OK ) (void)pFile->pMethods->xTruncate(pFile, 0);
@@ -270,10 +305,12 @@ int hasqlite_live_create(const char *zPath, const void *pData, int nData, int mo
     rc = pVfs->xOpen(pVfs, zName, pFile,
         SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &outFlags);
     if( rc==SQLITE_OK && (outFlags & SQLITE_OPEN_READONLY) ) rc = SQLITE_READONLY;
-    for(i=0; rc==SQLITE_OK && i<sizeof(aLock)/sizeof(aLock[0]); i++){
+    /* Without a lock first: a database that is in use cannot be locked. */
+    if( rc==SQLITE_OK ) rc = liveHasContent(pFile, pExists);
+    for(i=0; rc==SQLITE_OK && !*pExists && i<sizeof(aLock)/sizeof(aLock[0]); i++){
       rc = pFile->pMethods->xLock(pFile, aLock[i]);
     }
-    if( rc==SQLITE_OK ) rc = liveWriteImage(pFile, zFull, mode, pData, nData, pExists);
+    if( rc==SQLITE_OK && !*pExists ) rc = liveWriteImage(pFile, zFull, mode, pData, nData, pExists);
     if( pFile->pMethods!=NULL ){
       (void)pFile->pMethods->xUnlock(pFile, SQLITE_LOCK_NONE);
       (void)pFile->pMethods->xClose(pFile);

@@ -18,7 +18,6 @@ package vfs
 import "C"
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -117,14 +116,15 @@ func syncDir(dir string) error {
 // reaches the files only through an SQLite connection of its own, which keeps
 // -wal and -shm in place as long as it is open, over the platform's VFS.
 //
-// The connection runs checkpoints and recoveries; in between it is idle and
-// lends its files to the [wal.Handle].
+// The connection runs recoveries; otherwise it is idle and lends its files to
+// the [wal.Handle]. Checkpoints run on a second one.
 type Live struct {
 	*wal.Handle
 	path string
 	c    *C.hasqlite_live
 	// pins is held for reading by each snapshot, for writing by a checkpoint.
-	pins sync.RWMutex
+	pins        sync.RWMutex
+	checkpoints sync.Mutex // held by a checkpoint; before pins
 	// life is held for reading by calls that use c apart from the handle.
 	life   sync.RWMutex
 	closed bool
@@ -182,12 +182,15 @@ func (l *Live) Close() error {
 // or with truncate all of it, cutting the log to length 0, if nobody is in the
 // way. It returns the frames of the log and how many of them are in the file.
 // It waits for nobody: a lock in its way gives [wal.ErrBusy], an open snapshot
-// [ErrPinned]. Transactions of this handle wait until it is done.
+// [ErrPinned]. Transactions go on meanwhile; Pin waits until it is done.
 func (l *Live) Checkpoint(truncate bool) (walFrames, backfilled int, err error) {
-	if err := l.Handle.Acquire(context.Background()); err != nil {
-		return 0, 0, fmt.Errorf("checkpoint %s: %w", l.path, err)
+	l.life.RLock()
+	defer l.life.RUnlock()
+	if l.closed {
+		return 0, 0, fmt.Errorf("checkpoint %s: %w", l.path, wal.ErrClosed)
 	}
-	defer l.Handle.Release()
+	l.checkpoints.Lock()
+	defer l.checkpoints.Unlock()
 	if !l.pins.TryLock() {
 		return 0, 0, fmt.Errorf("checkpoint %s: %w", l.path, ErrPinned)
 	}

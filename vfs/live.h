@@ -3,7 +3,7 @@
 **
 ** Every function that uses the connection holds its mutex from beginning to
 ** end, so functions may be called from several threads. The exceptions are
-** marked: they touch nothing that another function changes.
+** marked.
 */
 #ifndef HASQLITE_LIVE_H
 #define HASQLITE_LIVE_H
@@ -55,12 +55,17 @@ int hasqlite_live_sync(hasqlite_live *p, int which);
 /* Set *pSize to the length of the file in bytes. */
 int hasqlite_live_size(hasqlite_live *p, int which, sqlite3_int64 *pSize);
 
-/* Run a read transaction, in which SQLite recovers the wal-index if need be. */
+/*
+** Run a read transaction, in which SQLite recovers the wal-index if need be. The
+** caller holds no lock slot.
+*/
 int hasqlite_live_recover(hasqlite_live *p);
 
 /*
 ** Run a checkpoint of mode eMode (SQLITE_CHECKPOINT_*) without waiting for
-** anybody. Sets the frames in the log and those copied, -1 where not known.
+** anybody, on a connection of its own: other functions may be called meanwhile,
+** except this one. Sets the frames in the log and those copied, -1 where not
+** known.
 */
 int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int *pnLog, int *pnCkpt);
 

@@ -58,7 +58,3 @@ func (s Sum) addBig(b []byte) Sum {
 	}
 	return Sum{s1, s2}
 }
-
-// hostBig tells the byte order of this machine, in which the wal-index is kept
-// and in which new logs are checksummed.
-var hostBig = binary.NativeEndian.Uint16([]byte{0, 1}) == 1

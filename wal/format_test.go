@@ -331,3 +331,9 @@ func FuzzIndex(f *testing.F) {
 		}
 	})
 }
+
+func TestHostByteOrder(t *testing.T) {
+	if got := binary.NativeEndian.Uint16([]byte{0, 1}) == 1; got != hostBig {
+		t.Fatalf("hostBig is %v on this machine", hostBig)
+	}
+}

@@ -406,6 +406,9 @@ func TestKilledAppend(t *testing.T) {
 			}
 			txn = begin(t, next)
 			same(t, txn, want)
+			if got, want := next.Entries(), txn.Fingerprint().MaxFrame; got != want {
+				t.Fatalf("step %d: %d entries in the hash table for %d frames", step, got, want)
+			}
 			if err := txn.End(); err != nil {
 				t.Fatal(err)
 			}
@@ -458,6 +461,45 @@ func TestAppendRefuses(t *testing.T) {
 	}
 }
 
+// recorder writes down the calls of a File.
+type recorder struct {
+	*wal.MemoryFile
+	calls []string
+}
+
+func (r *recorder) WriteAt(p []byte, off int64) (int, error) {
+	r.calls = append(r.calls, fmt.Sprintf("write %d+%d", off, len(p)))
+	return r.MemoryFile.WriteAt(p, off)
+}
+
+func (r *recorder) Sync() error {
+	r.calls = append(r.calls, "sync")
+	return r.MemoryFile.Sync()
+}
+
+func TestHeaderIsSyncedBeforeTheFramesAndNothingElse(t *testing.T) {
+	m := newMemory(t, 512, wal.Options{})
+	rec := &recorder{MemoryFile: &m.WAL}
+	m.Handle = wal.NewHandle(&m.DB, rec, &m.Shm, &m.Locks, wal.Options{Recover: m.Recover})
+	page := func(pgno uint32) wal.Page { return wal.Page{Pgno: pgno, Data: make([]byte, 512)} }
+	for i, want := range [][]string{
+		{"write 0+32", "sync", "write 32+1072"},
+		{"write 1104+536"},
+		{"write 0+32", "sync", "write 32+536"}, // after a checkpoint
+	} {
+		if i == 2 {
+			if err := m.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rec.calls = nil
+		apply(t, m, transaction{[]wal.Page{page(1), page(2)}[min(i, 1):], 2})
+		if fmt.Sprint(rec.calls) != fmt.Sprint(want) {
+			t.Errorf("transaction %d: got %v, want %v", i, rec.calls, want)
+		}
+	}
+}
+
 func TestLogIsNotRestartedUnderItsReaders(t *testing.T) {
 	txns := sqlTransactions(t, 512, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)", "INSERT INTO t VALUES(2)")
 	for slot := 3; slot <= 7; slot++ {
@@ -481,6 +523,17 @@ func TestLogIsNotRestartedUnderItsReaders(t *testing.T) {
 		if m.Locks.Held() {
 			t.Error("a lock is still held")
 		}
+	}
+	m := newMemory(t, 512, wal.Options{})
+	apply(t, m, txns[0])
+	if err := m.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Locks.Lock(3, 1, wal.Exclusive); err != nil { // as a checkpoint that copies
+		t.Fatal(err)
+	}
+	if f := apply(t, m, txns[1]); f.MaxFrame != uint32(len(txns[0].pages)+len(txns[1].pages)) {
+		t.Errorf("restarted during a checkpoint: %v", f)
 	}
 }
 

@@ -40,8 +40,9 @@ func insertFrame(mem []byte, n, pgno, maxFrame uint32) error {
 		forgetFrames(mem, maxFrame)
 	}
 	// The page number first, then the slot that leads to it.
+	table := slots(mem)
 	slot := pgno * hashFactor % hashSlots
-	for tries := idx; loadSlot(mem, slot) != 0; tries-- {
+	for tries := idx; table[slot] != 0; tries-- {
 		if tries == 0 {
 			return fmt.Errorf("index frame %d: hash table of region %d is full: %w", n, region, ErrCorrupt)
 		}
@@ -57,9 +58,9 @@ func insertFrame(mem []byte, n, pgno, maxFrame uint32) error {
 func forgetFrames(mem []byte, maxFrame uint32) {
 	region := hashRegion(maxFrame)
 	limit := maxFrame - regionBase(region)
-	for i := uint32(0); i < hashSlots; i++ {
-		if loadSlot(mem, i) > limit {
-			storeSlot(mem, i, 0)
+	for i, idx := range slots(mem) {
+		if uint32(idx) > limit {
+			storeSlot(mem, uint32(i), 0)
 		}
 	}
 	clear(mem[pagesOffset(region)+4*int(limit) : hashOffset])

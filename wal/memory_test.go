@@ -244,3 +244,17 @@ func (m *Memory) Checkpoint() error {
 	storeWord(mem, backfillOffset, hdr.MaxFrame)
 	return nil
 }
+
+// Entries counts the frames that the hash table of region 0 holds.
+func (m *Memory) Entries() (n uint32) {
+	mem, err := m.Shm.Map(0)
+	if err != nil {
+		return 0
+	}
+	for _, idx := range slots(mem) {
+		if idx != 0 {
+			n++
+		}
+	}
+	return n
+}

@@ -52,6 +52,12 @@ func loadSlot(region []byte, i uint32) uint32 {
 	return loadWord(region, hashOffset+int(i&^1)*2) >> slotShift(i) & 0xffff
 }
 
+// slots is the hash table of a region for the holder of the write lock, who sees
+// his own stores without atomics.
+func slots(region []byte) *[hashSlots]uint16 {
+	return (*[hashSlots]uint16)(unsafe.Pointer(&region[hashOffset:RegionSize][0]))
+}
+
 // storeSlot sets slot i of the hash table of a region.
 func storeSlot(region []byte, i, v uint32) {
 	w := word(region, hashOffset+int(i&^1)*2)
