@@ -54,9 +54,10 @@ type conn struct {
 	cancel context.CancelFunc
 	queue  chan frame
 	done   chan struct{}
-	peer   Peer
+	pid    int // of the peer, 0 where the kernel does not tell
 
 	// The worker's own.
+	peer    Peer
 	greeted bool
 	handle  Handle
 	maxTx   uint32
@@ -86,8 +87,8 @@ func newConn(s *Server, nc net.Conn) *conn {
 // serve runs the connection to its end.
 func (c *conn) serve() {
 	defer close(c.done)
-	c.peer.PID = peerPID(c.nc)
-	stop := watchExit(c.nc, c.peer.PID, func() {
+	c.pid = peerPID(c.nc)
+	stop := watchExit(c.nc, c.pid, func() {
 		_ = c.nc.SetReadDeadline(time.Now().Add(exitGrace))
 	})
 	defer stop()
@@ -214,10 +215,10 @@ func (c *conn) answerHello(f *frame) error {
 	if h.version != Version {
 		return fmt.Errorf("protocol version %d, this node speaks %d: %w", h.version, Version, ErrMalformed)
 	}
-	if c.peer.PID == 0 {
+	c.peer = Peer{PID: c.pid, Client: h.client, SQLite: h.sqlite}
+	if c.pid == 0 {
 		c.peer.PID = int(h.pid)
 	}
-	c.peer.Client, c.peer.SQLite = h.client, h.sqlite
 	c.greeted = true
 	node, cluster, maxTx := c.srv.backend.Welcome()
 	c.maxTx = maxTx
@@ -370,7 +371,7 @@ func appendError(b []byte, e *Error) []byte {
 
 // malformed tells the peer what was wrong, as far as it still listens.
 func (c *conn) malformed(sequence uint32, err error) {
-	c.srv.log.Warn("application sent a malformed frame", keyPID, c.peer.PID, keyErr, err)
+	c.srv.log.Warn("application sent a malformed frame", keyPID, c.pid, keyErr, err)
 	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
 	_ = c.send(kindError, sequence, func(b []byte) []byte {
 		return appendError(b, &Error{Code: CodeProtocol, Text: err.Error()})
@@ -419,5 +420,5 @@ func (c *conn) logEnd(err error) {
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return
 	}
-	c.srv.log.Log(context.Background(), slog.LevelInfo, "application connection broke", keyPID, c.peer.PID, keyErr, err)
+	c.srv.log.Log(context.Background(), slog.LevelInfo, "application connection broke", keyPID, c.pid, keyErr, err)
 }
