@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	raftwal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 	"go.etcd.io/bbolt"
 )
 
@@ -195,11 +196,13 @@ func openAt(p string, kind Kind, opt Options) (backend, error) {
 		return nil, err
 	}
 	if kind == WAL {
-		w, err := raftwal.Open(p, raftwal.WithSegmentSize(opt.SegmentBytes), raftwal.WithLogger(opt.Logger))
+		meta := &metadb.BoltMetaDB{}
+		w, err := raftwal.Open(p, raftwal.WithSegmentSize(opt.SegmentBytes), raftwal.WithLogger(opt.Logger), raftwal.WithMetaStore(meta))
 		if err != nil {
+			meta.Close() //nolint:errcheck // the first error counts
 			return nil, fmt.Errorf("open raft log %s: %w", p, err)
 		}
-		return w, nil
+		return walStore{w, meta}, nil
 	}
 	b, err := raftboltdb.New(raftboltdb.Options{Path: p, BoltOptions: &bbolt.Options{
 		Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
@@ -212,6 +215,17 @@ func openAt(p string, kind Kind, opt Options) (backend, error) {
 		return nil, err
 	}
 	return boltStore{b}, nil
+}
+
+// walStore closes its metadata too, which raft-wal leaves open and locked.
+type walStore struct {
+	*raftwal.WAL
+	meta *metadb.BoltMetaDB
+}
+
+// Close implements io.Closer.
+func (w walStore) Close() error {
+	return errors.Join(w.WAL.Close(), w.meta.Close())
 }
 
 // boltStore makes missing keys read as raft documents it.
