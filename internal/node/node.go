@@ -114,7 +114,7 @@ func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 		case <-ctx.Done():
 		}
 	})
-	n.log.Info("node ready", "node", n.id, "http", n.httpAddr, "raft", n.raftAddr, "socket", n.socket)
+	n.log.Info("node ready", "http", n.httpAddr, "raft", n.raftAddr, "socket", n.socket)
 	return n, nil
 }
 
@@ -176,7 +176,7 @@ func (n *Node) serveSocket() error {
 	}
 	n.onClose = append(n.onClose, ignoreClosed(l.Close))
 	n.goroutine(func() {
-		if err := n.link.Serve(l); err != nil {
+		if err := n.link.Serve(l); err != nil && !errors.Is(err, link.ErrServerClosed) {
 			n.fail(err)
 		}
 	})
