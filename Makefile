@@ -8,7 +8,9 @@
 # make soak       200 rounds of faults on a cluster
 
 GO       ?= go
-CC       ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 FUZZTIME ?= 10s
 ROUNDS   ?= 200
 BENCHARGS ?=
@@ -28,7 +30,7 @@ OTHER_TESTS   = $$($(GO) list ./... | grep -v /ha-sqlite/test/)
 all: build extension
 
 build:
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 extension: $(EXTENSION)
 
