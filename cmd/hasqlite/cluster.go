@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,16 +17,28 @@ func newCluster(c *cli) *cobra.Command {
 		newClusterStatus(c), newClusterAdd(c), newClusterRemove(c), newClusterTransfer(c))
 }
 
+// readyInterval is how often --wait asks.
+const readyInterval = 100 * time.Millisecond
+
 func newClusterStatus(c *cli) *cobra.Command {
-	return &cobra.Command{
+	var wait bool
+	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the members, the leader and how far the log is",
 		Long: `Shows the cluster as the node sees it. With --json, and with all it knows of its databases,
 the whole status of the node is printed.`,
-		Example: "  hasqlite cluster status\n  hasqlite cluster status --json\n  hasqlite cluster status --node http://db2.lan:7440",
-		Args:    exit.Args(cobra.NoArgs),
+		Example: `  hasqlite cluster status
+  hasqlite cluster status --json
+  hasqlite cluster status --wait --timeout 60s
+  hasqlite cluster status --node http://db2.lan:7440`,
+		Args: exit.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) error {
+				if wait {
+					if err := waitReady(ctx, client); err != nil {
+						return err
+					}
+				}
 				st, err := client.Status(ctx)
 				if err != nil {
 					return err
@@ -37,6 +50,26 @@ the whole status of the node is printed.`,
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&wait, "wait", false, "first wait, up to --timeout, until the node is ready")
+	return cmd
+}
+
+// waitReady waits until the node serves applications.
+func waitReady(ctx context.Context, client *api.Client) error {
+	tick := time.NewTicker(readyInterval)
+	defer tick.Stop()
+	last := client.Ready(ctx)
+	for last != nil {
+		select {
+		case <-tick.C:
+			if err := client.Ready(ctx); ctx.Err() == nil {
+				last = err
+			}
+		case <-ctx.Done():
+			return exit.With(exit.Unreachable, fmt.Errorf("wait for the node at %s: %w", client.Base(), last))
+		}
+	}
+	return nil
 }
 
 func (c *cli) printCluster(st api.Status) error {

@@ -158,6 +158,8 @@ func (c *cli) ask(cmd *cobra.Command, timeout time.Duration, f func(ctx context.
 		return nil
 	case interrupt.Err() != nil:
 		return errInterrupted
+	case ctx.Err() != nil && exit.Code(err) == exit.Unreachable && !errors.Is(err, context.DeadlineExceeded):
+		return err // it was waiting between two questions
 	case ctx.Err() != nil:
 		// The request was sent, or was on its way: it may have taken effect.
 		return exit.With(exit.Unknown, fmt.Errorf("no answer of the node at %s within %s; whether the request took effect is not known", client.Base(), timeout))

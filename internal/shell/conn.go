@@ -76,26 +76,47 @@ func (c *conn) all(ctx context.Context, statement string) ([][]string, error) {
 }
 
 // hints says what to do about the codes that are particular to a replicated
-// database. docs/sqlite-compatibility.md has the same in more words.
+// database, where the VFS has nothing more exact to say.
+// docs/sqlite-compatibility.md has the same in more words.
 var hints = map[sqlite3.ErrNoExtended]string{
 	sqlite3.ErrNoExtended(sqlite3.ErrBusy): "another writer has the lock, or there is no leader: try again",
 	sqlite3.ErrBusySnapshot:                "refused and not written: run the transaction again",
 	sqlite3.ErrIoErrWrite:                  "whether it was written is not known: look before you run it again",
 }
 
-// describe returns the text of an error with SQLite's code, and what to do
-// where that is not plain.
+// fromVFS lists the codes that may come from the VFS. Another error has
+// nothing to do with the last text that the VFS kept.
+var fromVFS = map[sqlite3.ErrNo]bool{
+	sqlite3.ErrBusy: true, sqlite3.ErrReadonly: true, sqlite3.ErrIoErr: true, sqlite3.ErrFull: true,
+	sqlite3.ErrCantOpen: true, sqlite3.ErrMisuse: true,
+}
+
+// describe returns the text of an error with SQLite's code, and what the VFS
+// says about it or, failing that, what to do.
+func (c *conn) describe(ctx context.Context, err error) string {
+	text := describe(err)
+	var se sqlite3.Error
+	if c == nil || !errors.As(err, &se) || !fromVFS[se.Code] && se.Error() != "SQL logic error" {
+		return text
+	}
+	rows, qerr := c.all(ctx, "PRAGMA hasqlite_error")
+	if qerr != nil || len(rows) == 0 || rows[0][0] == "" {
+		if hint := hints[se.ExtendedCode]; hint != "" {
+			return text + ": " + hint
+		}
+		return text
+	}
+	return text + ": " + rows[0][0]
+}
+
+// describe returns the text of an error with SQLite's code.
 func describe(err error) string {
 	var se sqlite3.Error
 	if !errors.As(err, &se) {
 		return err.Error()
 	}
-	s := se.Error()
 	if code := int(se.ExtendedCode); code != 0 {
-		s = fmt.Sprintf("%s (%d)", s, code)
+		return fmt.Sprintf("%s (%d)", se.Error(), code)
 	}
-	if hint := hints[se.ExtendedCode]; hint != "" {
-		s += ": " + hint
-	}
-	return s
+	return se.Error()
 }

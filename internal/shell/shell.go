@@ -247,7 +247,7 @@ func (s *shell) report(err error, source string, line int) error {
 	if source != "" {
 		where = fmt.Sprintf("%s, line %d: ", source, line)
 	}
-	fmt.Fprintf(s.errs, "Error: %s%s\n", where, printable(describe(err)))
+	fmt.Fprintf(s.errs, "Error: %s%s\n", where, printable(s.conn.describe(context.Background(), err)))
 	if s.opts.Bail {
 		return errQuit
 	}
