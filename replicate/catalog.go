@@ -77,7 +77,7 @@ func (s *Service) Create(ctx context.Context, name string, want DatabaseID, page
 	if !ok {
 		return none, false, fmt.Errorf("create database %q: %w", name, ErrDeleted)
 	}
-	if err := d.openFiles(); err != nil {
+	if err := d.use(ctx); err != nil {
 		return none, false, err
 	}
 	return st, reply.Created, nil

@@ -182,15 +182,19 @@ func (t *LockTable) Acquire(ctx context.Context, db DatabaseID, owner Owner) err
 		t.unlock()
 		return nil
 	}
-	t.advance(l, now) // a reservation or lease may have ended, its timer not fired yet
-	l = t.get(db)
+	if l.busy() { // a reservation or lease may have ended, its timer not fired yet
+		t.advance(l, now)
+		l = t.get(db)
+	}
 	mine := l.reservedFor(owner, now)
 	if !l.held && !now.Before(t.quiet) && (mine || l.waiting == 0 && l.reservedUntil.IsZero()) {
 		if k := l.ticketOf(owner); k != nil {
 			l.drop(k, ErrOwnerGone)
 		}
 		l.grant(owner, now)
-		t.advance(l, now)
+		if len(l.queue) > 0 {
+			t.advance(l, now)
+		}
 		t.unlock()
 		return nil
 	}
@@ -463,7 +467,7 @@ func (t *LockTable) advance(l *writeLock, now time.Time) {
 			answer <- nil
 		}
 	}
-	if !l.held && len(l.queue) == 0 && l.reservedUntil.IsZero() {
+	if !l.busy() {
 		t.recycle(l)
 		return
 	}
@@ -524,6 +528,9 @@ func (l *writeLock) stopTimer() {
 }
 
 func (l *writeLock) heldBy(owner Owner) bool { return l.held && l.holder == owner && !l.leaving }
+
+// busy reports whether the lock belongs in the table.
+func (l *writeLock) busy() bool { return l.held || len(l.queue) > 0 || !l.reservedUntil.IsZero() }
 
 // leaseRuns reports whether the lease can end.
 func (l *writeLock) leaseRuns() bool { return l.held && l.commits == 0 && l.waiting > 0 }

@@ -311,12 +311,19 @@ func (s *Service) admit(q memberRequest, current *raft.Server) error {
 		}
 		return s.raftChange(s.raft.AddVoter(id, addr, 0, 10*time.Second))
 	}
-	if err := s.raftChange(s.raft.AddNonvoter(id, addr, 0, 10*time.Second)); err != nil {
-		return err
+	if current == nil || current.Address != addr {
+		if err := s.raftChange(s.raft.AddNonvoter(id, addr, 0, 10*time.Second)); err != nil {
+			return err
+		}
+		s.log.Info("member added", "member", q.ID, "raft", q.Raft, "voter", false)
 	}
-	s.log.Info("member added", "member", q.ID, "raft", q.Raft, "voter", false)
 	if q.Voter {
-		s.goroutine(func() { s.promote(q.ID) })
+		if _, busy := s.promoting.LoadOrStore(q.ID, true); !busy {
+			s.goroutine(func() {
+				defer s.promoting.Delete(q.ID)
+				s.promote(q.ID)
+			})
+		}
 	}
 	return nil
 }
@@ -326,7 +333,7 @@ func (s *Service) promote(id string) {
 	target := s.raft.CommitIndex()
 	for s.pauseFor(s.ctx, 100*time.Millisecond) {
 		if _, ok := s.leading(); !ok {
-			return // the next leader's announce handling sees the wish again
+			return // the node asks the next leader again
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
 		st, err := callJSON[struct{}, *Status](ctx, s, id, methodStatus, struct{}{})
@@ -356,18 +363,29 @@ func (s *Service) proposeMember(ctx context.Context, m *Member) error {
 	return err
 }
 
-// announce tells the cluster this node's addresses, after every start and until it knows them. A node that
-// wants to vote and does not is promoted on the way.
+// announce tells the cluster this node's addresses, after every start and until it knows them, and asks for
+// the vote that the node is meant to have.
 func (s *Service) announce(m Membership) {
-	for s.pauseFor(s.ctx, 200*time.Millisecond) {
-		if len(s.servers()) == 0 {
-			continue
+	for wait := 100 * time.Millisecond; s.pauseFor(s.ctx, wait); wait = min(2*wait, 2*time.Second) {
+		member, votes := false, false
+		for _, srv := range s.servers() {
+			if string(srv.ID) == s.opts.NodeID {
+				member, votes = true, srv.Suffrage == raft.Voter
+			}
 		}
-		if got, ok := s.member(s.opts.NodeID); ok && got.RaftAddr == m.RaftAddr && got.HTTPAddr == s.opts.HTTPAddr {
+		got, ok := s.member(s.opts.NodeID)
+		announced := ok && got.RaftAddr == m.RaftAddr && got.HTTPAddr == s.opts.HTTPAddr
+		q := memberRequest{Op: "announce", ID: s.opts.NodeID, Raft: m.RaftAddr, HTTP: s.opts.HTTPAddr}
+		switch {
+		case !member:
+			continue
+		case announced && (votes || m.NonVoter):
 			return
+		case announced:
+			q.Op, q.Voter = "add", true
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
-		_, err := s.changeMember(ctx, memberRequest{Op: "announce", ID: s.opts.NodeID, Raft: m.RaftAddr, HTTP: s.opts.HTTPAddr})
+		_, err := s.changeMember(ctx, q)
 		cancel()
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Debug("announce this node", "err", err)

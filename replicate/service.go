@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sort"
 	"sync"
@@ -56,6 +57,9 @@ type Service struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	spawnMu sync.Mutex
+	ended   bool
+
 	handleSeq atomic.Uint64
 	draining  atomic.Bool
 	retained  atomic.Int64 // bytes of payload that appliers' queues hold
@@ -72,6 +76,7 @@ type Service struct {
 	proposing   atomic.Uint64
 	started     time.Time
 	membership  Membership
+	promoting   sync.Map // member id -> true
 }
 
 // Start opens raft on the stores and begins to replicate. The caller bootstraps or joins afterwards.
@@ -129,12 +134,27 @@ func (s *Service) stop(err error) {
 	}
 }
 
+// goroutine runs f beside everything else, unless the service has ended.
 func (s *Service) goroutine(f func()) {
+	s.spawnMu.Lock()
+	defer s.spawnMu.Unlock()
+	if s.ended {
+		return
+	}
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
 		f()
 	}()
+}
+
+// end stops all goroutines and waits for them.
+func (s *Service) end() {
+	s.cancel()
+	s.spawnMu.Lock()
+	s.ended = true
+	s.spawnMu.Unlock()
+	s.wg.Wait()
 }
 
 func (s *Service) databasePath(id DatabaseID) string {
@@ -239,6 +259,10 @@ func (s *Service) checkReplayed(index, term uint64) {
 	if index < s.replayIndex && term <= s.replayTerm {
 		return
 	}
+	s.finishReplay()
+}
+
+func (s *Service) finishReplay() {
 	s.replayOnce.Do(func() {
 		close(s.replay)
 		s.goroutine(func() {
@@ -247,8 +271,41 @@ func (s *Service) checkReplayed(index, term uint64) {
 				d.kickLocked()
 				d.mu.Unlock()
 			}
+			s.sweep()
 		})
 	})
+}
+
+// sweep removes the files of databases that were deleted while this node was down. Applications that still
+// have them open get I/O errors from then on.
+func (s *Service) sweep() {
+	entries, err := os.ReadDir(filepath.Join(s.opts.Dir, "databases"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Warn("look for deleted databases", "err", err)
+	}
+	for _, e := range entries {
+		id, err := ParseDatabaseID(e.Name())
+		if err != nil {
+			continue
+		}
+		if _, known := s.replica(id); known {
+			continue
+		}
+		if _, _, gone := s.fsm.Tombstone(id); !gone {
+			continue
+		}
+		path := s.databasePath(id)
+		if live, err := s.files.Open(path); err == nil {
+			if epoch, err := live.Epoch(); err == nil {
+				err = live.SetEpoch(epoch + 1)
+				s.log.Debug("end handles of a deleted database", "id", id.String(), "err", err)
+			}
+			live.Close()
+		}
+		if err := s.files.Remove(path); err != nil {
+			s.log.Warn("files of a deleted database stay behind", "id", id.String(), "err", err)
+		}
+	}
 }
 
 func (s *Service) replayed() bool {
@@ -343,7 +400,7 @@ func (s *Service) afterRestore(states []DatabaseState) error {
 	if err := errors.Join(all...); err != nil {
 		return err
 	}
-	s.replayOnce.Do(func() { close(s.replay) })
+	s.finishReplay()
 	return nil
 }
 
@@ -465,9 +522,9 @@ func (d *replica) scrub() {
 	}
 }
 
-// Shutdown hands leadership over, lets commits in flight end, closes the databases with their records, and
-// stops raft. It is bounded by ctx.
-func (s *Service) Shutdown(ctx context.Context) error {
+// Prepare begins a shutdown: no write begins any more, and commits in flight get their verdicts. The
+// applications' connections may be closed after it.
+func (s *Service) Prepare(ctx context.Context) error {
 	s.draining.Store(true)
 	s.drain(ctx)
 	if s.raft.State() == raft.Leader && s.voters() > 1 {
@@ -475,15 +532,21 @@ func (s *Service) Shutdown(ctx context.Context) error {
 			s.log.Warn("hand over leadership", "err", err)
 		}
 	}
+	return nil
+}
+
+// Shutdown stops raft and closes the databases with their records. It is bounded by ctx.
+func (s *Service) Shutdown(ctx context.Context) error {
+	s.draining.Store(true)
+	for _, d := range s.allReplicas() {
+		d.waitApplied(ctx)
+	}
 	var errs []error
 	if err := s.raft.Shutdown().Error(); err != nil {
 		errs = append(errs, fmt.Errorf("stop raft: %w", err))
 	}
-	for _, d := range s.allReplicas() {
-		d.waitApplied(ctx)
-	}
-	s.cancel()
-	s.wg.Wait()
+	s.fsm.Close()
+	s.end()
 	for _, d := range s.allReplicas() {
 		d.closeForShutdown()
 	}

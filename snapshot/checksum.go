@@ -52,7 +52,8 @@ var crcTable = func() (t [256]uint64) {
 	return t
 }()
 
-// reduce multiplies a word of degree 59 at most by x^64.
+// reduce multiplies by x^64 what does not overflow by that: all of a word of
+// degree 59 at most.
 func reduce(o uint64) uint64 { return o ^ o>>1 ^ o>>3 ^ o>>4 }
 
 // step64 multiplies by x^64.

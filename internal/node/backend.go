@@ -226,7 +226,7 @@ func (b backend) Metrics() api.Metrics {
 		CommitIndex: st.Cluster.CommitIndex, AppliedIndex: st.Cluster.AppliedIndex,
 		Databases: map[string]int{}, Begins: m.Begins, Commits: m.Commits, Applied: m.Applied, ReplicatedBytes: m.ReplicatedBytes,
 		Checkpoints: map[api.CheckpointKey]uint64{}, LeaderChanges: m.LeaderChanges, Fences: m.Fences, Heals: m.Heals, Errors: m.Errors,
-		BeginSeconds: histogram(m.BeginSeconds), CommitSeconds: histogram(m.CommitSeconds), ApplySeconds: histogram(m.ApplySeconds),
+		BeginSeconds: m.BeginSeconds, CommitSeconds: m.CommitSeconds, ApplySeconds: m.ApplySeconds,
 	}
 	for k, v := range m.Checkpoints {
 		r.Checkpoints[api.CheckpointKey(k)] = v
@@ -239,5 +239,3 @@ func (b backend) Metrics() api.Metrics {
 	}
 	return r
 }
-
-func histogram(h replicate.Histogram) api.Histogram { return api.Histogram(h) }

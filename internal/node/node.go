@@ -1,0 +1,317 @@
+// Package node builds one HA-Sqlite node out of its parts, starts it and stops it.
+//
+// Owns: the order in which the parts start and stop, and what each is given.
+// Imports: all packages of the project that a node consists of.
+// Invariant: nothing is served before the data directory is locked and checked, and everything that was
+// started is stopped in the opposite order.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/internal/datadir"
+	"github.com/uglyer/ha-sqlite/internal/link"
+	"github.com/uglyer/ha-sqlite/replicate"
+	"github.com/uglyer/ha-sqlite/replicate/logstore"
+	"github.com/uglyer/ha-sqlite/replicate/peer"
+)
+
+// Node is a running node. Its methods may be called from any goroutine.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	id      string
+	started time.Time
+
+	dir   *datadir.Dir
+	store *logstore.Store
+	port  *peer.Port
+	svc   *replicate.Service
+	link  *link.Server
+	http  *api.Server
+
+	raftAddr, httpAddr, socket string
+
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	done    chan struct{}
+	stop    sync.Once
+	mu      sync.Mutex
+	err     error
+	onClose []func() error
+}
+
+// snapshotsKept is how many raft snapshots stay on disk.
+const snapshotsKept = 2
+
+// Start starts a node and returns once it serves. It enters its cluster in the background.
+func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
+	cfg = cfg.WithDefaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	n := &Node{cfg: cfg, log: log, started: time.Now().UTC(), cancel: cancel, done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			cancel()
+			n.closeAll()
+		}
+	}()
+	if err := n.openStores(); err != nil {
+		return nil, err
+	}
+	if err := n.listenPeers(); err != nil {
+		return nil, err
+	}
+	httpListener, err := api.Listen(cfg.HTTP, n.log)
+	if err != nil {
+		return nil, err
+	}
+	n.onClose = append(n.onClose, ignoreClosed(httpListener.Close))
+	n.httpAddr = httpListener.Addr().String()
+	snapshots, err := logstore.OpenSnapshots(n.dir.RaftDir(), snapshotsKept, hclog.NewNullLogger())
+	if err != nil {
+		return nil, err
+	}
+	if err := logstore.Check(n.store, snapshots, n.raftAddr); err != nil {
+		return nil, err
+	}
+	fileAccess := files{fileMode: n.dir.FileMode(), gid: n.dir.Group()}
+	n.svc, err = replicate.Start(replicate.Options{
+		NodeID: n.id, Cluster: n.cluster, Dir: n.dir.Path(), HTTPAddr: n.httpAddr, Files: fileAccess,
+		Port: n.port, Store: n.store, Snapshots: snapshots,
+		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
+		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries, VerifyFull: cfg.VerifyFull,
+	}, n.log)
+	if err != nil {
+		return nil, err
+	}
+	n.link = link.NewServer(&sessions{svc: n.svc, nodeID: n.id, cluster: n.cluster, files: fileAccess, pending: map[string]int{}}, n.log)
+	if err := n.serveSocket(); err != nil {
+		return nil, errors.Join(err, n.svc.Shutdown(context.Background()))
+	}
+	n.http = api.NewServer(backend{n}, backend{n}, n.log)
+	n.goroutine(func() {
+		if err := n.http.Serve(httpListener); err != nil {
+			n.fail(err)
+		}
+	})
+	n.goroutine(func() { n.enter(ctx) })
+	n.goroutine(func() {
+		select {
+		case err := <-n.svc.Fatal():
+			n.fail(err)
+		case <-ctx.Done():
+		}
+	})
+	n.log.Info("node ready", "http", n.httpAddr, "raft", n.raftAddr, "socket", n.socket)
+	return n, nil
+}
+
+func (n *Node) goroutine(f func()) {
+	n.wg.Add(1)
+	go func() {
+		defer n.wg.Done()
+		f()
+	}()
+}
+
+func (n *Node) openStores() (err error) {
+	cfg := n.cfg
+	n.dir, err = datadir.Open(cfg.Data, datadir.Want{NodeID: cfg.ID, LogKind: cfg.RaftLog, Group: cfg.Group, FileMode: cfg.FileMode})
+	if err != nil {
+		return err
+	}
+	n.onClose = append(n.onClose, n.dir.Close)
+	n.id = n.dir.Record().NodeID
+	n.log = n.log.With("node", n.id)
+	n.store, err = logstore.Open(n.dir.RaftDir(), logstore.Kind(n.dir.Record().LogKind), logstore.Options{
+		MustExist: n.cluster() != [16]byte{}, Logger: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose = append(n.onClose, n.store.Close)
+	return nil
+}
+
+func (n *Node) cluster() [16]byte { return n.dir.Record().Cluster }
+
+func (n *Node) listenPeers() (err error) {
+	identity := func() peer.Identity {
+		r := n.dir.Record()
+		return peer.Identity{NodeID: n.id, Cluster: r.Cluster, Lineage: r.Lineage}
+	}
+	resolve := func(id string) (string, bool) {
+		if n.svc == nil {
+			return "", false
+		}
+		return n.svc.Address(id)
+	}
+	n.port, err = peer.Listen(n.cfg.Raft, identity, resolve, n.log)
+	if err != nil {
+		return err
+	}
+	n.onClose = append(n.onClose, n.port.Close)
+	n.raftAddr = n.port.Addr()
+	return nil
+}
+
+// serveSocket opens the socket for applications: the one that was asked for, else the default one, else
+// one in the data directory.
+func (n *Node) serveSocket() error {
+	l, err := n.listenSocket()
+	if err != nil {
+		return err
+	}
+	n.onClose = append(n.onClose, ignoreClosed(l.Close))
+	n.goroutine(func() {
+		if err := n.link.Serve(l); err != nil && !errors.Is(err, link.ErrServerClosed) {
+			n.fail(err)
+		}
+	})
+	return nil
+}
+
+func (n *Node) listenSocket() (net.Listener, error) {
+	open := func(path string) (net.Listener, error) {
+		l, err := link.Listen(path, n.dir.FileMode(), n.dir.Group())
+		if err == nil {
+			n.socket = path
+		}
+		return l, err
+	}
+	if n.cfg.Socket != "" {
+		path, err := filepath.Abs(n.cfg.Socket)
+		if err != nil {
+			return nil, err
+		}
+		return open(path)
+	}
+	err := os.MkdirAll(filepath.Dir(DefaultSocket), 0o755)
+	if err == nil {
+		var l net.Listener
+		if l, err = open(DefaultSocket); err == nil {
+			return l, nil
+		}
+	}
+	path := filepath.Join(n.dir.Path(), "node.sock")
+	l, second := open(path)
+	if second != nil {
+		return nil, errors.Join(err, second)
+	}
+	n.log.Warn("the default socket cannot be used; applications need HASQLITE_SOCKET or node= to find this node",
+		"default", DefaultSocket, "err", err, "HASQLITE_SOCKET", path)
+	return l, nil
+}
+
+// enter makes the node a member of its cluster.
+func (n *Node) enter(ctx context.Context) {
+	adopt := func(cluster [16]byte, lineage uint64) error {
+		return n.dir.SetCluster(datadir.ClusterID(cluster), lineage)
+	}
+	err := n.svc.Enter(ctx, replicate.Membership{
+		Join: n.cfg.Join, BootstrapExpect: n.cfg.BootstrapExpect, NonVoter: n.cfg.NonVoter, RaftAddr: n.raftAddr,
+		Adopt: adopt, Lineage: n.dir.Record().Lineage,
+	})
+	if err != nil && ctx.Err() == nil && !errors.Is(err, replicate.ErrShutdown) {
+		n.fail(fmt.Errorf("enter the cluster: %w", err))
+	}
+}
+
+// fail ends the node: Wait returns err.
+func (n *Node) fail(err error) {
+	n.mu.Lock()
+	first := n.err == nil
+	if first {
+		n.err = err
+	}
+	n.mu.Unlock()
+	if first {
+		n.log.Error("the node stops", "err", err)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			n.Shutdown(ctx) //nolint:errcheck // Wait reports the first error
+		}()
+	}
+}
+
+func (n *Node) failure() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.err
+}
+
+// Addrs returns where the node listens.
+func (n *Node) Addrs() (http, raft, socket string) { return n.httpAddr, n.raftAddr, n.socket }
+
+// Wait returns when the node has stopped: nil after Shutdown, else the error that it cannot go on after.
+func (n *Node) Wait() error {
+	<-n.done
+	return n.failure()
+}
+
+// Shutdown stops the node: no new writes, verdicts of commits in flight, leadership handed over, databases
+// checkpointed and recorded. It is as clean as it can be until ctx ends.
+func (n *Node) Shutdown(ctx context.Context) error {
+	var err error
+	n.stop.Do(func() {
+		defer close(n.done)
+		n.log.Info("stopping")
+		err = errors.Join(n.http.Shutdown(ctx), n.svc.Prepare(ctx), n.link.Shutdown(ctx), n.svc.Shutdown(ctx))
+		n.cancel()
+		err = errors.Join(err, n.closeAll())
+		n.wg.Wait()
+		n.log.Info("stopped")
+	})
+	<-n.done
+	return err
+}
+
+func (n *Node) closeAll() error {
+	var errs []error
+	for i := len(n.onClose) - 1; i >= 0; i-- {
+		errs = append(errs, n.onClose[i]())
+	}
+	n.onClose = nil
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(f func() error) func() error {
+	return func() error {
+		if err := f(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.ErrClosedPipe) {
+			return err
+		}
+		return nil
+	}
+}
+
+// Migrate rewrites the raft log of a stopped node in another kind of store.
+func Migrate(data, to string, log *slog.Logger) error {
+	dir, err := datadir.Open(data, datadir.Want{Existing: true})
+	if err != nil {
+		return err
+	}
+	defer dir.Close() //nolint:errcheck // nothing was written through it since SetLogKind
+	from := dir.Record().LogKind
+	if from == to {
+		return fmt.Errorf("migrate %s: its raft log is %q already", data, to)
+	}
+	err = logstore.Migrate(dir.RaftDir(), logstore.Kind(from), logstore.Kind(to), logstore.Options{}, func() error { return dir.SetLogKind(to) })
+	if err != nil {
+		return fmt.Errorf("migrate %s: %w", data, err)
+	}
+	log.Info("raft log migrated", "from", from, "to", to)
+	return nil
+}
