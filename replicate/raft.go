@@ -18,9 +18,9 @@ import (
 // Timeouts for a local network. CommitTimeout is how long a follower may wait to hear of a commit
 // (RULES A3): raft's own default of 50 ms would be the latency of every write lock that changes nodes.
 const (
-	heartbeatTimeout = 700 * time.Millisecond
-	electionTimeout  = 700 * time.Millisecond
-	leaseTimeout     = 500 * time.Millisecond
+	heartbeatTimeout = 1000 * time.Millisecond
+	electionTimeout  = 1000 * time.Millisecond
+	leaseTimeout     = 800 * time.Millisecond
 	commitTimeout    = 5 * time.Millisecond
 	// restoreTimeout is what raft allows for a snapshot of the scale's size; ours are small manifests whose
 	// restore fetches pages for as long as it takes (RULES A5).

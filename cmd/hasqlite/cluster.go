@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/internal/exit"
+)
+
+func newCluster(c *cli) *cobra.Command {
+	return group("cluster", "Show and change the members of the cluster",
+		newClusterStatus(c), newClusterAdd(c), newClusterRemove(c), newClusterTransfer(c))
+}
+
+func newClusterStatus(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the members, the leader and how far the log is",
+		Long: `Shows the cluster as the node sees it. With --json, and with all it knows of its databases,
+the whole status of the node is printed.`,
+		Example: "  hasqlite cluster status\n  hasqlite cluster status --json\n  hasqlite cluster status --node http://db2.lan:7440",
+		Args:    exit.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) error {
+				st, err := client.Status(ctx)
+				if err != nil {
+					return err
+				}
+				if c.json {
+					return c.printJSON(st)
+				}
+				return c.printCluster(st)
+			})
+		},
+	}
+}
+
+func (c *cli) printCluster(st api.Status) error {
+	cl := st.Cluster
+	leader := dash(cl.Leader)
+	if st.Stale {
+		leader += " (this node hears of no leader: reads may be old, writes wait)"
+	}
+	err := c.printFields([][2]string{
+		{"cluster", fmt.Sprintf("%s, lineage %d", dash(cl.ID), cl.Lineage)}, {"leader", leader},
+		{"this node", fmt.Sprintf("%s, %s, version %s", st.Node.ID, st.State, st.Node.Version)},
+		{"socket", st.Node.Socket},
+		{"log", fmt.Sprintf("term %d, committed %d, applied %d", cl.Term, cl.CommitIndex, cl.AppliedIndex)},
+		{"databases", strconv.Itoa(len(st.Databases))},
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(c.out)
+	voters, reachable := 0, 0
+	rows := [][]string{{"MEMBER", "ROLE", "RAFT", "HTTP", "REACHABLE"}}
+	for _, m := range cl.Members {
+		role := "non-voter"
+		if m.Voter {
+			role = "voter"
+			voters++
+			if m.Reachable {
+				reachable++
+			}
+		}
+		if m.ID == cl.Leader {
+			role = "leader"
+		}
+		rows = append(rows, []string{m.ID, role, m.Raft, dash(m.HTTP), yesNo(m.Reachable)})
+	}
+	if err := c.printTable(rows); err != nil {
+		return err
+	}
+	majority := voters/2 + 1
+	switch {
+	case voters == 0:
+	case reachable < majority:
+		fmt.Fprintf(c.out, "\n%d of %d voters can be reached, %d are needed: nothing can be written.\n", reachable, voters, majority)
+	case reachable == majority && voters > 1:
+		fmt.Fprintf(c.out, "\nNo further voter may be lost: %d of %d can be reached, %d are needed.\n", reachable, voters, majority)
+	case voters%2 == 0:
+		fmt.Fprintf(c.out, "\n%d voters survive the loss of %d, as %d do: add or remove one.\n", voters, (voters-1)/2, voters-1)
+	}
+	return nil
+}
+
+func newClusterAdd(c *cli) *cobra.Command {
+	var nonVoter bool
+	cmd := &cobra.Command{
+		Use:   "add ID RAFT-ADDRESS",
+		Short: "Take a node into the cluster",
+		Long: `Takes a running node into the cluster, or gives a member another address or another vote.
+A node that was started with --join asks for this itself.`,
+		Example:           "  hasqlite cluster add n4 db4.lan:7441\n  hasqlite cluster add n5 db5.lan:7441 --non-voter",
+		Args:              exit.Args(cobra.ExactArgs(2)),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req := api.AddMemberRequest{ID: args[0], Raft: args[1], Voter: !nonVoter}
+			return c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) error {
+				if err := client.AddMember(ctx, req); err != nil {
+					return err
+				}
+				return c.printDone("member %s added at %s", req.ID, req.Raft)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&nonVoter, "non-voter", false, "without a vote")
+	return cmd
+}
+
+func newClusterRemove(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove ID",
+		Short: "Remove a member from the cluster",
+		Long: `Removes a member from the cluster, also one that is dead. To come back it needs an empty
+data directory and another id.`,
+		Example:           "  hasqlite cluster remove n3",
+		Args:              exit.Args(cobra.ExactArgs(1)),
+		ValidArgsFunction: c.memberIDs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) error {
+				if err := client.RemoveMember(ctx, args[0]); err != nil {
+					return err
+				}
+				return c.printDone("member %s removed", args[0])
+			})
+		},
+	}
+}
+
+func newClusterTransfer(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use:               "transfer [ID]",
+		Short:             "Make another member the leader",
+		Long:              "Makes another member the leader: the one named, or the one that is furthest ahead.",
+		Example:           "  hasqlite cluster transfer\n  hasqlite cluster transfer n2",
+		Args:              exit.Args(cobra.MaximumNArgs(1)),
+		ValidArgsFunction: c.memberIDs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var req api.TransferRequest
+			if len(args) == 1 {
+				req.ID = args[0]
+			}
+			return c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) error {
+				if err := client.TransferLeadership(ctx, req); err != nil {
+					return err
+				}
+				if req.ID == "" {
+					return c.printDone("leadership handed over")
+				}
+				return c.printDone("leadership handed over to %s", req.ID)
+			})
+		},
+	}
+}
