@@ -1,0 +1,85 @@
+# make build      the two commands, in bin/
+# make extension  hasqlite.so for every language but Go
+# make test       all tests, after installing what a Debian machine lacks for them
+# make check      what a change has to pass: formatting, vet, staticcheck, tests with the
+#                 race detector, the C code under the sanitizers, short fuzzing
+# make bench      the measurements of the README
+# make fuzz       every fuzz target for FUZZTIME each
+# make soak       200 rounds of faults on a cluster
+
+GO       ?= go
+CC       ?= gcc
+FUZZTIME ?= 10s
+ROUNDS   ?= 200
+BENCHARGS ?=
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+EXTENSION ?= hasqlite.so
+SHIM      := $(filter-out vfs/live.c,$(wildcard vfs/*.c))
+LDFLAGS   := -X github.com/uglyer/ha-sqlite/internal/buildinfo.version=$(VERSION)
+
+# Tests that start clusters of processes run one package at a time: they
+# measure time, and two clusters on one small machine disturb each other.
+CLUSTER_TESTS = ./test/...
+OTHER_TESTS   = $$($(GO) list ./... | grep -v /ha-sqlite/test/)
+
+.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench soak clean
+
+all: build extension
+
+build:
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+extension: $(EXTENSION)
+
+$(EXTENSION): $(SHIM) $(wildcard vfs/*.h)
+	$(CC) -O2 -fPIC -shared -fvisibility=hidden -DHASQLITE_EXT -Wall -Wextra -Werror $(SHIM) -o $@
+
+install-deps:
+	@.ci/install
+
+test: install-deps
+	$(GO) test -count=1 -timeout 10m $(OTHER_TESTS)
+	$(GO) test -count=1 -timeout 15m -p 1 $(CLUSTER_TESTS)
+
+# staticcheck is pinned by tools/go.mod, which keeps its dependencies out of ours.
+build/staticcheck: tools/go.mod tools/go.sum
+	cd tools && $(GO) build -o ../build/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+lint: build/staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not formatted: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	build/staticcheck ./...
+
+tidy:
+	$(GO) mod tidy -diff
+	cd tools && $(GO) mod tidy -diff
+
+race: install-deps
+	$(GO) test -race -count=1 -timeout 20m $(OTHER_TESTS)
+	HASQLITE_TEST_RACE=1 $(GO) test -race -count=1 -timeout 40m -p 1 $(CLUSTER_TESTS)
+
+# The C code in the process of the Go tests, under both sanitizers.
+asan: install-deps
+	CGO_CFLAGS='-g -O1 -fsanitize=undefined -fno-sanitize-recover=undefined' CGO_LDFLAGS=-fsanitize=undefined \
+		$(GO) test -asan -count=1 -timeout 30m ./vfs/...
+
+check: lint tidy race asan fuzz
+
+fuzz:
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+bench: install-deps
+	$(GO) run ./internal/bench $(BENCHARGS)
+
+soak: install-deps
+	$(GO) test -count=1 -timeout 6h -v -run TestClusterKeepsItsWord ./test/fault -rounds $(ROUNDS)
+
+clean:
+	rm -rf bin build hasqlite.so
+	$(GO) clean -testcache
