@@ -54,6 +54,7 @@ func (s *Service) openRaft() error {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	s.raft = r
+	close(s.raftUp)
 	return nil
 }
 

@@ -82,12 +82,28 @@ type wireError struct {
 func (e *wireError) Error() string { return e.text }
 func (e *wireError) Unwrap() error { return e.sentinel }
 
+// registerMethods tells the port who answers what. The port listens before raft runs: raft restores its
+// snapshot first, and may fetch pages from peers meanwhile. Until then only pages are served; every other
+// call waits.
 func (s *Service) registerMethods() {
-	handle := func(method uint8, f func(context.Context, string, []byte) ([]byte, error)) {
-		s.port.Handle(method, func(ctx context.Context, from string, req []byte) ([]byte, error) {
+	type method = func(context.Context, string, []byte) ([]byte, error)
+	whenUp := func(f method) method {
+		return func(ctx context.Context, from string, req []byte) ([]byte, error) {
+			select {
+			case <-s.raftUp:
+				return f(ctx, from, req)
+			case <-s.ctx.Done():
+				return nil, coded(ErrShutdown)
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+	}
+	handle := func(number uint8, f method) {
+		s.port.Handle(number, whenUp(func(ctx context.Context, from string, req []byte) ([]byte, error) {
 			reply, err := f(ctx, from, req)
 			return reply, coded(err)
-		})
+		}))
 	}
 	handle(methodCommit, s.serveCommit)
 	handle(methodAcquire, s.serveAcquire)
@@ -98,8 +114,8 @@ func (s *Service) registerMethods() {
 	handle(methodMember, jsonMethod(s.leaderMember))
 	handle(methodStatus, jsonMethod(func(ctx context.Context, _ struct{}) (*Status, error) { return s.localStatus(), nil }))
 	handle(methodHandles, jsonMethod(s.localHandles))
-	s.port.Handle(methodHello, jsonMethodFrom(s.serveHello), peer.OpenToStrangers())
-	s.port.Handle(methodJoin, jsonMethodFrom(s.serveJoin), peer.OpenToStrangers())
+	s.port.Handle(methodHello, whenUp(jsonMethodFrom(s.serveHello)), peer.OpenToStrangers())
+	s.port.Handle(methodJoin, whenUp(jsonMethodFrom(s.serveJoin)), peer.OpenToStrangers())
 	s.port.HandleStream(methodFetch, func(ctx context.Context, from string, req []byte, w io.Writer) error {
 		return coded(s.serveFetch(ctx, from, req, w))
 	})

@@ -69,6 +69,7 @@ type Service struct {
 	replicas map[DatabaseID]*replica
 
 	replay      chan struct{} // closed when the log's tail at start is confirmed or replaced
+	raftUp      chan struct{} // closed when raft is set
 	replayOnce  sync.Once
 	replayIndex uint64
 	replayTerm  uint64
@@ -86,7 +87,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s := &Service{
 		opts: opts, log: log, files: opts.Files, port: opts.Port, store: opts.Store,
 		ctx: ctx, cancel: cancel, now: time.Now, fatal: make(chan error, 1),
-		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), started: time.Now(),
+		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
 	s.locks = NewLockTable(SystemClock{}, opts.WriteLease)
 	s.fsm = NewFSM(sink{s}, log)

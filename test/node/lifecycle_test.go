@@ -276,7 +276,9 @@ func TestSingleNodeStartsWithADirectoryOnly(t *testing.T) {
 func TestDataDirectoriesAreRefused(t *testing.T) {
 	c := testcluster.Start(t, localcluster.Options{Nodes: 1})
 	n := c.Nodes()[0]
-	testcluster.Exec(t, testcluster.Open(t, n, "a.db", patient...), `CREATE TABLE t(v)`)
+	if err := n.Call(t.Context(), http.MethodPost, "/v1/databases", map[string]any{"name": "a.db"}, nil); err != nil {
+		t.Fatal(err)
+	}
 	binary := testcluster.Binary(t, "hasqlite-node")
 	refusal := func(t *testing.T, args ...string) string {
 		t.Helper()
