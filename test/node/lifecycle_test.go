@@ -193,8 +193,7 @@ func TestRollingRestartUnderWritersGivesNothingButBusy(t *testing.T) {
 	for i, n := range c.Nodes() {
 		db := testcluster.Open(t, n, "roll.db", patient...)
 		wg.Go(func() {
-			for !stop.Load() && !t.Failed() {
-				insist(ctx, t, db, `INSERT INTO t VALUES(?, ?)`, i, done[i].Load())
+			for !stop.Load() && insist(ctx, t, db, `INSERT INTO t VALUES(?, ?)`, i, done[i].Load()) {
 				done[i].Add(1)
 			}
 		})
