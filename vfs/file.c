@@ -626,15 +626,18 @@ static int haCheckReservedLock(sqlite3_file *pFile, int *pOut){
 }
 
 /*
-** SQLite hands over the connection when it opens a file. The file of
-** sqlite3_open itself comes before the connection has a main database: only
-** then no busy handler can have been set, and a default one does no harm. A
-** begin that had to wait needs one, because its snapshot is old by then.
+** SQLite hands over the connection when it opens a file. During sqlite3_open,
+** and so for the main database, nobody can have set a busy handler yet, and a
+** default one does no harm. A begin that had to wait needs one, because its
+** snapshot is old by then.
 */
 static void fileConnection(HaFile *p, sqlite3 **ppDb){
   p->ppDb = ppDb;
-  if( *ppDb && sqlite3_db_filename(*ppDb, "main")==0 ){
-    sqlite3_busy_timeout(*ppDb, HA_BUSY_TIMEOUT_MS);
+  if( *ppDb ){
+    const char *zMain = sqlite3_db_filename(*ppDb, "main");
+    if( zMain==0 || zMain==p->zPath ){
+      sqlite3_busy_timeout(*ppDb, HA_BUSY_TIMEOUT_MS);
+    }
   }
 }
 

@@ -15,6 +15,7 @@
 */
 #include "hasqlite.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #ifdef _MSC_VER
@@ -48,6 +49,7 @@ static HaVfs aVfs[2];
 static sqlite3_mutex *pMutex = 0;
 static const char *zClientName = "";
 static int hostLocksFirst = 0;
+static int logToStderr = 0;
 
 const char *haClientName(void){ return zClientName; }
 sqlite3_mutex *haMutex(void){ return pMutex; }
@@ -57,8 +59,13 @@ sqlite3_mutex *haMutex(void){ return pMutex; }
 */
 int haHostMayLockFirst(void){ return hostLocksFirst; }
 
+/*
+** Keep an error text for xGetLastError. HASQLITE_LOG=1 prints it as well, for
+** programs that show neither SQLite's log nor that.
+*/
 void haSetLastError(const char *zText){
   sqlite3_snprintf(sizeof(zLastError), zLastError, "%s", zText);
+  if( logToStderr ) fprintf(stderr, "%s\n", zText);
 }
 
 static sqlite3_vfs *realVfs(sqlite3_vfs *pVfs){ return ((HaVfs*)pVfs)->pReal; }
@@ -458,6 +465,11 @@ static void vfsRoot(HaVfs *v){
   }
 }
 
+/* True if an environment variable is set to something but 0. */
+static int isOn(const char *z){
+  return z && z[0] && strcmp(z, "0")!=0;
+}
+
 /*
 ** Register both VFS objects. Calling it again does nothing.
 */
@@ -466,7 +478,6 @@ int haVfsRegister(
   int makeDefault      /* make "hasqlite-default" the default VFS; so does
                        ** HASQLITE_DEFAULT_VFS in the environment */
 ){
-  const char *zDefault = getenv("HASQLITE_DEFAULT_VFS");
   sqlite3_vfs *pReal;
   int rc;
   if( aVfs[0].pReal ) return SQLITE_OK;
@@ -476,7 +487,8 @@ int haVfsRegister(
   }
   pReal = sqlite3_vfs_find(0);
   if( pReal==0 ) return SQLITE_ERROR;
-  if( zDefault && zDefault[0] && strcmp(zDefault, "0")!=0 ) makeDefault = 1;
+  if( isOn(getenv("HASQLITE_DEFAULT_VFS")) ) makeDefault = 1;
+  logToStderr = isOn(getenv("HASQLITE_LOG"));
   zClientName = zClient;
   haForkInit();
   pMutex = sqlite3_mutex_alloc(SQLITE_MUTEX_FAST);
