@@ -104,10 +104,11 @@ static const char *uriParameter(const char *z, const char *zKey){
   return 0;
 }
 
+/* The same as a number; what is none, or over a day in ms, is not there. */
 static int uriInt(const char *zName, const char *zKey, int dflt){
   const char *z = uriParameter(zName, zKey);
-  int n = z ? atoi(z) : dflt;
-  return n>0 && n<=86400000 ? n : dflt;
+  int n = z && z[0]>='0' && z[0]<='9' ? atoi(z) : dflt;
+  return n>=0 && n<=86400000 ? n : dflt;
 }
 
 static int uriBool(const char *zName, const char *zKey){

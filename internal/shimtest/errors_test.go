@@ -309,6 +309,69 @@ func TestSilentNode(t *testing.T) {
 	}
 }
 
+// TestNodeStopsAnswering: likewise with a handle that is open already. The
+// series of attempts that a busy handler makes waits once.
+func TestNodeStopsAnswering(t *testing.T) {
+	n, _, db := shop(t, "lock_timeout=200")
+	mustExec(t, db, "PRAGMA busy_timeout=1000")
+	asked := 0
+	release := make(chan struct{})
+	n.BeginError = func(*Database) error { asked++; <-release; return nil }
+	start := time.Now()
+	_, err := db.Exec("INSERT INTO a VALUES(3)")
+	close(release)
+	if code := codeOf(err); code != 5 {
+		t.Errorf("code %d (%v), want 5", code, err)
+	}
+	if d := time.Since(start); d < 5*time.Second || d > 9*time.Second || asked != 1 {
+		t.Errorf("took %v, asked %d times", d, asked)
+	}
+	if got := queryText(t, db, "SELECT count(*) FROM a"); got != "2" {
+		t.Errorf("%s rows", got)
+	}
+	n.BeginError = nil
+	eventually(t, "the next insert", func() bool {
+		_, err := db.Exec("INSERT INTO a VALUES(4)")
+		return err == nil
+	})
+}
+
+// TestLinearizableUnderLoad: no read fails, and each waits once.
+func TestLinearizableUnderLoad(t *testing.T) {
+	n, d, db := shop(t)
+	stop, done := make(chan struct{}), make(chan int)
+	go func() {
+		writes := 0
+		for {
+			select {
+			case <-stop:
+				done <- writes
+				return
+			default:
+			}
+			if _, err := db.Exec("UPDATE a SET x=x+1"); err == nil {
+				writes++
+			}
+		}
+	}()
+	reader := open(t, dsn(n, "shop.db", "consistency=linearizable"))
+	mustExec(t, reader, "SELECT count(*) FROM a")
+	before := d.Snapshot().Reads
+	const reads = 2000
+	start := time.Now()
+	for range reads {
+		queryText(t, reader, "SELECT sum(x) FROM a")
+	}
+	took := time.Since(start)
+	close(stop)
+	writes := <-done
+	waits := d.Snapshot().Reads - before
+	t.Logf("%d reads, %d waits, %d writes in %v", reads, waits, writes, took)
+	if waits < reads || waits > reads+reads/100 {
+		t.Errorf("%d reads waited %d times", reads, waits)
+	}
+}
+
 func TestCommitTimeout(t *testing.T) {
 	n, _, db := shop(t, "commit_timeout=300")
 	release := make(chan struct{})

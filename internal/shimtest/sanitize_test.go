@@ -37,10 +37,32 @@ func inVFS(names ...string) []string {
 	return out
 }
 
+// built holds the extensions that this run of the tests made, by flags.
+var built = map[string]string{}
+
+// TestMain removes them.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	for _, so := range built {
+		_ = os.RemoveAll(filepath.Dir(so))
+	}
+	os.Exit(code)
+}
+
 // extension builds hasqlite.so the way doc.go of package vfs says.
 func extension(t *testing.T, flags ...string) string {
 	t.Helper()
-	so := filepath.Join(shortDir(t), "hasqlite.so")
+	key := strings.Join(flags, " ")
+	if so := built[key]; so != "" {
+		return so
+	}
+	dir, err := os.MkdirTemp("", "shim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	so := filepath.Join(dir, "hasqlite.so")
+	built[key] = so
 	compile(t, so, inVFS(shimSources...), append([]string{"-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-DHASQLITE_EXT"}, flags...)...)
 	return so
 }
