@@ -244,6 +244,8 @@ func (s *Service) acquire(ctx context.Context, db DatabaseID, handle uint64) (Po
 			return pos, term, nil
 		}
 		if errors.Is(err, ErrDeleted) || ctx.Err() != nil {
+			// The grant may be on its way to somebody who does not wait any more.
+			s.releaseLock(db, handle)
 			return Position{}, 0, fmt.Errorf("lock the database for writing: %w", err)
 		}
 		select { // not the leader, or it could not be reached: look again

@@ -55,6 +55,9 @@ func coded(err error) error {
 	if err == nil {
 		return nil
 	}
+	if remote := (*peer.RemoteError)(nil); errors.As(err, &remote) {
+		return remote // coded already
+	}
 	for code, sentinel := range codedErrors {
 		if errors.Is(err, sentinel) {
 			return &peer.RemoteError{Code: code, Text: err.Error()}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sort"
@@ -89,6 +90,8 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 		ctx: ctx, cancel: cancel, now: time.Now, fatal: make(chan error, 1),
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
+	// A leader may remember handles of this node's former life.
+	s.handleSeq.Store(rand.Uint64() << 32)
 	s.locks = NewLockTable(SystemClock{}, opts.WriteLease)
 	s.fsm = NewFSM(sink{s}, log)
 	s.fsm.OnPersist = s.beforePersist

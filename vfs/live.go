@@ -41,13 +41,13 @@ var (
 	ErrPinned = errors.New("a snapshot is open")
 )
 
-// sqliteError is a result code of SQLite with what was done.
-type sqliteError struct {
+// liveResult is a result code of SQLite with what was done.
+type liveResult struct {
 	code int
 	text string
 }
 
-func (e *sqliteError) Error() string { return fmt.Sprintf("%s (SQLite error %d)", e.text, e.code) }
+func (e *liveResult) Error() string { return fmt.Sprintf("%s (SQLite error %d)", e.text, e.code) }
 
 // liveError turns a result code into an error. Any kind of SQLITE_BUSY wraps
 // [wal.ErrBusy].
@@ -55,7 +55,7 @@ func liveError(rc C.int) error {
 	if rc == C.SQLITE_OK {
 		return nil
 	}
-	err := &sqliteError{code: int(rc), text: C.GoString(C.sqlite3_errstr(rc))}
+	err := &liveResult{code: int(rc), text: C.GoString(C.sqlite3_errstr(rc))}
 	if rc&0xff == C.SQLITE_BUSY {
 		return fmt.Errorf("%w: %w", wal.ErrBusy, err)
 	}
@@ -90,11 +90,11 @@ func CreateImage(path string, pageSize uint32, autoVacuum uint8, mode os.FileMod
 	if exists != 0 {
 		return fmt.Errorf("create %s: %w", path, ErrExists)
 	}
-	return syncDir(filepath.Dir(path))
+	return liveSyncDir(filepath.Dir(path))
 }
 
-// syncDir makes the entries of a directory durable.
-func syncDir(dir string) error {
+// liveSyncDir makes the entries of a directory durable.
+func liveSyncDir(dir string) error {
 	if runtime.GOOS == "windows" {
 		return nil // directories cannot be opened there; the journal of NTFS does it
 	}

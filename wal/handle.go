@@ -26,8 +26,7 @@ type Handle struct {
 	locks   Locks
 	opts    Options
 
-	// turn is empty while a transaction is open or someone else has the handle
-	// for itself. Lock slots belong to a connection, so they do not exclude
+	// turn is empty while a transaction is open or being begun. Lock slots belong to a connection, so they do not exclude
 	// goroutines that share it.
 	turn chan struct{}
 	// restart is held while the log is restarted and while a snapshot is pinned:
@@ -47,9 +46,9 @@ func NewHandle(db, wal File, shm Shm, locks Locks, opts Options) *Handle {
 	return h
 }
 
-// Acquire keeps transactions of this handle out until Release, without a lock
+// acquire keeps transactions of this handle out until release, without a lock
 // that other processes see. It waits for an open transaction until ctx ends.
-func (h *Handle) Acquire(ctx context.Context) error {
+func (h *Handle) acquire(ctx context.Context) error {
 	select {
 	case <-h.turn:
 	default:
@@ -66,19 +65,19 @@ func (h *Handle) Acquire(ctx context.Context) error {
 	return nil
 }
 
-// Release ends Acquire.
-func (h *Handle) Release() { h.turn <- struct{}{} }
+// release ends acquire.
+func (h *Handle) release() { h.turn <- struct{}{} }
 
 // Close makes every later call fail with [ErrClosed]. It waits for an open
 // transaction and for calls in progress, not for snapshots.
 func (h *Handle) Close() error {
-	if err := h.Acquire(context.Background()); err != nil {
+	if err := h.acquire(context.Background()); err != nil {
 		return nil // closed before
 	}
 	h.life.Lock()
 	h.closed = true
 	h.life.Unlock()
-	h.Release()
+	h.release()
 	return nil
 }
 
@@ -89,7 +88,7 @@ func (h *Handle) Begin(ctx context.Context) (*Txn, error) {
 	var timer *time.Timer
 	wait, recoveries := minBackoff, 0
 	for {
-		if err := h.Acquire(ctx); err != nil {
+		if err := h.acquire(ctx); err != nil {
 			return nil, fmt.Errorf("begin: %w", err)
 		}
 		t, err := h.tryBegin()
@@ -99,11 +98,11 @@ func (h *Handle) Begin(ctx context.Context) (*Txn, error) {
 		if errors.Is(err, ErrUnstable) && h.opts.Recover != nil && recoveries < maxRecoveries {
 			recoveries++
 			if err = h.opts.Recover(); err == nil {
-				h.Release()
+				h.release()
 				continue
 			}
 		}
-		h.Release()
+		h.release()
 		if !errors.Is(err, ErrBusy) {
 			return nil, fmt.Errorf("begin: %w", err)
 		}

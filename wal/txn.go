@@ -61,7 +61,7 @@ func (t *Txn) End() error {
 	}
 	t.done = true
 	err := t.h.locks.Unlock(slotWrite, 1, Exclusive)
-	t.h.Release()
+	t.h.release()
 	if err != nil {
 		return fmt.Errorf("end: release write lock: %w", err)
 	}

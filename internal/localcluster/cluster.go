@@ -221,7 +221,7 @@ func (c *Cluster) Follower(ctx context.Context) (*Node, error) {
 	return nil, errors.New("no running follower")
 }
 
-// WaitConverged waits until every node shows the database in state ok, with file and decided position equal, and the same
+// WaitConverged waits until every node shows the database in state ok or idle, with file and decided position equal, and the same
 // position on all nodes. It returns that position. All nodes have to run.
 func (c *Cluster) WaitConverged(ctx context.Context, database string) (Position, error) {
 	var pos Position
@@ -252,7 +252,7 @@ func converged(nodes []*Node, statuses []*Status, database string) (Position, er
 			errs = append(errs, fmt.Errorf("%s: no such database", id))
 			continue
 		}
-		if d.State != "ok" || d.File != d.Decided {
+		if d.State != "ok" && d.State != "idle" || d.File != d.Decided {
 			errs = append(errs, fmt.Errorf("%s: state %s %s, decided %v, file %v", id, d.State, d.Detail, d.Decided, d.File))
 			continue
 		}

@@ -157,6 +157,7 @@ func TestDifferencesBetweenNodesAreNotConverged(t *testing.T) {
 		"one lacks it":       {db("ok", "i", "2", "2"), &Status{}, "no such database"},
 		"one is behind":      {db("ok", "i", "2", "2"), db("ok", "i", "1", "1"), "n2: 1/c"},
 		"files are behind":   {db("ok", "i", "2", "2"), db("ok", "i", "2", "1"), "file 1/c"},
+		"one is idle":        {db("ok", "i", "2", "2"), db("idle", "i", "2", "2"), ""},
 		"one is fenced":      {db("fenced", "i", "2", "2"), db("ok", "i", "2", "2"), "fenced"},
 		"another database":   {db("ok", "i", "2", "2"), db("ok", "j", "2", "2"), "of j"},
 	} {

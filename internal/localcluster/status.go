@@ -63,7 +63,7 @@ type Database struct {
 	Pages     uint32   `json:"pages"`
 	WALBytes  int64    `json:"wal_bytes"`
 	Handles   int      `json:"handles"`
-	State     string   `json:"state"` // ok, fenced, catching_up or late
+	State     string   `json:"state"` // ok, idle (closed for lack of use), fenced, catching_up or late
 	Detail    string   `json:"detail"`
 	HolderPID int      `json:"holder_pid"`
 }

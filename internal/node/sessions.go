@@ -137,10 +137,28 @@ func (h *handle) Create(ctx context.Context, pageSize uint32, autoVacuum uint8) 
 
 var errNotCreated = &link.Error{Code: link.CodeError, Text: "the database does not exist yet"}
 
+// arrive attaches a handle whose database was not known when it was opened: a node that has just started
+// learns of its databases from the log, and its applications are faster.
+func (h *handle) arrive(ctx context.Context) error {
+	id, _, exists, err := h.s.svc.Resolve(h.req.Name)
+	switch {
+	case err != nil:
+		return &link.Error{Code: link.CodeCantOpen, Text: err.Error()}
+	case id != replicate.DatabaseID(h.req.ID):
+		return &link.Error{Code: link.CodeReadOnly, Text: fmt.Sprintf("database %q was deleted or created again since it was opened: open it again", h.req.Name)}
+	case !exists:
+		return &link.Error{Code: link.CodeBusy, Text: errNotCreated.Text}
+	}
+	_, err = h.attach(ctx, id)
+	return err
+}
+
 // Begin implements link.Handle.
 func (h *handle) Begin(ctx context.Context) (link.Grant, error) {
 	if h.h == nil {
-		return link.Grant{}, errNotCreated
+		if err := h.arrive(ctx); err != nil {
+			return link.Grant{}, err
+		}
 	}
 	pos, fp, err := h.h.Begin(ctx)
 	if err != nil {

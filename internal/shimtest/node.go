@@ -35,6 +35,8 @@ type Node struct {
 	server *link.Server
 	dbs    map[string]*Database
 
+	stopping chan struct{} // closed by Stop
+
 	// Verdict, when set, decides instead of accepting everything.
 	Verdict func(db *Database, tx *link.Tx) (link.Outcome, string)
 	// BeginError, when set, can refuse a grant.
@@ -95,6 +97,7 @@ func (n *Node) serve(l net.Listener) {
 	s := link.NewServer(n, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	n.mu.Lock()
 	n.server = s
+	n.stopping = make(chan struct{})
 	n.mu.Unlock()
 	go func() { _ = s.Serve(l) }()
 }
@@ -103,6 +106,11 @@ func (n *Node) serve(l net.Listener) {
 func (n *Node) Stop() {
 	n.mu.Lock()
 	s := n.server
+	select {
+	case <-n.stopping:
+	default:
+		close(n.stopping)
+	}
 	n.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -37,6 +37,7 @@ func newFixture(t *testing.T, args ...string) *fixture {
 		f.dbs[n] = testcluster.Open(t, n, database, "_busy_timeout=20000")
 		if i == 0 {
 			testcluster.Exec(t, f.dbs[n], `CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, luck INT DEFAULT (random()))`)
+			testcluster.Converged(t, f.Cluster, database)
 		}
 		f.write(n, "by "+n.ID)
 	}

@@ -30,8 +30,8 @@ func code(err error) int {
 	return -1
 }
 
-// insist runs a statement until it gives no SQLITE_BUSY; any other error ends the test.
-func insist(ctx context.Context, t *testing.T, db *sql.DB, query string, args ...any) {
+// insist runs a statement until it gives no SQLITE_BUSY, and reports whether it was done; any other error fails the test.
+func insist(ctx context.Context, t *testing.T, db *sql.DB, query string, args ...any) bool {
 	t.Helper()
 	var err error
 	pollErr := localcluster.Poll(ctx, 5*time.Millisecond, func() (bool, error) {
@@ -39,8 +39,10 @@ func insist(ctx context.Context, t *testing.T, db *sql.DB, query string, args ..
 		return code(err)&0xff != int(sqlite3.ErrBusy), err
 	})
 	if err := errors.Join(pollErr, err); err != nil {
-		t.Errorf("%s: %v", query, err)
+		t.Errorf("%s: %v (%d)", query, err, code(err))
+		return false
 	}
+	return true
 }
 
 // conn takes the one connection of a handle, for a transaction over several statements.

@@ -21,6 +21,7 @@ func TestIdenticalInsertsAreAllCounted(t *testing.T) {
 	c := testcluster.Start(t, localcluster.Options{})
 	ctx := testcluster.Context(t, 2*time.Minute)
 	testcluster.Exec(t, testcluster.Open(t, c.Nodes()[0], "same.db", patient...), `CREATE TABLE same(v)`)
+	testcluster.Converged(t, c, "same.db")
 	var wg sync.WaitGroup
 	for _, n := range c.Nodes() {
 		for range 2 {
@@ -90,7 +91,9 @@ func TestExpiredLeaseMakesTheLateCommitRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			database := "lease " + name
 			slow := conn(t, testcluster.Open(t, pair[0], database, patient...))
-			do(t, slow, `CREATE TABLE t(v TEXT)`, `BEGIN IMMEDIATE`, `INSERT INTO t VALUES('late')`)
+			do(t, slow, `CREATE TABLE t(v TEXT)`)
+			testcluster.Converged(t, c, database)
+			do(t, slow, `BEGIN IMMEDIATE`, `INSERT INTO t VALUES('late')`)
 			if pair[0] == pair[1] {
 				// On one node the native lock is held too: nobody gets in before the holder gives up.
 				_, err := testcluster.Open(t, pair[1], database, "_busy_timeout=1500", "lock_timeout=500").ExecContext(t.Context(), `INSERT INTO t VALUES('other')`)
@@ -132,7 +135,9 @@ func TestLockTimeoutIsSpentOncePerSeries(t *testing.T) {
 	c := testcluster.Start(t, localcluster.Options{})
 	nodes := leaderFirst(t, c)
 	holder := conn(t, testcluster.Open(t, nodes[0], "busy.db", patient...))
-	do(t, holder, `CREATE TABLE t(v)`, `BEGIN IMMEDIATE`, `INSERT INTO t VALUES(1)`)
+	do(t, holder, `CREATE TABLE t(v)`)
+	testcluster.Converged(t, c, "busy.db")
+	do(t, holder, `BEGIN IMMEDIATE`, `INSERT INTO t VALUES(1)`)
 	for _, n := range nodes[1:] {
 		db := testcluster.Open(t, n, "busy.db", "_busy_timeout=1000", "lock_timeout=1000")
 		begun := time.Now()
