@@ -77,7 +77,7 @@ type Service struct {
 	restored    bool          // the snapshot of the start was loaded: a later restore comes from the leader
 	proposing   atomic.Uint64 // the term whose first entry is on its way or decided
 	pressure    pressure
-	leadMu      sync.Mutex    // orders opening and closing the lock table
+	leadMu      sync.Mutex // orders opening and closing the lock table
 	started     time.Time
 	membership  Membership
 	promoting   sync.Map // member id -> true
