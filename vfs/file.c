@@ -496,68 +496,6 @@ static int haShmUnmap(sqlite3_file *pFile, int bDelete){
   return p->pReal->pMethods->xShmUnmap(p->pReal, bDelete);
 }
 
-/* ---- creation ---- */
-
-/*
-** True if SQLite opened p as the target of VACUUM INTO, which attaches it
-** under a name of its own.
-*/
-static int vacuumTarget(HaFile *p){
-  sqlite3 *db = p->ppDb ? *p->ppDb : 0;
-  int i;
-  if( db==0 ) return 0;
-  if( sqlite3_db_filename(db, "vacuum_db")==p->zPath ) return 1;
-  if( sqlite3_libversion_number()<3039000 ) return 0;
-  for(i=2; i<64; i++){
-    const char *z = sqlite3_db_name(db, i);
-    if( z==0 ) return 0;
-    if( sqlite3_strnicmp(z, "vacuum_", 7)==0
-     && sqlite3_db_filename(db, z)==p->zPath
-    ){
-      return 1;
-    }
-  }
-  return 0;
-}
-
-/*
-** Open the platform's file, after the node made it if it is new. SQLite reads
-** the header of a new database before it locks it for the first time; only
-** with that lock it is sure to need the database, and page_size and
-** auto_vacuum are known.
-*/
-static int fileCreate(HaFile *p){
-  int rc, rcLink;
-  if( vacuumTarget(p) ){
-    return haError(p, SQLITE_CANTOPEN,
-      "VACUUM INTO the name of a replicated database: write a path, such as"
-      " './%s', or 'file:%s?vfs=%s'", p->zName, p->zName, p->pVfs->zName);
-  }
-  rc = haFileConnect(p);
-  if( rc!=SQLITE_OK ) return rc;
-  rcLink = haLinkCreate(&p->link, p->pageSize ? p->pageSize : 4096,
-                        p->autoVacuum, p->lockMs+HA_REPLY_GRACE_MS, &p->epoch);
-  if( haFileReconnect(p, rcLink) ){
-    rcLink = haLinkCreate(&p->link, p->pageSize ? p->pageSize : 4096,
-                        p->autoVacuum, p->lockMs+HA_REPLY_GRACE_MS, &p->epoch);
-  }
-  if( rcLink!=HA_OK ){
-    rc = rcLink==HA_REFUSED ? p->link.errCode : SQLITE_BUSY;
-    return haError(p, rc, "it was not created: %s", p->link.zErr);
-  }
-  rc = p->pVfs->xOpen(p->pVfs, p->zPath, p->pReal,
-                      p->openFlags & ~SQLITE_OPEN_CREATE, 0);
-  if( rc!=SQLITE_OK ){
-    p->pReal->pMethods = 0;
-    return haError(p, rc, "the node made it, but %s does not open", p->zPath);
-  }
-  if( p->pReal->pMethods->iVersion<2 || p->pReal->pMethods->xShmMap==0 ){
-    return haError(p, SQLITE_CANTOPEN, "VFS %s has no shared memory",
-                   p->pVfs->zName);
-  }
-  return SQLITE_OK;
-}
-
 /* ---- file methods ---- */
 
 static int haClose(sqlite3_file *pFile){
@@ -616,7 +554,7 @@ static int haLock(sqlite3_file *pFile, int eLock){
   HaFile *p = (HaFile*)pFile;
   if( eLock>SQLITE_LOCK_SHARED ) return SQLITE_BUSY; /* I5 */
   if( p->pReal->pMethods==0 && eLock==SQLITE_LOCK_SHARED ){
-    int rc = fileCreate(p);
+    int rc = haFileCreate(p);
     if( rc!=SQLITE_OK ) return rc;
   }
   return p->pReal->pMethods->xLock(p->pReal, eLock);

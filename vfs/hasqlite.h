@@ -250,6 +250,7 @@ extern const sqlite3_io_methods haWalMethods;
 
 int haError(HaFile *p, int rc, const char *zFormat, ...);
 int haFileConnect(HaFile *p);
+int haFileCreate(HaFile *p);
 int haFileReconnect(HaFile *p, int rcLink);
 int haFileOpenLink(HaFile *p, int *pExists);
 int haHeaderRead(HaFile *p, u32 *aHdr);
