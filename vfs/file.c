@@ -11,9 +11,11 @@
 **   - a checkpoint holds slot 1: never here, slot 1 alone is refused (I5);
 **   - a write transaction holds a read lock (slots 3..7);
 **   - a host with SQLITE_ENABLE_SETLK_TIMEOUT may take slot 0 before its read
-**     lock: then the header is valid;
-**   - recovery, or a reader that met a half-written header, holds nothing, and
-**     no grant is needed.
+**     lock: it sets the time to block in locks right before that, and the
+**     header is valid;
+**   - recovery, or a reader that met a half-written header, holds nothing and
+**     set a barrier right before that. No grant is needed, and a reader must
+**     not be made to wait for one (I6).
 */
 #include "hasqlite.h"
 
@@ -422,9 +424,7 @@ static int shmLock(HaFile *p, int ofst, int n, int flags){
   }
   if( ofst==0 && n==1 ){
     u32 aHdr[12];
-    if( (p->sharedMask & SLOTS_READ)
-     || (haHostMayLockFirst() && haHeaderRead(p, aHdr))
-    ){
+    if( (p->sharedMask & SLOTS_READ) || (p->blocking && haHeaderRead(p, aHdr)) ){
       rc = writeBegin(p);
       if( rc==SQLITE_OK ) p->exclMask |= mask;
       return rc;
@@ -438,7 +438,11 @@ static int shmLock(HaFile *p, int ofst, int n, int flags){
 static int haShmLock(sqlite3_file *pFile, int ofst, int n, int flags){
   HaFile *p = (HaFile*)pFile;
   u16 mask;
-  if( flags & SQLITE_SHM_LOCK ) return shmLock(p, ofst, n, flags);
+  if( flags & SQLITE_SHM_LOCK ){
+    int rc = shmLock(p, ofst, n, flags);
+    p->blocking = 0;
+    return rc;
+  }
   mask = (u16)(((1<<n)-1)<<ofst);
   if( flags & SQLITE_SHM_SHARED ){
     p->sharedMask &= (u16)~mask;
@@ -458,6 +462,7 @@ static int haShmMap(
 ){
   HaFile *p = (HaFile*)pFile;
   int rc = p->pReal->pMethods->xShmMap(p->pReal, iRegion, nByte, bExtend, pp);
+  p->blocking = 0;
   if( rc==SQLITE_OK && *pp ){
     if( iRegion==0 ) p->pShm = (volatile u32*)*pp;
     if( iRegion>=p->nShm ) p->nShm = iRegion+1;
@@ -477,6 +482,7 @@ static int haShmMap(
 static void haShmBarrier(sqlite3_file *pFile){
   HaFile *p = (HaFile*)pFile;
   p->pReal->pMethods->xShmBarrier(p->pReal);
+  p->blocking = 0;
   if( (p->linkFlags & HA_OPEN_LINEARIZABLE) && p->pShm ){
     u32 aNow[12];
     int i;
@@ -601,6 +607,9 @@ static int haFileControl(sqlite3_file *pFile, int op, void *pArg){
     }
     case SQLITE_FCNTL_PDB:
       fileConnection(p, (sqlite3**)pArg);
+      break;
+    case SQLITE_FCNTL_LOCK_TIMEOUT:
+      p->blocking = 1;
       break;
     case SQLITE_FCNTL_VFSNAME: {
       char *z = sqlite3_mprintf("hasqlite/%s", p->pVfs->zName);

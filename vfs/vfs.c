@@ -48,16 +48,10 @@ static HA_THREAD_LOCAL char zLastError[HA_ERROR_MAX];
 static HaVfs aVfs[2];
 static sqlite3_mutex *pMutex = 0;
 static const char *zClientName = "";
-static int hostLocksFirst = 0;
 static int logToStderr = 0;
 
 const char *haClientName(void){ return zClientName; }
 sqlite3_mutex *haMutex(void){ return pMutex; }
-
-/*
-** True if this SQLite may take slot 0 before its read lock, for all we know.
-*/
-int haHostMayLockFirst(void){ return hostLocksFirst; }
 
 /*
 ** Keep an error text for xGetLastError. HASQLITE_LOG=1 prints it as well, for
@@ -553,12 +547,6 @@ int haVfsRegister(
   zClientName = zClient;
   haForkInit();
   pMutex = sqlite3_mutex_alloc(SQLITE_MUTEX_FAST);
-#ifdef HASQLITE_EXT
-  hostLocksFirst = sqlite3_api->compileoption_used==0
-                || sqlite3_compileoption_used("ENABLE_SETLK_TIMEOUT");
-#else
-  hostLocksFirst = sqlite3_compileoption_used("ENABLE_SETLK_TIMEOUT");
-#endif
   vfsInit(&aVfs[0], pReal, "hasqlite");
   vfsInit(&aVfs[1], pReal, "hasqlite-default");
   vfsRoot(&aVfs[1]);
