@@ -37,6 +37,7 @@ const (
 	codeConflict  uint16 = 4
 	codeInvalid   uint16 = 5
 	codeFenced    uint16 = 6
+	codeNoMember  uint16 = 7
 )
 
 // ErrConflict is returned when the request contradicts what exists: a name that is taken, a database that
@@ -72,23 +73,18 @@ func remoteError(err error) error {
 	var remote *peer.RemoteError
 	if errors.As(err, &remote) {
 		if sentinel, ok := codedErrors[remote.Code]; ok {
-			return &wireError{remote.Text, sentinel}
+			return &kindError{err, sentinel}
 		}
 	}
 	return err
 }
 
-type wireError struct {
-	text     string
-	sentinel error
-}
+// kindError gives an error a sentinel without changing its text.
+type kindError struct{ err, kind error }
 
-func (e *wireError) Error() string { return e.text }
-func (e *wireError) Unwrap() error { return e.sentinel }
+func (e *kindError) Error() string   { return e.err.Error() }
+func (e *kindError) Unwrap() []error { return []error{e.err, e.kind} }
 
-// registerMethods tells the port who answers what. The port listens before raft runs: raft restores its
-// snapshot first, and may fetch pages from peers meanwhile. Until then only pages are served; every other
-// call waits.
 func (s *Service) registerMethods() {
 	type method = func(context.Context, string, []byte) ([]byte, error)
 	whenUp := func(f method) method {
@@ -138,7 +134,7 @@ func jsonMethodFrom[Q, R any](f func(context.Context, string, Q) (R, error)) fun
 	return func(ctx context.Context, from string, req []byte) ([]byte, error) {
 		var q Q
 		if err := json.Unmarshal(req, &q); err != nil {
-			return nil, coded(fmt.Errorf("%w: %w", ErrInvalid, err))
+			return nil, coded(&kindError{err, ErrInvalid})
 		}
 		r, err := f(ctx, from, q)
 		if err != nil {
