@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/uglyer/ha-sqlite/replicate/logstore"
+	"github.com/uglyer/ha-sqlite/replicate/peer"
 )
 
 // Timeouts for a local network. CommitTimeout is how long a follower may wait to hear of a commit
@@ -49,7 +50,7 @@ func (s *Service) openRaft() error {
 	})
 	// The deadline of InstallSnapshot is Timeout x size / TimeoutScale, at least Timeout.
 	transport.TimeoutScale = 1
-	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.store, s.store, s.opts.Snapshots, transport)
+	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.store, s.store, s.opts.Snapshots, peer.LimitBatches(transport, logstore.MaxBatchBytes))
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}

@@ -33,11 +33,16 @@
 //	lock_timeout=MS            how long a begin, or an open, waits for the cluster (5000)
 //	commit_timeout=MS          how long a commit waits without a sign of progress (10000)
 //	consistency=linearizable   each read transaction first asks the leader; else local
-//	page_size=N, auto_vacuum=N used when the database is created; the PRAGMAs do the same
+//	page_size=N, auto_vacuum=N used when the database is created
+//
+// The PRAGMAs page_size and auto_vacuum do the same as long as nothing was read
+// on the connection. mattn/go-sqlite3 reads the schema while it opens, so a Go
+// program writes them into the URI.
 //
 // # PRAGMAs
 //
 // hasqlite_position, hasqlite_status, hasqlite_lag and hasqlite_wait=BOOKMARK
 // are answered by the node; hasqlite_error gives the last error text of this
-// handle, which SQLite itself does not pass on.
+// handle, which SQLite itself does not pass on. With HASQLITE_LOG=1 every such text
+// is also printed on standard error.
 package vfs

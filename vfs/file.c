@@ -61,17 +61,22 @@ int haError(
 /*
 ** A series is a run of attempts with small gaps, as a busy handler makes
 ** them. Returns how long this attempt may wait for a node that does not
-** answer: the whole series gets lock_timeout once.
+** answer: the whole series gets lock_timeout once. After that, one short
+** attempt in HA_SERIES_RETRY_MS finds out when the node is back.
 */
 static int seriesLeft(HaFile *p){
   u64 now = haClockMs();
-  u64 budget = (u64)p->lockMs + HA_REPLY_GRACE_MS;
+  u64 budget = (u64)p->lockMs + HA_REPLY_GRACE_MS; /* seriesStart 0: spent */
   if( p->seriesLast==0 || now-p->seriesLast>HA_SERIES_GAP_MS ){
     p->seriesStart = now;
   }
   p->seriesLast = now;
-  if( now-p->seriesStart>=budget ) return 0;
-  return (int)(budget-(now-p->seriesStart));
+  if( now-p->seriesStart<budget ){
+    return (int)(budget-(now-p->seriesStart));
+  }
+  if( now-p->seriesTry<HA_SERIES_RETRY_MS ) return 0;
+  p->seriesTry = now;
+  return HA_SLICE_MS;
 }
 
 static void seriesEnd(HaFile *p){
@@ -135,10 +140,17 @@ int haFileConnect(HaFile *p){
 
 /*
 ** The node's connection broke in the middle of a request that changes
-** nothing: connect again, once. True if that worked.
+** nothing: connect again, once. True if that worked. A node that was silent
+** has used up the time of this series of attempts.
 */
-static int fileReconnect(HaFile *p, int rcLink){
+int haFileReconnect(HaFile *p, int rcLink){
   if( rcLink!=HA_UNSENT && rcLink!=HA_LOST ) return 0;
+  if( p->link.silent ){
+    seriesEnd(p);
+    p->seriesStart = 0;
+    p->seriesTry = p->seriesLast;
+    return 0;
+  }
   return haFileConnect(p)==SQLITE_OK;
 }
 
@@ -261,7 +273,7 @@ static int grantAsk(HaFile *p, HaPrint *pBase){
   if( rc!=SQLITE_OK ) return rc;
   if( fileStale(p) ) return SQLITE_IOERR;
   rcLink = haLinkBegin(&p->link, p->lockMs+HA_REPLY_GRACE_MS, pBase);
-  if( fileReconnect(p, rcLink) ){
+  if( haFileReconnect(p, rcLink) ){
     if( fileStale(p) ) return SQLITE_IOERR;
     rcLink = haLinkBegin(&p->link, p->lockMs+HA_REPLY_GRACE_MS, pBase);
   }
@@ -366,7 +378,7 @@ static int readBegin(HaFile *p){
   rc = haFileConnect(p);
   if( rc==SQLITE_OK ){
     rcLink = haLinkRead(&p->link, p->lockMs+HA_REPLY_GRACE_MS);
-    if( fileReconnect(p, rcLink) ){
+    if( haFileReconnect(p, rcLink) ){
       rcLink = haLinkRead(&p->link, p->lockMs+HA_REPLY_GRACE_MS);
     }
     if( rcLink==HA_OK ) return fileStale(p) ? SQLITE_IOERR : SQLITE_OK;
@@ -525,7 +537,7 @@ static int fileCreate(HaFile *p){
   if( rc!=SQLITE_OK ) return rc;
   rcLink = haLinkCreate(&p->link, p->pageSize ? p->pageSize : 4096,
                         p->autoVacuum, p->lockMs+HA_REPLY_GRACE_MS, &p->epoch);
-  if( fileReconnect(p, rcLink) ){
+  if( haFileReconnect(p, rcLink) ){
     rcLink = haLinkCreate(&p->link, p->pageSize ? p->pageSize : 4096,
                         p->autoVacuum, p->lockMs+HA_REPLY_GRACE_MS, &p->epoch);
   }
@@ -626,15 +638,18 @@ static int haCheckReservedLock(sqlite3_file *pFile, int *pOut){
 }
 
 /*
-** SQLite hands over the connection when it opens a file. The file of
-** sqlite3_open itself comes before the connection has a main database: only
-** then no busy handler can have been set, and a default one does no harm. A
-** begin that had to wait needs one, because its snapshot is old by then.
+** SQLite hands over the connection when it opens a file. During sqlite3_open,
+** and so for the main database, nobody can have set a busy handler yet, and a
+** default one does no harm. A begin that had to wait needs one, because its
+** snapshot is old by then.
 */
 static void fileConnection(HaFile *p, sqlite3 **ppDb){
   p->ppDb = ppDb;
-  if( *ppDb && sqlite3_db_filename(*ppDb, "main")==0 ){
-    sqlite3_busy_timeout(*ppDb, HA_BUSY_TIMEOUT_MS);
+  if( *ppDb ){
+    const char *zMain = sqlite3_db_filename(*ppDb, "main");
+    if( zMain==0 || zMain==p->zPath ){
+      sqlite3_busy_timeout(*ppDb, HA_BUSY_TIMEOUT_MS);
+    }
   }
 }
 

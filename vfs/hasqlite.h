@@ -62,6 +62,7 @@ typedef int HaSocket;
 #define HA_REPLY_GRACE_MS 5000     /* a node may answer this much later */
 #define HA_BUSY_TIMEOUT_MS 5000    /* for handles that set none themselves */
 #define HA_SERIES_GAP_MS 250       /* attempts this close are one series */
+#define HA_SERIES_RETRY_MS 1000    /* between attempts when its time is up */
 #define HA_SLICE_MS 100            /* longest single wait in the kernel */
 #define HA_ERROR_MAX 512           /* longest error text, end mark included */
 #define HA_NAME_MAX 255            /* longest database name in bytes */
@@ -135,6 +136,7 @@ typedef struct HaLink {
   u32 sequence;   /* of the last request */
   u32 maxTx;      /* most page bytes in one transaction */
   int errCode;    /* SQLite code of the last ERROR, or 0 */
+  int silent;     /* the connection was given up because nothing came */
   int nIn;        /* bytes in aIn */
   int iIn;        /* of which this many are used */
   u8 aIn[512];    /* received */
@@ -215,6 +217,7 @@ struct HaFile {
   u32 iChange;          /* change counter when the transaction began */
   u64 seriesStart;      /* clock at the first of a series of attempts */
   u64 seriesLast;       /* clock at the end of the last attempt */
+  u64 seriesTry;        /* clock at the last attempt after its time was up */
   volatile u32 *pShm;   /* first wal-index region, 0: not mapped */
   int nShm;             /* regions known to be mapped */
   u32 aBarrier[12];     /* wal-index header at the last barrier */
@@ -247,6 +250,7 @@ extern const sqlite3_io_methods haWalMethods;
 
 int haError(HaFile *p, int rc, const char *zFormat, ...);
 int haFileConnect(HaFile *p);
+int haFileReconnect(HaFile *p, int rcLink);
 int haFileOpenLink(HaFile *p, int *pExists);
 int haHeaderRead(HaFile *p, u32 *aHdr);
 void haCaptureReset(HaWal *w, u32 pageSize);

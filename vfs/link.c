@@ -134,7 +134,10 @@ static const char *linkReceive(HaLink *p, u8 *pOut, u32 n, int *pLeftMs){
       p->nIn = got;
     }else if( got==HA_SOCK_SLICE ){
       *pLeftMs -= HA_SLICE_MS;
-      if( *pLeftMs<=0 ) return "the node did not answer in time";
+      if( *pLeftMs<=0 ){
+        p->silent = 1;
+        return "the node did not answer in time";
+      }
     }else{
       return "the node closed the connection";
     }
@@ -268,6 +271,7 @@ int haLinkConnect(
   int rc;
   haLinkClose(p);
   p->errCode = 0;
+  p->silent = 0;
   if( haSockConnect(zSocket, &p->sock, p->zErr, sizeof(p->zErr)) ){
     p->sock = HA_NO_SOCKET;
     return HA_UNSENT;

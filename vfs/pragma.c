@@ -46,9 +46,7 @@ static int pragmaNode(HaFile *p, char **azArg){
   rc = haFileConnect(p);
   if( rc!=SQLITE_OK ) return pragmaError(p, azArg, rc);
   rcLink = haLinkPragma(&p->link, azArg[1], zArg, timeoutMs, &zText);
-  if( (rcLink==HA_UNSENT || rcLink==HA_LOST) && !p->begun
-   && haFileConnect(p)==SQLITE_OK
-  ){
+  if( !p->begun && haFileReconnect(p, rcLink) ){
     rcLink = haLinkPragma(&p->link, azArg[1], zArg, timeoutMs, &zText);
   }
   if( rcLink!=HA_OK ){

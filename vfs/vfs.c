@@ -15,6 +15,7 @@
 */
 #include "hasqlite.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #ifdef _MSC_VER
@@ -48,6 +49,7 @@ static HaVfs aVfs[2];
 static sqlite3_mutex *pMutex = 0;
 static const char *zClientName = "";
 static int hostLocksFirst = 0;
+static int logToStderr = 0;
 
 const char *haClientName(void){ return zClientName; }
 sqlite3_mutex *haMutex(void){ return pMutex; }
@@ -57,8 +59,13 @@ sqlite3_mutex *haMutex(void){ return pMutex; }
 */
 int haHostMayLockFirst(void){ return hostLocksFirst; }
 
+/*
+** Keep an error text for xGetLastError. HASQLITE_LOG=1 prints it as well, for
+** programs that show neither SQLite's log nor that.
+*/
 void haSetLastError(const char *zText){
   sqlite3_snprintf(sizeof(zLastError), zLastError, "%s", zText);
+  if( logToStderr ) fprintf(stderr, "%s\n", zText);
 }
 
 static sqlite3_vfs *realVfs(sqlite3_vfs *pVfs){ return ((HaVfs*)pVfs)->pReal; }
@@ -97,10 +104,11 @@ static const char *uriParameter(const char *z, const char *zKey){
   return 0;
 }
 
+/* The same as a number; what is none, or over a day in ms, is not there. */
 static int uriInt(const char *zName, const char *zKey, int dflt){
   const char *z = uriParameter(zName, zKey);
-  int n = z ? atoi(z) : dflt;
-  return n>0 && n<=86400000 ? n : dflt;
+  int n = z && z[0]>='0' && z[0]<='9' ? atoi(z) : dflt;
+  return n>=0 && n<=86400000 ? n : dflt;
 }
 
 static int uriBool(const char *zName, const char *zKey){
@@ -458,6 +466,11 @@ static void vfsRoot(HaVfs *v){
   }
 }
 
+/* True if an environment variable is set to something but 0. */
+static int isOn(const char *z){
+  return z && z[0] && strcmp(z, "0")!=0;
+}
+
 /*
 ** Register both VFS objects. Calling it again does nothing.
 */
@@ -466,7 +479,6 @@ int haVfsRegister(
   int makeDefault      /* make "hasqlite-default" the default VFS; so does
                        ** HASQLITE_DEFAULT_VFS in the environment */
 ){
-  const char *zDefault = getenv("HASQLITE_DEFAULT_VFS");
   sqlite3_vfs *pReal;
   int rc;
   if( aVfs[0].pReal ) return SQLITE_OK;
@@ -476,7 +488,8 @@ int haVfsRegister(
   }
   pReal = sqlite3_vfs_find(0);
   if( pReal==0 ) return SQLITE_ERROR;
-  if( zDefault && zDefault[0] && strcmp(zDefault, "0")!=0 ) makeDefault = 1;
+  if( isOn(getenv("HASQLITE_DEFAULT_VFS")) ) makeDefault = 1;
+  logToStderr = isOn(getenv("HASQLITE_LOG"));
   zClientName = zClient;
   haForkInit();
   pMutex = sqlite3_mutex_alloc(SQLITE_MUTEX_FAST);

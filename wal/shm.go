@@ -40,12 +40,7 @@ func storeWords(region []byte, off int, src []byte) {
 }
 
 // slotShift is where slot i is in the word it shares with its neighbour.
-func slotShift(i uint32) uint32 {
-	if (i&1 == 1) != hostBig {
-		return 16
-	}
-	return 0
-}
+func slotShift(i uint32) uint32 { return (i&1 ^ evenSlotHigh) * 16 }
 
 // loadSlot returns slot i of the hash table of a region.
 func loadSlot(region []byte, i uint32) uint32 {

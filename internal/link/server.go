@@ -6,7 +6,12 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
+	"time"
 )
+
+// acceptPause is how long a node without free descriptors waits for some.
+const acceptPause = 50 * time.Millisecond
 
 // ErrServerClosed is returned by Serve after Shutdown.
 var ErrServerClosed = errors.New("link server closed")
@@ -57,6 +62,11 @@ func (s *Server) Serve(l net.Listener) error {
 	s.mu.Unlock()
 	for {
 		nc, err := l.Accept()
+		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) {
+			s.log.Error("no descriptor for an application's connection: raise the limit of open files", keyErr, err)
+			s.pause(acceptPause)
+			continue
+		}
 		if err != nil {
 			s.mu.Lock()
 			delete(s.listeners, l)
@@ -68,6 +78,16 @@ func (s *Server) Serve(l net.Listener) error {
 			return err
 		}
 		s.start(nc)
+	}
+}
+
+// pause waits, but not beyond Shutdown.
+func (s *Server) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.ctx.Done():
 	}
 }
 

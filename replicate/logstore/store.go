@@ -325,12 +325,24 @@ func (s *Store) Bounds() (first, last uint64) {
 // GetLog implements raft.LogStore. The data may be shared with other readers
 // and must not be changed.
 func (s *Store) GetLog(index uint64, log *raft.Log) error {
+	// raft-wal goes on serving removed entries while they are in its last
+	// segment; a leader would then replay what it should send as a snapshot.
+	s.mu.Lock()
+	gone := s.last == 0 || index < s.first || index > s.last
+	s.mu.Unlock()
+	if gone {
+		return raft.ErrLogNotFound // raft compares by identity
+	}
+	return s.read(index, log)
+}
+
+func (s *Store) read(index uint64, log *raft.Log) error {
 	if s.cache.get(index, log) {
 		return nil
 	}
 	err := s.backend.GetLog(index, log)
 	if errors.Is(err, raft.ErrLogNotFound) {
-		return raft.ErrLogNotFound // raft compares by identity
+		return raft.ErrLogNotFound
 	}
 	return err
 }
@@ -581,7 +593,7 @@ func (s *Store) termLocked(index uint64) (uint64, error) {
 		}
 	}
 	var l raft.Log
-	if err := s.GetLog(index, &l); err != nil {
+	if err := s.read(index, &l); err != nil {
 		return 0, fmt.Errorf("read log entry %d: %w", index, err)
 	}
 	return l.Term, nil

@@ -181,6 +181,12 @@ func TestDeleteRangeMovesTheBounds(t *testing.T) {
 				for _, st := range steps {
 					must(t, s.DeleteRange(st.lo, st.hi))
 					wantBounds(t, s, st.first, st.last, st.term)
+					for i := uint64(1); i <= 20; i++ {
+						_, err := s.Entry(i)
+						if kept := i >= st.first && i <= st.last; kept != (err == nil) || !kept && !errors.Is(err, raft.ErrLogNotFound) {
+							t.Fatalf("entry %d of %d to %d: %v", i, st.first, st.last, err)
+						}
+					}
 				}
 				end := steps[len(steps)-1]
 				s = open()
