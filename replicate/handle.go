@@ -17,6 +17,10 @@ const (
 	reservation = 50 * time.Millisecond
 	// seriesGap ends a series of attempts: lock_timeout is spent once per series (RULES B2).
 	seriesGap = 250 * time.Millisecond
+	// shortWait is what each attempt may still wait when lock_timeout is spent. An application that starts
+	// its next statement right after SQLITE_BUSY never leaves the series: without a wait it would never
+	// get its turn, although its place in the queue is kept.
+	shortWait = 25 * time.Millisecond
 )
 
 // Outcome is what became of a transaction.
@@ -115,7 +119,11 @@ func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	if h.series.IsZero() || now.Sub(h.lastAttempt) > seriesGap {
 		h.series = now
 	}
-	ctx, cancel := context.WithDeadline(ctx, h.series.Add(h.opts.LockTimeout))
+	deadline := h.series.Add(h.opts.LockTimeout)
+	if least := now.Add(shortWait); deadline.Before(least) {
+		deadline = least
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	pos, fp, err := h.begin(ctx)
 	h.lastAttempt = time.Now()
