@@ -181,7 +181,7 @@ func (d *replica) install(ctx context.Context, m *image) error {
 	d.ioMu.Lock()
 	defer d.ioMu.Unlock()
 	d.mu.Lock()
-	known, pos := d.known, d.position
+	known, pos, fenced := d.known, d.position, d.fenced != nil
 	d.mu.Unlock()
 	if known && pos.TXID >= m.position.TXID {
 		return nil
@@ -237,14 +237,17 @@ func (d *replica) install(ctx context.Context, m *image) error {
 	if sum != m.position.Checksum {
 		return fmt.Errorf("after catching up the files have checksum %s, the peer %s: %w", sum, m.position, errDiverged)
 	}
-	// Handles that were open may have cached a schema that never existed (RULES A7): they get an I/O
-	// error until they are reopened.
-	epoch, err := live.Epoch()
-	if err == nil {
-		err = live.SetEpoch(epoch + 1)
-	}
-	if err != nil {
-		return fmt.Errorf("set the epoch: %w", err)
+	// Handles that were open while bytes of no committed state were visible may have cached a schema that
+	// never existed (RULES A7): they get an I/O error until they are reopened. Readers of a copy that was
+	// merely behind go on.
+	if fenced {
+		epoch, err := live.Epoch()
+		if err == nil {
+			err = live.SetEpoch(epoch + 1)
+		}
+		if err != nil {
+			return fmt.Errorf("set the epoch: %w", err)
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

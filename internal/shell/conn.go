@@ -99,14 +99,19 @@ func (c *conn) describe(ctx context.Context, err error) string {
 	if c == nil || !errors.As(err, &se) || !fromVFS[se.Code] && se.Error() != "SQL logic error" {
 		return text
 	}
-	rows, qerr := c.all(ctx, "PRAGMA hasqlite_error")
-	if qerr != nil || len(rows) == 0 || rows[0][0] == "" {
-		if hint := hints[se.ExtendedCode]; hint != "" {
-			return text + ": " + hint
+	// The text is kept with the database that refused, which may be an
+	// attached one.
+	schemas, _ := c.all(ctx, "SELECT name FROM pragma_database_list WHERE name <> 'temp'")
+	for _, s := range schemas {
+		rows, err := c.all(ctx, "PRAGMA "+quoteName(s[0])+".hasqlite_error")
+		if err == nil && len(rows) > 0 && rows[0][0] != "" {
+			return text + ": " + rows[0][0]
 		}
-		return text
 	}
-	return text + ": " + rows[0][0]
+	if hint := hints[se.ExtendedCode]; hint != "" {
+		return text + ": " + hint
+	}
+	return text
 }
 
 // describe returns the text of an error with SQLite's code.

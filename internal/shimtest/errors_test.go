@@ -276,15 +276,16 @@ func TestNodeRestart(t *testing.T) {
 // TestNodeDiesWhileACommitIsOut: the outcome is unknown.
 func TestNodeDiesWhileACommitIsOut(t *testing.T) {
 	n, _, db := shop(t)
-	got := make(chan struct{})
-	n.Verdict = func(*Database, *link.Tx) (link.Outcome, string) {
-		close(got)
-		go n.Stop()
-		<-n.stopping
-		return link.Refused, ""
+	stopped := make(chan struct{})
+	n.BeforeVerdict = func(ctx context.Context) {
+		go func() {
+			n.Stop()
+			close(stopped)
+		}()
+		<-ctx.Done()
 	}
 	_, err := db.Exec("INSERT INTO a VALUES(3)")
-	<-got
+	<-stopped
 	if code := codeOf(err); code != ioerrWrite {
 		t.Errorf("code %d (%v), want %d", code, err, ioerrWrite)
 	}
@@ -317,6 +318,7 @@ func TestNodeStopsAnswering(t *testing.T) {
 	asked := 0
 	release := make(chan struct{})
 	n.BeginError = func(*Database) error { asked++; <-release; return nil }
+	n.Greeting = func() { <-release }
 	start := time.Now()
 	_, err := db.Exec("INSERT INTO a VALUES(3)")
 	close(release)
@@ -329,7 +331,6 @@ func TestNodeStopsAnswering(t *testing.T) {
 	if got := queryText(t, db, "SELECT count(*) FROM a"); got != "2" {
 		t.Errorf("%s rows", got)
 	}
-	n.BeginError = nil
 	eventually(t, "the next insert", func() bool {
 		_, err := db.Exec("INSERT INTO a VALUES(4)")
 		return err == nil

@@ -35,12 +35,14 @@ type Node struct {
 	server *link.Server
 	dbs    map[string]*Database
 
-	stopping chan struct{} // closed by Stop
-
 	// Verdict, when set, decides instead of accepting everything.
 	Verdict func(db *Database, tx *link.Tx) (link.Outcome, string)
+	// BeforeVerdict, when set, runs first in each commit.
+	BeforeVerdict func(ctx context.Context)
 	// BeginError, when set, can refuse a grant.
 	BeginError func(db *Database) error
+	// Greeting, when set, runs before each connection is greeted.
+	Greeting func()
 	// Epoch is given to every handle that opens.
 	Epoch uint32
 	// ReadDelay runs inside each linearizable read.
@@ -97,7 +99,6 @@ func (n *Node) serve(l net.Listener) {
 	s := link.NewServer(n, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	n.mu.Lock()
 	n.server = s
-	n.stopping = make(chan struct{})
 	n.mu.Unlock()
 	go func() { _ = s.Serve(l) }()
 }
@@ -106,11 +107,6 @@ func (n *Node) serve(l net.Listener) {
 func (n *Node) Stop() {
 	n.mu.Lock()
 	s := n.server
-	select {
-	case <-n.stopping:
-	default:
-		close(n.stopping)
-	}
 	n.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -171,7 +167,12 @@ func idOf(name string) (id [16]byte) {
 }
 
 // Welcome implements link.Backend.
-func (n *Node) Welcome() (string, [16]byte, uint32) { return "fake", [16]byte{1}, maxTx }
+func (n *Node) Welcome() (string, [16]byte, uint32) {
+	if n.Greeting != nil {
+		n.Greeting()
+	}
+	return "fake", [16]byte{1}, maxTx
+}
 
 // Resolve implements link.Backend.
 func (n *Node) Resolve(_ context.Context, name string) (bool, [16]byte, string, error) {
@@ -299,9 +300,15 @@ func (h *handle) Begin(ctx context.Context) (link.Grant, error) {
 	return link.Grant{TXID: d.txid, Base: d.base}, nil
 }
 
-func (h *handle) Commit(_ context.Context, tx *link.Tx, progress func()) (link.Outcome, string) {
+func (h *handle) Commit(ctx context.Context, tx *link.Tx, progress func()) (link.Outcome, string) {
 	progress()
 	d := h.db
+	if d.node.BeforeVerdict != nil {
+		d.node.BeforeVerdict(ctx)
+	}
+	if ctx.Err() != nil {
+		return link.Unknown, "the node stops"
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !h.holding {

@@ -69,6 +69,7 @@ var (
 	codeSpan   = regexp.MustCompile("`([^`\n]+)`")
 	goSymbol   = regexp.MustCompile(`^([a-z][a-z0-9]*)\.([A-Za-z]\w*(?:\.[A-Za-z]\w*)?)(?:\(.*\))?$`)
 	cSymbol    = regexp.MustCompile(`^(ha[A-Z]\w*|hasqlite[A-Z]\w*|sqlite3_hasqlite\w*)(?:\(\))?$`)
+	pathSymbol = regexp.MustCompile(`^(?:[a-z]+/)+([a-z]+)\.([A-Z]\w*(?:\.[A-Z]\w*)?)$`)
 	testName   = regexp.MustCompile(`^(Test|Fuzz|Benchmark)[A-Z]\w*$`)
 	makeTarget = regexp.MustCompile(`^make ([a-z]+)`)
 	repoPath   = regexp.MustCompile(`^(?:\.ci|cmd|docs|internal|replicate|snapshot|test|vfs|wal|tools)/[\w./*-]*$`)
@@ -101,6 +102,10 @@ func TestWhatDocumentsNameExists(t *testing.T) {
 					bad("test", span)
 				} else if g := makeTarget.FindStringSubmatch(span); g != nil && !strings.Contains("\n"+makefile, "\n"+g[1]+":") {
 					bad("make target", g[1])
+				} else if g := pathSymbol.FindStringSubmatch(span); g != nil {
+					if !known[g[1]][g[2]] {
+						bad("symbol", span)
+					}
 				} else if repoPath.MatchString(span) {
 					if found, err := filepath.Glob(filepath.Join(root, span)); err != nil || len(found) == 0 {
 						bad("file", span)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -167,7 +168,7 @@ func (w *world) progress(ctx context.Context, slots ...*slot) error {
 	defer cancel()
 	for _, s := range slots {
 		if _, err := s.writer.Expect(ctx, "progress"); err != nil {
-			return fmt.Errorf("no progress at %s: %w", s.node.ID, err)
+			return fmt.Errorf("no progress at %s: %w; end of the journal:\n%s", s.node.ID, err, w.journalTail(s))
 		}
 	}
 	return nil
@@ -251,6 +252,19 @@ func (w *world) complaints() []string {
 		s.apps = live
 	}
 	return out
+}
+
+// journalTail gives the last lines that the writer of a slot has recorded.
+func (w *world) journalTail(s *slot) string {
+	if len(s.started) == 0 {
+		return ""
+	}
+	b, err := os.ReadFile(w.journal(s.started[len(s.started)-1]))
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-8):], "\n") + fmt.Sprintf("\nnow %d", now())
 }
 
 // others are all slots but some.

@@ -2,6 +2,9 @@ package readme
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,7 +77,9 @@ func TestEveryCommandOfTheReadmeRuns(t *testing.T) {
 	script = append(script, "echo '>>' go program", "go run ./build/readme", "kill -TERM %2 %3 %4", "wait %4")
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", "-c", strings.ReplaceAll(strings.Join(script, "\n"), "try", "build/readme/try"))
+	http, raft := freePorts(t), freePorts(t)
+	text := strings.NewReplacer("try", "build/readme/try", "127.0.0.1:745", http, "127.0.0.1:746", raft).Replace(strings.Join(script, "\n"))
+	cmd := exec.CommandContext(ctx, "bash", "-c", text)
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = 10 * time.Second
@@ -95,4 +100,27 @@ func TestEveryCommandOfTheReadmeRuns(t *testing.T) {
 			t.Errorf("the output lacks %q:\n%s", want, out)
 		}
 	}
+}
+
+// freePorts returns the address of three free ports, less the last digit,
+// which is 1, 2 and 3: another cluster may run on this machine.
+func freePorts(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		front := fmt.Sprintf("127.0.0.1:%d", 1100+rand.IntN(2000))
+		free := true
+		for _, digit := range "123" {
+			l, err := net.Listen("tcp", front+string(digit))
+			if err != nil {
+				free = false
+				break
+			}
+			l.Close()
+		}
+		if free {
+			return front
+		}
+	}
+	t.Fatal("no three free ports in a row")
+	return ""
 }
