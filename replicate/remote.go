@@ -36,6 +36,7 @@ const (
 	codeConflict  uint16 = 4
 	codeInvalid   uint16 = 5
 	codeFenced    uint16 = 6
+	codeLockBusy  uint16 = 7
 )
 
 // ErrConflict is returned when the request contradicts what exists: a name that is taken, a database that
@@ -46,7 +47,7 @@ var ErrConflict = errors.New("conflict")
 var ErrInvalid = errors.New("invalid request")
 
 var codedErrors = map[uint16]error{
-	codeFenced:    ErrFenced,
+	codeFenced: ErrFenced, codeLockBusy: ErrLockBusy,
 	codeNotLeader: ErrNotLeader, codeDeleted: ErrDeleted, codeNotFound: ErrNotFound, codeConflict: ErrConflict, codeInvalid: ErrInvalid,
 }
 
