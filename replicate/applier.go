@@ -1,7 +1,6 @@
 package replicate
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -32,11 +31,18 @@ var errForeign = errors.New("the files were changed by a writer that is not part
 // errDiverged says that the files and the log disagree about the same transaction.
 var errDiverged = errors.New("the local copy differs from the log")
 
+// deviceError says that the files could not be read or written now: a full disk, an I/O error. They show
+// what they showed before, and the change is tried again.
+type deviceError struct{ error }
+
+func (e deviceError) Unwrap() error { return e.error }
+
 // apply empties the queue. One runs at a time per database (d.applying).
 func (d *replica) apply() {
+	wait := minApplyRetry
 	for {
 		d.mu.Lock()
-		if len(d.queue) == 0 || d.fenced != nil || d.removed {
+		if d.idleLocked() || d.svc.ctx.Err() != nil {
 			d.applying = false
 			d.mu.Unlock()
 			return
@@ -45,33 +51,71 @@ func (d *replica) apply() {
 		local := d.local
 		d.mu.Unlock()
 		if local != nil && local.id == it.id && !it.deleted {
-			// The application is about to publish this transaction itself.
-			select {
-			case <-local.done:
-			case <-d.svc.ctx.Done():
+			d.awaitLocal(local)
+			if d.svc.ctx.Err() != nil {
+				continue
 			}
 		}
-		if d.svc.ctx.Err() != nil {
+		err := d.applyItem(it)
+		var device deviceError
+		switch {
+		case err == nil:
+			wait = minApplyRetry
+		case d.svc.ctx.Err() != nil:
+			continue
+		case errors.As(err, &device):
+			d.trouble(err)
+			d.svc.pauseFor(d.svc.ctx, wait)
+			wait = min(2*wait, maxApplyRetry)
+			continue
+		default:
 			d.mu.Lock()
 			d.applying = false
 			d.mu.Unlock()
+			d.fence(fmt.Errorf("apply transaction %s at log index %d: %w", it.position.TXID, it.index, err))
 			return
 		}
-		if err := d.applyItem(it); err != nil {
-			d.mu.Lock()
-			d.applying = false
-			d.mu.Unlock()
-			if d.svc.ctx.Err() == nil {
-				d.fence(fmt.Errorf("apply transaction %s at log index %d: %w", it.position.TXID, it.index, err))
-			}
-			return
-		}
+		d.trouble(nil)
 		d.mu.Lock()
 		// A restore may have emptied the queue meanwhile.
 		if len(d.queue) > 0 && d.queue[0].index == it.index {
 			d.dropQueueHeadLocked()
 		}
 		d.mu.Unlock()
+	}
+}
+
+const (
+	minApplyRetry = 50 * time.Millisecond
+	maxApplyRetry = 5 * time.Second
+)
+
+// awaitLocal waits until an application has published its transaction, or is gone.
+func (d *replica) awaitLocal(local *localCommit) {
+	d.mu.Lock()
+	d.late = time.Now()
+	d.mu.Unlock()
+	select {
+	case <-local.done:
+	case <-d.svc.ctx.Done():
+	}
+	d.mu.Lock()
+	d.late = time.Time{}
+	d.mu.Unlock()
+}
+
+// trouble notes why the applier cannot go on, or that it can.
+func (d *replica) trouble(err error) {
+	d.mu.Lock()
+	former := d.stuck
+	d.stuck = err
+	d.mu.Unlock()
+	switch {
+	case err == nil && former != nil:
+		d.log.Info("changes are applied again")
+	case err != nil && (former == nil || former.Error() != err.Error()):
+		d.svc.metrics.error("apply")
+		d.log.Error("a change cannot be applied, it is tried again: free the disk or repair the device", "err", err)
 	}
 }
 
@@ -157,7 +201,7 @@ func (d *replica) appendIO(txn *wal.Txn, to Position, pageCount uint32, pages []
 			break
 		}
 		if err := txn.ReadPage(p.Pgno, buf); err != nil {
-			return fmt.Errorf("read page %d: %w", p.Pgno, err)
+			return deviceError{fmt.Errorf("read page %d: %w", p.Pgno, err)}
 		}
 		if pageSum(d.pageSize, p.Pgno, buf) != sums[p.Pgno-1] {
 			return fmt.Errorf("page %d of the files is not what transaction %s left: %w", p.Pgno, to.TXID, errDiverged)
@@ -165,7 +209,7 @@ func (d *replica) appendIO(txn *wal.Txn, to Position, pageCount uint32, pages []
 	}
 	fp, err := txn.Append(pages, pageCount)
 	if err != nil {
-		return err
+		return deviceError{err}
 	}
 	d.mu.Lock()
 	d.sums = d.sums.apply(delta)
@@ -213,17 +257,20 @@ func (d *replica) confirmIO(txn *wal.Txn) error {
 // applyDelete empties the database for the handles that are open and removes the files once none is.
 func (d *replica) applyDelete() error {
 	d.mu.Lock()
-	d.deleted = true
 	open := len(d.handles) > 0
 	d.mu.Unlock()
 	if !open {
-		return d.removeFiles()
+		d.removeFiles()
+		return nil
 	}
 	d.ioMu.Lock()
 	defer d.ioMu.Unlock()
 	live, err := d.openIO()
+	if errors.Is(err, ErrDeleted) {
+		return nil // the last handle closed meanwhile
+	}
 	if err != nil {
-		return err
+		return deviceError{err}
 	}
 	empty, err := wal.EmptyDatabase(d.pageSize, d.autoVacuum)
 	if err != nil {
@@ -231,27 +278,41 @@ func (d *replica) applyDelete() error {
 	}
 	txn, err := d.beginIO(d.svc.ctx, live)
 	if err != nil {
-		return err
+		return deviceError{err}
 	}
 	defer txn.End()
-	_, err = txn.Append([]wal.Page{{Pgno: 1, Data: empty}}, 1)
+	d.settleLocal()
+	if _, err := txn.Append([]wal.Page{{Pgno: 1, Data: empty}}, 1); err != nil {
+		return deviceError{err}
+	}
 	d.mu.Lock()
 	d.known = false
 	d.mu.Unlock()
-	return err
+	return nil
 }
 
 // removeFiles closes and deletes a database that was deleted and has no handles.
-func (d *replica) removeFiles() error {
+func (d *replica) removeFiles() {
 	d.ioMu.Lock()
 	defer d.ioMu.Unlock()
 	d.mu.Lock()
 	if !d.deleted || d.removed || len(d.handles) > 0 {
 		d.mu.Unlock()
-		return nil
+		return
 	}
+	d.mu.Unlock()
+	// An application may have attached before this node started and only read since: it is no handle. It gets
+	// I/O errors from now on, not the pages of an unlinked file.
+	live, err := d.openIO()
+	if err == nil {
+		err = nextEpoch(live)
+	}
+	if err != nil {
+		d.log.Debug("end handles of a deleted database", "err", err)
+	}
+	d.mu.Lock()
 	d.removed = true
-	live := d.live
+	live = d.live
 	d.live, d.known = nil, false
 	d.mu.Unlock()
 	var errs []error
@@ -263,7 +324,6 @@ func (d *replica) removeFiles() error {
 	if err := errors.Join(errs...); err != nil {
 		d.log.Warn("files of a deleted database stay behind", "err", err)
 	}
-	return nil
 }
 
 // runCheckpoint copies the WAL into the main file. Only the node does so: applications get BUSY.
@@ -308,62 +368,4 @@ func (d *replica) runCheckpoint() {
 		d.lastFrames = frames
 	}
 	d.mu.Unlock()
-}
-
-// suspect checks files whose fingerprint is not the expected one, and fences the database when its
-// bytes are not the expected ones either.
-func (d *replica) suspect(ctx context.Context, why string) {
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
-	d.mu.Lock()
-	live, known, fenced, local := d.live, d.known, d.fenced, d.local
-	d.mu.Unlock()
-	if live == nil || !known || fenced != nil || local != nil {
-		return
-	}
-	txn, err := d.beginIO(ctx, live)
-	if err != nil {
-		if ctx.Err() == nil {
-			d.fence(err)
-		}
-		return
-	}
-	defer txn.End()
-	d.mu.Lock()
-	same := txn.Fingerprint().Matches(d.fingerprint) || d.local != nil
-	d.mu.Unlock()
-	if same {
-		return
-	}
-	if err := d.confirmIO(txn); err != nil {
-		d.fence(fmt.Errorf("%s: %w", why, err))
-	}
-}
-
-// watch looks for a foreign writer in the wal-index of an open database, without a lock.
-func (d *replica) watch() {
-	d.mu.Lock()
-	live, known, fp := d.live, d.known, d.fingerprint
-	quiet := !d.applying && d.local == nil && d.fenced == nil && !d.deleted
-	for h := range d.handles {
-		quiet = quiet && !h.granted
-	}
-	pos := d.position
-	d.mu.Unlock()
-	if live == nil || !known || !quiet {
-		return
-	}
-	seen, _, _, err := live.Peek()
-	if err == nil && seen.Matches(fp) {
-		return
-	}
-	d.mu.Lock()
-	moved := d.position != pos || d.local != nil || d.fingerprint != fp
-	d.mu.Unlock()
-	if moved {
-		return
-	}
-	ctx, cancel := context.WithTimeout(d.svc.ctx, 5*time.Second)
-	defer cancel()
-	d.suspect(ctx, "the wal-index changed with no transaction of the cluster")
 }

@@ -259,9 +259,10 @@ func (s *Service) Verify(ctx context.Context, name string, deep bool) ([]Verific
 	}
 	handle := s.handleSeq.Add(1)
 	lctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	at, _, err := s.acquire(lctx, st.ID, handle)
+	at, err := s.acquire(lctx, st.ID, handle)
 	cancel()
 	if err != nil {
+		s.releaseLock(st.ID, handle)
 		return nil, fmt.Errorf("verify database %q: hold its writers for a moment: %w", name, err)
 	}
 	// The lock is held until every node has said that it is pinned, or for ten seconds.
@@ -269,11 +270,14 @@ func (s *Service) Verify(ctx context.Context, name string, deep bool) ([]Verific
 	results := make([]Verification, len(servers))
 	pinned := make(chan struct{}, len(servers))
 	finished := make(chan struct{})
+	ctx, cancel = context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
 	for i, srv := range servers {
-		s.goroutine(func() {
+		go func() {
 			results[i] = s.verifyOn(ctx, string(srv.ID), verifyRequest{st.ID, at.TXID, deep}, pinned)
 			finished <- struct{}{}
-		})
+		}()
 	}
 	release := time.After(10 * time.Second)
 	for waiting, held := len(servers), len(servers); waiting > 0; {
@@ -372,6 +376,9 @@ func (s *Service) localVerify(ctx context.Context, q verifyRequest, pinned func(
 	sums, sum, err := readSums(snap, d.pageSize)
 	if err != nil {
 		return nil, err
+	}
+	if sum != pos.Checksum {
+		d.fence(fmt.Errorf("verify: checksum %s instead of %s: %w", sum, pos, errForeign))
 	}
 	v := &Verification{Node: s.opts.NodeID, Position: pos, Checksum: sum, Pages: uint32(len(sums)), PageSize: d.pageSize}
 	if q.Deep {

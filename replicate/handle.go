@@ -71,7 +71,6 @@ type Handle struct {
 	reserveMu   sync.Mutex
 	held        bool          // the cluster lock is ours, granted or reserved
 	releasing   chan struct{} // closed when an earlier release reached the leader
-	heldTerm    uint64
 }
 
 // OpenHandle registers an application's handle and opens the files of the database, which must exist.
@@ -88,23 +87,29 @@ func (s *Service) OpenHandle(ctx context.Context, id DatabaseID, opts HandleOpti
 	}
 	d.handles[h] = struct{}{}
 	d.mu.Unlock()
-	err := d.use(ctx)
+	err := d.useSoon(ctx)
+	if errors.Is(err, ErrFenced) {
+		err = nil // it can be read; a begin says why it cannot be written
+	}
 	var epoch uint32
 	if err == nil {
-		d.mu.Lock()
-		live := d.live
-		d.mu.Unlock()
-		if live == nil {
-			err = ErrShutdown
-		} else {
-			epoch, err = live.Epoch()
-		}
+		epoch, err = d.epoch()
 	}
-	if err != nil && !errors.Is(err, ErrFenced) {
+	if err != nil {
 		h.Close()
 		return nil, 0, err
 	}
 	return h, epoch, nil
+}
+
+func (d *replica) epoch() (uint32, error) {
+	d.mu.Lock()
+	live, fenced := d.live, d.fenced
+	d.mu.Unlock()
+	if live == nil { // it cannot be opened at all, or the node stops
+		return 0, errors.Join(fenced, ErrShutdown)
+	}
+	return live.Epoch()
 }
 
 var errReadOnlyHandle = errors.New("the handle was opened read-only")
@@ -158,22 +163,24 @@ func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	if !h.resume() {
 		h.reserveMu.Lock()
 		releasing := h.releasing
-		h.releasing = nil
 		h.reserveMu.Unlock()
-		if releasing != nil {
+		if releasing != nil { // or it would give back the lock that comes now
 			select {
 			case <-releasing:
 			case <-ctx.Done():
+				return Position{}, wal.Fingerprint{}, ctx.Err()
 			}
 		}
-		decided, term, err := h.svc.acquire(ctx, d.id, h.num)
+		// Held until the answer says otherwise: a grant may be on its way when the time is over.
+		h.setHeld(true)
+		decided, err := h.svc.acquire(ctx, d.id, h.num)
+		if errors.Is(err, ErrLockBusy) {
+			h.setHeld(false)
+		}
 		if err != nil {
 			return Position{}, wal.Fingerprint{}, err
 		}
 		at = decided.TXID
-		h.reserveMu.Lock()
-		h.held, h.heldTerm = true, term
-		h.reserveMu.Unlock()
 	}
 	h.waited = !known
 	for {
@@ -181,9 +188,13 @@ func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 			return Position{}, wal.Fingerprint{}, err
 		}
 		d.mu.Lock()
-		if d.deleted {
+		switch {
+		case d.deleted:
 			d.mu.Unlock()
-			return Position{}, wal.Fingerprint{}, h.deletedError()
+			return Position{}, wal.Fingerprint{}, d.deletedError()
+		case h.closed:
+			d.mu.Unlock()
+			return Position{}, wal.Fingerprint{}, ErrShutdown
 		}
 		if local := d.local; local != nil { // another handle here is about to publish
 			d.mu.Unlock()
@@ -219,30 +230,46 @@ func (h *Handle) writable() error {
 	defer h.db.mu.Unlock()
 	switch {
 	case h.db.deleted || h.db.removed:
-		return h.deletedError()
+		return h.db.deletedError()
 	case h.svc.draining.Load():
 		return ErrShutdown
 	}
 	return nil
 }
 
-func (h *Handle) deletedError() error {
-	return fmt.Errorf("database %q (id %s): %w", h.db.name, h.db.id, ErrDeleted)
+func (h *Handle) setHeld(held bool) {
+	h.reserveMu.Lock()
+	defer h.reserveMu.Unlock()
+	h.held = held
 }
 
 // resume takes up a cluster lock that an empty end kept for this handle.
 func (h *Handle) resume() bool {
 	h.reserveMu.Lock()
 	defer h.reserveMu.Unlock()
-	if h.reserved == nil {
-		return h.held
-	}
-	if !h.reserved.Stop() { // it fired: the release is on its way
-		h.reserved = nil
-		return false
-	}
-	h.reserved = nil
+	h.unreserveLocked()
 	return h.held
+}
+
+// reserveLocked keeps the cluster lock for a moment longer.
+func (h *Handle) reserveLocked() {
+	var t *time.Timer
+	t = time.AfterFunc(reservation, func() {
+		h.reserveMu.Lock()
+		defer h.reserveMu.Unlock()
+		if h.reserved == t { // nobody took it up or gave it back meanwhile
+			h.reserved = nil
+			h.releaseLocked()
+		}
+	})
+	h.reserved = t
+}
+
+func (h *Handle) unreserveLocked() {
+	if h.reserved != nil {
+		h.reserved.Stop()
+		h.reserved = nil
+	}
 }
 
 // release gives the cluster lock back. It does not wait for the leader to hear of it.
@@ -270,7 +297,7 @@ func (h *Handle) End(published bool, seen wal.Fingerprint, empty bool) {
 	mine := local != nil && local.handle == h
 	if mine {
 		d.local = nil
-		if published {
+		if published && d.known {
 			d.sums = d.sums.apply(local.delta)
 			d.advanceLocked(local.post, seen)
 		}
@@ -283,7 +310,7 @@ func (h *Handle) End(published bool, seen wal.Fingerprint, empty bool) {
 	h.reserveMu.Lock()
 	defer h.reserveMu.Unlock()
 	if empty && h.waited && h.held && h.reserved == nil {
-		h.reserved = time.AfterFunc(reservation, h.release)
+		h.reserveLocked()
 		return
 	}
 	h.releaseLocked()
@@ -319,7 +346,7 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 		return OutcomeRefused, "the write was not granted"
 	case d.deleted:
 		d.mu.Unlock()
-		return OutcomeRefused, h.deletedError().Error()
+		return OutcomeRefused, d.deletedError().Error()
 	case d.fenced != nil:
 		d.mu.Unlock()
 		return OutcomeRefused, d.fenced.Error()
@@ -355,12 +382,10 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 		close(local.done)
 	}
 	d.mu.Unlock()
-	// A verdict, whatever it is, has ended the cluster lock at the leader.
-	h.reserveMu.Lock()
-	if outcome != OutcomeUnknown && err == nil {
-		h.held = false
+	// Accepting it, the leader has ended the cluster lock. What refused it may never have reached the leader.
+	if outcome == OutcomeAccepted {
+		h.setHeld(false)
 	}
-	h.reserveMu.Unlock()
 	h.svc.metrics.commit(outcome, time.Since(start))
 	return outcome, text
 }
@@ -432,10 +457,7 @@ func (d *replica) verifyNow() {
 func (h *Handle) Close() {
 	d := h.db
 	h.reserveMu.Lock()
-	if h.reserved != nil {
-		h.reserved.Stop()
-		h.reserved = nil
-	}
+	h.unreserveLocked()
 	h.releaseLocked()
 	h.reserveMu.Unlock()
 	d.mu.Lock()
@@ -455,18 +477,16 @@ func (h *Handle) Close() {
 		d.svc.goroutine(func() { d.resolve(local) })
 	}
 	if last {
-		d.svc.goroutine(func() {
-			if err := d.removeFiles(); err != nil {
-				d.log.Warn("remove deleted database", "err", err)
-			}
-		})
+		d.svc.goroutine(d.removeFiles)
 	}
 }
 
 // resolve finds out under native slot 0 whether an accepted transaction, whose application is gone, was
 // published. If it was not, the applier redoes it from the log.
 func (d *replica) resolve(local *localCommit) {
-	d.ioMu.Lock()
+	if d.lockIO(d.svc.ctx) != nil {
+		return
+	}
 	defer d.ioMu.Unlock()
 	d.mu.Lock()
 	live, fp, pos := d.live, d.fingerprint, d.position
@@ -489,9 +509,7 @@ func (d *replica) resolve(local *localCommit) {
 	}
 	txn, err := d.beginIO(d.svc.ctx, live)
 	if err != nil {
-		if d.svc.ctx.Err() == nil {
-			d.fence(err)
-		}
+		// The applier tries again and finds what the application left by its checksum.
 		finish()
 		return
 	}
@@ -543,8 +561,8 @@ func (h *Handle) WaitPosition(ctx context.Context, b Bookmark) error {
 	if err := h.db.waitPosition(ctx, b.Position.TXID); err != nil {
 		return err
 	}
-	if got, ok := h.Position(); ok && got.TXID == b.Position.TXID && got != b.Position {
-		return fmt.Errorf("bookmark %s is of another history: database %q is at %s", b, h.db.name, got)
+	if sum, ok := h.svc.fsm.ChecksumAt(h.db.id, b.Position.TXID); ok && sum != b.Position.Checksum {
+		return fmt.Errorf("bookmark %s is of another history: transaction %s of database %q left checksum %s", b, b.Position.TXID, h.db.name, sum)
 	}
 	return nil
 }

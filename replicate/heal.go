@@ -16,13 +16,18 @@ import (
 )
 
 // fence stops writes and applies on a database whose local copy cannot be trusted, and starts healing.
-func (d *replica) fence(cause error) {
+// It returns the error that writers get from then on.
+func (d *replica) fence(cause error) error {
 	d.mu.Lock()
-	if d.fenced != nil || d.removed {
-		d.mu.Unlock()
-		return
+	if d.fenced != nil || d.removed || d.deleted {
+		defer d.mu.Unlock()
+		if d.fenced == nil {
+			return d.deletedError()
+		}
+		return d.fenced
 	}
-	d.fenced = fmt.Errorf("database %q on node %s: %w: %w", d.name, d.svc.opts.NodeID, ErrFenced, cause)
+	fenced := fmt.Errorf("database %q on node %s: %w: %w", d.name, d.svc.opts.NodeID, ErrFenced, cause)
+	d.fenced = fenced
 	d.fenceKnown = time.Now()
 	d.known = false
 	heal := !d.healing
@@ -38,6 +43,7 @@ func (d *replica) fence(cause error) {
 	if heal {
 		d.svc.goroutine(d.heal)
 	}
+	return fenced
 }
 
 // heal replaces the local copy by a peer's and lifts the fence. It tries until it succeeds.
@@ -47,7 +53,7 @@ func (d *replica) heal() {
 		d.healing = false
 		d.mu.Unlock()
 	}()
-	wait := 100 * time.Millisecond
+	wait, said := 100*time.Millisecond, ""
 	for d.svc.ctx.Err() == nil {
 		err := d.catchUp(d.svc.ctx)
 		if err == nil {
@@ -60,9 +66,13 @@ func (d *replica) heal() {
 			return
 		}
 		if errors.Is(err, ErrDeleted) {
-			return
+			return // and so will this node decide
 		}
-		if d.svc.ctx.Err() == nil {
+		d.mu.Lock()
+		d.healErr = err
+		d.mu.Unlock()
+		if text := err.Error(); d.svc.ctx.Err() == nil && text != said {
+			said = text
 			d.log.Warn("heal from a peer, will try again", "err", err)
 		}
 		select {
@@ -99,10 +109,14 @@ func (d *replica) catchUp(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	if len(errs) == 0 {
-		return errors.New("the cluster has no other node to fetch the database from")
+		return errAlone
 	}
 	return errors.Join(errs...)
 }
+
+// errAlone says that nobody can heal this node.
+var errAlone = errors.New("the cluster has no other node to fetch the database from: it can be read as it is, save what is needed" +
+	" (sqlite3 .dump of the file, or VACUUM INTO), delete the database with --force and create it again")
 
 // image is a database as a peer sent it, spooled to a file of its own.
 type image struct {
@@ -128,13 +142,13 @@ func (d *replica) fetch(ctx context.Context, peer string, at TXID) (_ *image, er
 	binary.LittleEndian.PutUint64(req[16:], uint64(at))
 	stream, err := d.svc.port.Stream(ctx, peer, methodFetch, req)
 	if err != nil {
-		return nil, err
+		return nil, remoteError(err)
 	}
 	defer stream.Close()
 	in := bufio.NewReaderSize(stream, 1<<20)
 	var head [fetchHeaderSize]byte
 	if _, err := io.ReadFull(in, head[:]); err != nil {
-		return nil, fmt.Errorf("read the head of database %q: %w", d.name, err)
+		return nil, fmt.Errorf("read the head of database %q: %w", d.name, remoteError(err))
 	}
 	m := &image{
 		position: Position{TXID(binary.LittleEndian.Uint64(head[0:])), Checksum(binary.LittleEndian.Uint64(head[8:]))},
@@ -199,6 +213,18 @@ func (d *replica) install(ctx context.Context, m *image) error {
 		return err
 	}
 	defer txn.End()
+	// Slot 0 is ours: an application that was committing has left its transaction in the files or is gone,
+	// and the report of its end, which may be on its way, is about a state that is replaced now.
+	d.settleLocal()
+	if fenced {
+		// Handles that were open while bytes of no committed state were visible may have cached a schema that
+		// never existed (RULES A7): they get an I/O error until they are reopened. Readers of a copy that was
+		// merely behind go on. Now, so that none of them meets the healed bytes with what it cached; and once
+		// more when they are in place, for who opened in between.
+		if err := nextEpoch(live); err != nil {
+			return err
+		}
+	}
 	var pages []wal.Page
 	buf := make([]byte, m.pageSize)
 	for pgno := uint32(1); pgno <= m.pageCount; pgno++ {
@@ -237,24 +263,40 @@ func (d *replica) install(ctx context.Context, m *image) error {
 	if sum != m.position.Checksum {
 		return fmt.Errorf("after catching up the files have checksum %s, the peer %s: %w", sum, m.position, errDiverged)
 	}
-	// Handles that were open while bytes of no committed state were visible may have cached a schema that
-	// never existed (RULES A7): they get an I/O error until they are reopened. Readers of a copy that was
-	// merely behind go on.
 	if fenced {
-		epoch, err := live.Epoch()
-		if err == nil {
-			err = live.SetEpoch(epoch + 1)
-		}
-		if err != nil {
-			return fmt.Errorf("set the epoch: %w", err)
+		if err := nextEpoch(live); err != nil {
+			return err
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.sums, d.known, d.fenced = sums, true, nil
+	d.sums, d.known, d.fenced, d.healErr = sums, true, nil, nil
 	d.svc.metrics.fetchedPages.Add(uint64(len(pages)))
 	d.advanceLocked(m.position, fp)
 	return nil
+}
+
+// nextEpoch ends the handles that are open.
+func nextEpoch(live LiveFile) error {
+	epoch, err := live.Epoch()
+	if err == nil {
+		err = live.SetEpoch(epoch + 1)
+	}
+	if err != nil {
+		return fmt.Errorf("set the epoch: %w", err)
+	}
+	return nil
+}
+
+// settleLocal forgets the commit of an application that cannot be in progress any more, because the caller
+// holds native slot 0. Whether it was published the files tell.
+func (d *replica) settleLocal() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if local := d.local; local != nil {
+		d.local = nil
+		close(local.done)
+	}
 }
 
 // recreateIO starts over with an empty file when the old one cannot be opened at all. Nobody has it open.

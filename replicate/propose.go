@@ -63,7 +63,13 @@ func (s *Service) commit(ctx context.Context, p *proposal) (Outcome, string) {
 		}
 	})
 	defer watch.Stop()
+	checked := make(chan struct{})
+	go func() {
+		defer close(checked)
+		s.checkMeanwhile(p)
+	}()
 	v := s.forwardCommit(ctx, leader, p)
+	<-checked
 	if v.outcome == OutcomeAccepted {
 		// A file is never ahead of its node's log (RULES A3).
 		if err := s.store.Durable(ctx, v.index, v.term); err != nil {
@@ -131,13 +137,7 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	}
 	s.metrics.proposedBytes.Add(uint64(len(p.entry)))
 	future := s.raft.Apply(p.entry, enqueueTimeout)
-	if p.meanwhile != nil {
-		if err := p.meanwhile(); err != nil {
-			if d, ok := s.replica(p.db); ok {
-				s.goroutine(func() { d.suspectAfterCommit(err) })
-			}
-		}
-	}
+	s.checkMeanwhile(p)
 	if err := future.Error(); err != nil {
 		if definite(err) {
 			return answer{outcome: OutcomeRefused, text: err.Error()}
@@ -152,6 +152,18 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 		return answer{outcome: OutcomeRefused, text: dec.Reason, index: dec.Index, term: dec.Term}
 	}
 	return answer{outcome: OutcomeAccepted, index: dec.Index, term: dec.Term}
+}
+
+// checkMeanwhile has the application's node compare the pages that the transaction replaces (RULES B8).
+func (s *Service) checkMeanwhile(p *proposal) {
+	if p.meanwhile == nil {
+		return
+	}
+	if err := p.meanwhile(); err != nil {
+		if d, ok := s.replica(p.db); ok {
+			s.goroutine(func() { d.suspectAfterCommit(err) })
+		}
+	}
 }
 
 // definite reports whether raft's error means that the entry was never appended (RULES A1).
@@ -228,9 +240,10 @@ func decodeCommit(b []byte) (*proposal, error) {
 
 // acquire gets the cluster's write lock for a handle of this node and returns the decided position.
 // It waits for a leader, for the queue, and across leader changes, until ctx ends.
-func (s *Service) acquire(ctx context.Context, db DatabaseID, handle uint64) (Position, uint64, error) {
+// Of its errors only ErrLockBusy says that the lock is certainly not held.
+func (s *Service) acquire(ctx context.Context, db DatabaseID, handle uint64) (Position, error) {
 	for {
-		leader, term := s.leader()
+		leader, _ := s.leader()
 		var pos Position
 		err := error(ErrNoLeader)
 		switch leader {
@@ -241,22 +254,24 @@ func (s *Service) acquire(ctx context.Context, db DatabaseID, handle uint64) (Po
 			pos, err = s.forwardAcquire(ctx, leader, db, handle)
 		}
 		if err == nil {
-			return pos, term, nil
+			return pos, nil
 		}
-		if errors.Is(err, ErrDeleted) || ctx.Err() != nil {
-			// The grant may be on its way to somebody who does not wait any more.
-			s.releaseLock(db, handle)
-			return Position{}, 0, fmt.Errorf("lock the database for writing: %w", err)
+		if errors.Is(err, ErrDeleted) || errors.Is(err, ErrLockBusy) || ctx.Err() != nil {
+			return Position{}, fmt.Errorf("lock the database for writing: %w", err)
 		}
 		select { // not the leader, or it could not be reached: look again
 		case <-ctx.Done():
-			return Position{}, 0, fmt.Errorf("lock the database for writing: %w", err)
+			return Position{}, fmt.Errorf("lock the database for writing: %w", err)
 		case <-s.ctx.Done():
-			return Position{}, 0, ErrShutdown
+			return Position{}, ErrShutdown
 		case <-time.After(leaderPoll):
 		}
 	}
 }
+
+// lockMargin is how much earlier than its caller a leader stops to wait: its answer is ErrLockBusy then, and
+// the caller keeps its place in the queue (RULES B1). A call that is given up has none.
+const lockMargin = 20 * time.Millisecond
 
 const leaderPoll = 5 * time.Millisecond
 
@@ -290,7 +305,8 @@ func (s *Service) forwardAcquire(ctx context.Context, leader string, db Database
 	req = binary.LittleEndian.AppendUint64(req, handle)
 	wait := time.Second
 	if deadline, ok := ctx.Deadline(); ok {
-		wait = max(time.Until(deadline), 0)
+		left := max(time.Until(deadline), 0)
+		wait = left - min(lockMargin, left/2)
 	}
 	req = binary.LittleEndian.AppendUint64(req, uint64(wait))
 	reply, err := s.port.Call(ctx, leader, methodAcquire, req)
@@ -335,17 +351,32 @@ func (s *Service) releaseLock(db DatabaseID, handle uint64) chan struct{} {
 	}
 	s.goroutine(func() {
 		defer close(done)
-		if leader == "" {
-			return
-		}
-		req := binary.LittleEndian.AppendUint64(append(make([]byte, 0, 24), db[:]...), handle)
 		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
 		defer cancel()
-		if _, err := s.port.Call(ctx, leader, methodRelease, req); err != nil && s.ctx.Err() == nil {
+		if err := s.forwardRelease(ctx, db, handle); err != nil && s.ctx.Err() == nil {
 			s.log.Debug("release of a write lock was not heard; its lease ends by itself", "err", err)
 		}
 	})
 	return done
+}
+
+// forwardRelease tells whoever leads: the leader that granted the lock may have been lost sight of for a moment.
+func (s *Service) forwardRelease(ctx context.Context, db DatabaseID, handle uint64) error {
+	req := binary.LittleEndian.AppendUint64(append(make([]byte, 0, 24), db[:]...), handle)
+	for {
+		err := error(ErrNoLeader)
+		switch leader, _ := s.leader(); leader {
+		case "":
+		case s.opts.NodeID:
+			s.locks.Release(db, Owner{s.opts.NodeID, handle})
+			return nil
+		default:
+			_, err = s.port.Call(ctx, leader, methodRelease, req)
+		}
+		if err == nil || !s.pauseFor(ctx, leaderPoll) {
+			return err
+		}
+	}
 }
 
 func (s *Service) serveRelease(_ context.Context, from string, req []byte) ([]byte, error) {

@@ -85,10 +85,30 @@ func (d *replica) readRecord() (*record, error) {
 	return r, nil
 }
 
-func (d *replica) removeRecord() {
-	if err := os.Remove(d.recordPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		d.log.Warn("stale record stays behind", "err", err)
+// removeRecord makes it certain that nobody reads the record again. The files change from now on: a record
+// that came back after a power failure could look as if it described them, because a checkpoint syncs the
+// pages of the file and not its times.
+func (d *replica) removeRecord() error {
+	err := os.Remove(d.recordPath())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
+	if err == nil {
+		err = syncDir(filepath.Dir(d.path))
+	}
+	if err != nil {
+		return fmt.Errorf("remove the record of database %q: %w", d.name, err)
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 // closeIdle checkpoints, closes and records a database that nobody uses. It reports whether it is closed.
@@ -109,6 +129,9 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 	if err != nil || backfilled < walFrames {
 		return false // somebody else reads it: try again later
 	}
+	// The stat comes before the look at the wal-index: who writes after that look changes the stat once more,
+	// when the log is copied into the file.
+	stat, statErr := d.svc.files.Stat(d.path)
 	fp, _, _, err := live.Peek()
 	if err != nil {
 		return false
@@ -118,12 +141,13 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 		d.mu.Unlock()
 		return false
 	}
-	rec := &record{Position: d.position, PageSize: d.pageSize, Sums: d.sums}
-	known := d.known && d.fenced == nil && fp.Matches(d.fingerprint)
+	rec := &record{Position: d.position, PageSize: d.pageSize, Sums: d.sums, Stat: stat}
+	known := d.known && d.fenced == nil
 	d.live, d.known, d.sums = nil, false, nil
-	if known {
+	if known { // the queue has forgotten what came before: this is where a later search begins
 		d.base, d.durable = rec.Position, max(d.durable, rec.Position.TXID)
 	}
+	known = known && statErr == nil && fp.Matches(d.fingerprint)
 	d.mu.Unlock()
 	if err := live.Close(); err != nil {
 		d.log.Warn("close idle database", "err", err)
@@ -132,10 +156,10 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 	if !known {
 		return true
 	}
-	if rec.Stat, err = d.svc.files.Stat(d.path); err == nil {
-		err = writeFileSync(d.recordPath(), rec.encode())
+	if after, err := d.svc.files.Stat(d.path); err != nil || after != stat {
+		return true // somebody wrote: the next open reads every page
 	}
-	if err != nil {
+	if err := writeFileSync(d.recordPath(), rec.encode()); err != nil {
 		d.log.Warn("write the record of an idle database", "err", err)
 	}
 	return true
@@ -162,9 +186,11 @@ func (d *replica) checkIdle() {
 		return
 	}
 	d.log.Warn("an idle database changed on disk, checking it")
-	if err := d.use(d.svc.ctx); err != nil && d.svc.ctx.Err() == nil {
-		d.log.Warn("check a changed idle database", "err", err)
-	}
+	d.beside(func() {
+		if err := d.use(d.svc.ctx); err != nil && d.svc.ctx.Err() == nil {
+			d.log.Warn("check a changed idle database", "err", err)
+		}
+	})
 }
 
 // writeFileSync replaces a file so that a crash leaves the old or the new content, whole.
@@ -186,10 +212,5 @@ func writeFileSync(path string, b []byte) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return syncDir(filepath.Dir(path))
 }

@@ -38,6 +38,7 @@ const (
 	codeInvalid   uint16 = 5
 	codeFenced    uint16 = 6
 	codeNoMember  uint16 = 7
+	codeLockBusy  uint16 = 8
 )
 
 // ErrConflict is returned when the request contradicts what exists: a name that is taken, a database that
@@ -48,7 +49,7 @@ var ErrConflict = errors.New("conflict")
 var ErrInvalid = errors.New("invalid request")
 
 var codedErrors = map[uint16]error{
-	codeFenced:    ErrFenced,
+	codeFenced: ErrFenced, codeLockBusy: ErrLockBusy,
 	codeNotLeader: ErrNotLeader, codeDeleted: ErrDeleted, codeNotFound: ErrNotFound, codeConflict: ErrConflict, codeInvalid: ErrInvalid,
 }
 

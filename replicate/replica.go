@@ -124,6 +124,7 @@ type replica struct {
 	fenced      error
 	fenceKnown  time.Time
 	healing     bool
+	healErr     error // why the last attempt failed
 	deleted     bool
 	removed     bool
 	lastUsed    time.Time
@@ -131,13 +132,16 @@ type replica struct {
 	late        time.Time // since when the applier waits for native slot 0; zero when it does not
 	waiters     map[*positionWaiter]struct{}
 	pins        map[*pinRequest]struct{}
-	checkpoint  bool // one is running or due
+	checkpoint  bool  // one is running or due
+	checking    bool  // a check runs beside everything else
+	stuck       error // why the applier cannot write the files
 	lastFrames  uint32
 }
 
 type positionWaiter struct {
 	txid TXID
 	done chan struct{}
+	err  error // set before done is closed
 }
 
 type pinRequest struct {
@@ -163,7 +167,9 @@ func newReplica(svc *Service, st DatabaseState) *replica {
 func (d *replica) enqueue(it item) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !it.deleted {
+	if it.deleted {
+		d.doomLocked()
+	} else {
 		d.decided = it.position
 	}
 	if it.ltx != nil {
@@ -177,9 +183,33 @@ func (d *replica) enqueue(it item) {
 	d.kickLocked()
 }
 
+// doomLocked notes that the database is deleted: what was decided before does not matter any more, and
+// nobody waits for it.
+func (d *replica) doomLocked() {
+	d.deleted = true
+	for len(d.queue) > 0 {
+		d.dropQueueHeadLocked()
+	}
+	for w := range d.waiters {
+		delete(d.waiters, w)
+		w.err = d.deletedError()
+		close(w.done)
+	}
+}
+
+func (d *replica) deletedError() error {
+	return fmt.Errorf("database %q (id %s): %w", d.name, d.id, ErrDeleted)
+}
+
+// idleLocked reports that the applier has nothing to do, or must not: a fenced copy takes no change but its
+// removal.
+func (d *replica) idleLocked() bool {
+	return len(d.queue) == 0 || d.removed || d.fenced != nil && !d.queue[0].deleted
+}
+
 // kickLocked starts the applier if it has work and does not run.
 func (d *replica) kickLocked() {
-	if d.applying || len(d.queue) == 0 || d.fenced != nil || d.removed {
+	if d.applying || d.idleLocked() {
 		return
 	}
 	if !d.svc.replayed() {
@@ -225,6 +255,10 @@ func (d *replica) dropQueueHeadLocked() {
 // waitPosition waits until the files show TXID txid or a later one.
 func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
 	d.mu.Lock()
+	if d.deleted {
+		d.mu.Unlock()
+		return d.deletedError()
+	}
 	if d.known && d.position.TXID >= txid {
 		d.mu.Unlock()
 		return nil
@@ -238,7 +272,7 @@ func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
 	}
 	select {
 	case <-w.done:
-		return nil
+		return w.err
 	case <-ctx.Done():
 	case <-d.svc.ctx.Done():
 		return ErrShutdown
@@ -246,6 +280,9 @@ func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.waiters, w)
+	if w.err != nil {
+		return w.err
+	}
 	if d.known && d.position.TXID >= txid {
 		return nil
 	}
@@ -271,6 +308,9 @@ func (d *replica) openIO() (LiveFile, error) {
 		return nil, fmt.Errorf("create database %q: %w", d.name, err)
 	}
 	rec, recErr := d.readRecord()
+	if err := d.removeRecord(); err != nil {
+		return nil, err
+	}
 	live, err := d.svc.files.Open(d.path)
 	if err != nil {
 		return nil, fmt.Errorf("open database %q: %w", d.name, err)
@@ -282,7 +322,6 @@ func (d *replica) openIO() (LiveFile, error) {
 	if recErr == nil && rec != nil {
 		d.adoptRecord(rec, live)
 	}
-	d.removeRecord()
 	return live, nil
 }
 
@@ -309,11 +348,23 @@ func (d *replica) locate(ctx context.Context) {
 	if err := d.svc.waitReplayed(ctx); err != nil {
 		return
 	}
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
-	if err := d.locateIO(ctx); err != nil && ctx.Err() == nil {
-		d.fence(fmt.Errorf("find the position of the local copy: %w", err))
+	if err := d.lockIO(ctx); err != nil {
+		return
 	}
+	defer d.ioMu.Unlock()
+	if err := d.locateOrFenceIO(ctx); err != nil && ctx.Err() == nil {
+		d.log.Debug("position of the local copy not found", "err", err)
+	}
+}
+
+// locateOrFenceIO is locateIO for everybody but the applier: files that are at no position are fenced.
+func (d *replica) locateOrFenceIO(ctx context.Context) error {
+	err := d.locateIO(ctx)
+	var device deviceError
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFenced) || errors.Is(err, ErrDeleted) || errors.As(err, &device) {
+		return err
+	}
+	return d.fence(fmt.Errorf("find the position of the local copy: %w", err))
 }
 
 func (d *replica) locateIO(ctx context.Context) error {
@@ -370,7 +421,7 @@ func (d *replica) beginIO(ctx context.Context, live LiveFile) (*wal.Txn, error) 
 	d.late = time.Time{}
 	d.mu.Unlock()
 	if err != nil {
-		return nil, fmt.Errorf("lock database %q for the node: %w", d.name, err)
+		return nil, deviceError{fmt.Errorf("lock database %q for the node: %w", d.name, err)}
 	}
 	if txn.PageSize() != d.pageSize {
 		txn.End()
@@ -440,7 +491,7 @@ func (d *replica) pinLocked(r *pinRequest) {
 	r.snap, r.pos = snap, d.position
 }
 
-// use opens the files for somebody on this node and makes the position known.
+// use opens the files for somebody on this node and makes the position known, waiting for it until ctx ends.
 func (d *replica) use(ctx context.Context) error {
 	d.mu.Lock()
 	d.lastUsed = time.Now()
@@ -449,36 +500,72 @@ func (d *replica) use(ctx context.Context) error {
 	if ready {
 		return nil
 	}
-	if err := d.openFiles(); err != nil {
+	if err := d.openFiles(ctx); err != nil {
 		return err
 	}
 	if !d.svc.replayed() {
 		return nil // served as it is, marked stale
 	}
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
-	err := d.locateIO(ctx)
-	if err != nil && ctx.Err() == nil {
-		d.fence(fmt.Errorf("find the position of the local copy: %w", err))
+	if err := d.lockIO(ctx); err != nil {
+		return err
 	}
-	return err
+	defer d.ioMu.Unlock()
+	return d.locateOrFenceIO(ctx)
 }
 
-func (d *replica) openFiles() error {
-	d.mu.Lock()
-	open := d.live != nil
-	d.lastUsed = time.Now()
-	d.mu.Unlock()
-	if open {
-		return nil
+// useSoon is use for somebody who only reads: an application that holds native slot 0 for long, or a
+// file that takes long to read, keeps nobody from opening.
+func (d *replica) useSoon(ctx context.Context) error {
+	sctx, cancel := context.WithTimeout(ctx, openPatience)
+	defer cancel()
+	err := d.use(sctx)
+	if err == nil || sctx.Err() == nil || ctx.Err() != nil {
+		return err
 	}
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
-	_, err := d.openIO()
-	return err
+	d.svc.goroutine(func() { d.locate(d.svc.ctx) })
+	return d.openFiles(ctx)
 }
 
-// makeDurable returns when the files show at least TXID txid and that is synced.
+// openPatience is for how long an open waits for the position of files that nobody had open.
+const openPatience = time.Second
+
+// openFiles opens the live handle if it is not open.
+func (d *replica) openFiles(ctx context.Context) error {
+	for {
+		d.mu.Lock()
+		open := d.live != nil
+		d.lastUsed = time.Now()
+		d.mu.Unlock()
+		if open {
+			return nil
+		}
+		if d.ioMu.TryLock() {
+			defer d.ioMu.Unlock()
+			_, err := d.openIO()
+			return err
+		}
+		// Who holds ioMu may open the files and then wait for an application.
+		if !d.svc.pauseFor(ctx, ioPoll) {
+			return fmt.Errorf("open database %q: %w", d.name, errors.Join(ctx.Err(), d.svc.ctx.Err()))
+		}
+	}
+}
+
+// lockIO takes ioMu, unless ctx ends first.
+func (d *replica) lockIO(ctx context.Context) error {
+	for !d.ioMu.TryLock() {
+		if !d.svc.pauseFor(ctx, ioPoll) {
+			return fmt.Errorf("use the files of database %q: %w", d.name, errors.Join(ctx.Err(), d.svc.ctx.Err()))
+		}
+	}
+	return nil
+}
+
+// ioPoll is how often somebody who may give up looks whether the files are free.
+const ioPoll = time.Millisecond
+
+// makeDurable returns when the files show at least TXID txid and that is synced. It needs no turn at the
+// files: an applier may hold that while it waits for an application.
 func (d *replica) makeDurable(ctx context.Context, txid TXID) error {
 	d.mu.Lock()
 	done := d.durable >= txid || d.removed || d.deleted
@@ -495,13 +582,11 @@ func (d *replica) makeDurable(ctx context.Context, txid TXID) error {
 	if live == nil { // closed in between: closing checkpoints and syncs
 		return nil
 	}
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
-	d.mu.Lock()
-	live = d.live
-	d.mu.Unlock()
-	if live != nil {
-		if err := live.SyncWAL(); err != nil {
+	if err := live.SyncWAL(); err != nil {
+		d.mu.Lock()
+		closed := d.live != live
+		d.mu.Unlock()
+		if !closed {
 			return fmt.Errorf("sync the log of database %q: %w", d.name, err)
 		}
 	}

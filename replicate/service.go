@@ -111,7 +111,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s.mu.Lock()
 	s.restored = true
 	s.mu.Unlock()
-	s.checkReplayed(s.fsm.Applied(), 0)
+	s.goroutine(s.confirmTail)
 	s.goroutine(s.leadership)
 	s.goroutine(s.janitor)
 	s.goroutine(s.reportPressure)
@@ -239,34 +239,37 @@ func (k sink) Created(index uint64, st DatabaseState) {
 			d.log.Error("create the files of a new database", "err", err)
 		}
 	})
-	s.checkReplayed(index, 0)
 }
 
 func (k sink) Accepted(index uint64, t *Transaction) {
 	if d, ok := k.s.replica(t.DB); ok {
 		d.enqueue(item{index: index, position: t.Post, pre: t.Pre, id: t.ID, ltx: t.LTX})
 	}
-	k.s.checkReplayed(index, 0)
 }
 
 func (k sink) Deleted(index uint64, id DatabaseID) {
 	if d, ok := k.s.replica(id); ok {
 		d.enqueue(item{index: index, deleted: true})
 	}
-	k.s.checkReplayed(index, 0)
 }
 
-func (k sink) TermStarted(index, term uint64) { k.s.checkReplayed(index, term) }
-func (k sink) MemberChanged(Member)           {}
-func (k sink) Stop(err error)                 { k.s.stop(err) }
-
-// checkReplayed notes that the log's tail as this node found it at start is confirmed, or was replaced by
-// a later leader. Only then is every position that the files can show known (RULES A3).
-func (s *Service) checkReplayed(index, term uint64) {
-	if index < s.replayIndex && term <= s.replayTerm {
-		return
+// TermStarted finishes the replay of a tail that a later leader replaced: it may be shorter than it was.
+func (k sink) TermStarted(_, term uint64) {
+	if term > k.s.replayTerm {
+		k.s.finishReplay()
 	}
-	s.finishReplay()
+}
+
+func (k sink) MemberChanged(Member) {}
+func (k sink) Stop(err error)       { k.s.stop(err) }
+
+// confirmTail waits until the log's tail as this node found it at start is decided. Only then is every
+// position that the files can show known (RULES A3). The tail may be an entry of any kind, so the state
+// machine's index decides, not what the sink hears.
+func (s *Service) confirmTail() {
+	if s.fsm.WaitIndex(s.ctx, s.replayIndex) == nil {
+		s.finishReplay()
+	}
 }
 
 func (s *Service) finishReplay() {
@@ -338,6 +341,7 @@ func (s *Service) waitReplayed(ctx context.Context) error {
 func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) error {
 	ctx, cancel := context.WithTimeout(ctx, persistPatience)
 	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
 	for _, st := range states {
 		d, ok := s.replica(st.ID)
 		if !ok {
@@ -423,18 +427,23 @@ func (d *replica) rebase(st DatabaseState) {
 
 // reach brings the files to position p or later, from a peer if need be, and syncs them.
 func (d *replica) reach(ctx context.Context, p Position) error {
-	d.ioMu.Lock()
+	if err := d.lockIO(ctx); err != nil {
+		return err
+	}
 	err := d.reachIO(ctx, p)
 	d.ioMu.Unlock()
 	for wait := 50 * time.Millisecond; err != nil; wait = min(2*wait, 2*time.Second) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if cerr := d.catchUp(ctx); cerr == nil || errors.Is(cerr, ErrDeleted) {
-			break
-		} else {
-			d.log.Warn("catch up from a peer, will try again", "err", cerr)
+		cerr := d.catchUp(ctx)
+		if errors.Is(cerr, ErrDeleted) {
+			return nil // and so will this node decide; nothing of it is used until then (RULES A5)
 		}
+		if cerr == nil {
+			break
+		}
+		d.log.Warn("catch up from a peer, will try again", "err", cerr)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -480,55 +489,6 @@ func (d *replica) reachIO(ctx context.Context, p Position) error {
 	return nil
 }
 
-// janitor closes idle databases, looks for foreign writers and scrubs.
-func (s *Service) janitor() {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for n := 0; ; n++ {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-tick.C:
-		}
-		for _, d := range s.allReplicas() {
-			if s.ctx.Err() != nil {
-				return
-			}
-			d.watch()
-			d.closeIdle(s.opts.IdleClose)
-			if n%10 == 9 {
-				d.checkIdle()
-			}
-			d.scrub()
-		}
-	}
-}
-
-// scrubInterval is how often every page of an open database is read and compared (RULES B8).
-const scrubInterval = 24 * time.Hour
-
-func (d *replica) scrub() {
-	d.mu.Lock()
-	due := d.live != nil && d.known && time.Since(d.lastScrub) > scrubInterval
-	if due {
-		d.lastScrub = time.Now()
-	}
-	d.mu.Unlock()
-	if !due {
-		return
-	}
-	ctx, cancel := context.WithTimeout(d.svc.ctx, 10*time.Second)
-	defer cancel()
-	snap, pos, err := d.pin(ctx, 0)
-	if err != nil {
-		return
-	}
-	defer snap.Close()
-	if _, sum, err := readSums(snap, d.pageSize); err == nil && sum != pos.Checksum {
-		d.fence(fmt.Errorf("scrub: checksum %s instead of %s: %w", sum, pos, errForeign))
-	}
-}
-
 // Prepare begins a shutdown: no write begins any more, and commits in flight get their verdicts. The
 // applications' connections may be closed after it.
 func (s *Service) Prepare(ctx context.Context) error {
@@ -549,10 +509,14 @@ func (s *Service) Shutdown(ctx context.Context) error {
 		d.waitApplied(ctx)
 	}
 	var errs []error
-	if err := s.raft.Shutdown().Error(); err != nil {
+	stopped := s.raft.Shutdown()
+	// A snapshot that waits for an application, or a restore that waits for a peer, gives up: raft waits for
+	// them.
+	s.cancel()
+	s.fsm.Close()
+	if err := stopped.Error(); err != nil {
 		errs = append(errs, fmt.Errorf("stop raft: %w", err))
 	}
-	s.fsm.Close()
 	s.end()
 	for _, d := range s.allReplicas() {
 		d.closeForShutdown()

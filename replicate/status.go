@@ -94,6 +94,11 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 		r.State = "deleted"
 	case d.fenced != nil:
 		r.State, r.Detail = "fenced", d.fenced.Error()
+		if d.healErr != nil {
+			r.Detail += "; heal: " + d.healErr.Error()
+		}
+	case d.stuck != nil:
+		r.State, r.Detail = "late", d.stuck.Error()
 	case !d.late.IsZero() && time.Since(d.late) > lateAfter:
 		r.State, r.Detail = "late", "an application holds the native write lock of this node's copy"
 	case r.Lag > 0:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/uglyer/ha-sqlite/replicate"
 	"github.com/uglyer/ha-sqlite/vfs"
@@ -16,6 +17,8 @@ import (
 type files struct {
 	fileMode os.FileMode
 	gid      int // -1: leave the group alone
+	// making is held while a database file is created, and while an empty one that nobody used is removed.
+	making *sync.Mutex
 }
 
 // dirMode is the mode of directories: the group bits of the file mode, searchable, and with the set-group-ID
@@ -44,6 +47,8 @@ func (f files) Create(path string, pageSize uint32, autoVacuum uint8) error {
 	if st, err := os.Stat(path); err == nil && st.Size() > 0 {
 		return nil
 	}
+	f.making.Lock()
+	defer f.making.Unlock()
 	if err := f.prepare(path); err != nil {
 		return err
 	}
@@ -96,6 +101,20 @@ func (f files) Stat(path string) (replicate.FileStat, error) {
 func (f files) WALEmpty(path string) bool {
 	st, err := os.Stat(path + "-wal")
 	return errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0
+}
+
+// removeUnused removes the empty file that SQLite made for a name that was opened and never used. A database
+// that exists has its replica before its file, so exists tells whether the file is about to be one.
+func (f files) removeUnused(path string, exists func(path string) bool) {
+	f.making.Lock()
+	defer f.making.Unlock()
+	if exists(path) {
+		return
+	}
+	if st, err := os.Stat(path); err == nil && st.Size() == 0 {
+		os.Remove(path)
+	}
+	os.Remove(filepath.Dir(path)) // fails if anything is in it
 }
 
 // Remove implements replicate.Files.

@@ -86,7 +86,7 @@ func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 	if err := logstore.Check(n.store, snapshots, n.raftAddr); err != nil {
 		return nil, err
 	}
-	fileAccess := files{fileMode: n.dir.FileMode(), gid: n.dir.Group()}
+	fileAccess := files{fileMode: n.dir.FileMode(), gid: n.dir.Group(), making: new(sync.Mutex)}
 	n.svc, err = replicate.Start(replicate.Options{
 		NodeID: n.id, Cluster: n.cluster, Dir: n.dir.Path(), HTTPAddr: n.httpAddr, Files: fileAccess,
 		Port: n.port, Store: n.store, Snapshots: snapshots,

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -287,10 +285,7 @@ func (s *sessions) abandonLocked(path string) {
 		return
 	}
 	delete(s.pending, path)
-	if st, err := os.Stat(path); err == nil && st.Size() == 0 && !s.svc.HasFiles(path) {
-		os.Remove(path)
-	}
-	os.Remove(filepath.Dir(path)) // fails if anything is in it
+	s.files.removeUnused(path, s.svc.HasFiles)
 }
 
 // sqliteError gives an error the result code that the application sees.

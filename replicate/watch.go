@@ -1,0 +1,180 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// scrubInterval is how often every page of an open database is read and compared (RULES B8).
+const scrubInterval = 24 * time.Hour
+
+const (
+	scrubRoundPages = 4096 // read under one pin, which holds checkpoints off
+	scrubPause      = 20 * time.Millisecond
+)
+
+// janitor closes idle databases, looks for foreign writers and scrubs. It waits for no database: what may
+// take long runs beside it.
+func (s *Service) janitor() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, d := range s.allReplicas() {
+			if s.ctx.Err() != nil {
+				return
+			}
+			d.watch()
+			d.closeIdle(s.opts.IdleClose)
+			if n%10 == 9 {
+				d.checkIdle()
+			}
+			d.mu.Lock()
+			due := d.live != nil && d.known && time.Since(d.lastScrub) > scrubInterval
+			d.mu.Unlock()
+			if due {
+				d.beside(func() { d.scrub(s.ctx) })
+			}
+		}
+	}
+}
+
+// beside runs f in a goroutine, unless another such check of this database runs.
+func (d *replica) beside(f func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.checking {
+		return
+	}
+	d.checking = true
+	d.svc.goroutine(func() {
+		defer func() {
+			d.mu.Lock()
+			d.checking = false
+			d.mu.Unlock()
+		}()
+		f()
+	})
+}
+
+// scrub reads every page and compares it with the table, in rounds and paced (RULES B8).
+func (d *replica) scrub(ctx context.Context) {
+	for from := uint32(1); from != 0; {
+		next, err := d.scrubRound(from)
+		if errors.Is(err, errMoved) { // the files are being written: a moment later
+			next, err = from, nil
+		}
+		if err != nil {
+			d.log.Debug("scrub given up until the next time", "err", err)
+			return
+		}
+		if from = next; from != 0 && !d.svc.pauseFor(ctx, scrubPause) {
+			return
+		}
+	}
+	d.mu.Lock()
+	d.lastScrub = time.Now()
+	d.mu.Unlock()
+}
+
+// scrubRound compares the pages from a number on and returns the next one, 0 after the last.
+func (d *replica) scrubRound(from uint32) (next uint32, err error) {
+	r := &pinRequest{done: make(chan struct{})}
+	d.mu.Lock()
+	d.lastUsed = time.Now()
+	d.pinLocked(r)
+	if r.err != nil {
+		fenced, idle := d.fenced, d.live == nil || !d.known
+		d.mu.Unlock()
+		if fenced != nil || idle {
+			return 0, errors.Join(fenced, ErrShutdown)
+		}
+		return 0, r.err
+	}
+	to := min(uint32(len(d.sums)), from-1+scrubRoundPages)
+	want := append(sumTable(nil), d.sums[min(from-1, to):to]...)
+	d.mu.Unlock()
+	defer r.snap.Close()
+	buf := make([]byte, d.pageSize)
+	for i, sum := range want {
+		pgno := from + uint32(i)
+		if err := r.snap.ReadPage(pgno, buf); err != nil {
+			return 0, fmt.Errorf("read page %d: %w", pgno, err)
+		}
+		if pageSum(d.pageSize, pgno, buf) != sum {
+			return 0, d.fence(fmt.Errorf("scrub: page %d is not what transaction %s left: %w", pgno, r.pos.TXID, errForeign))
+		}
+	}
+	if uint32(len(want)) < scrubRoundPages {
+		return 0, nil
+	}
+	return to + 1, nil
+}
+
+// suspect checks files whose fingerprint is not the expected one, and fences the database when its
+// bytes are not the expected ones either.
+func (d *replica) suspect(ctx context.Context, why string) {
+	if d.lockIO(ctx) != nil {
+		return
+	}
+	defer d.ioMu.Unlock()
+	d.mu.Lock()
+	live, known, fenced, local := d.live, d.known, d.fenced, d.local
+	d.mu.Unlock()
+	if live == nil || !known || fenced != nil || local != nil {
+		return
+	}
+	txn, err := d.beginIO(ctx, live)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.fence(err)
+		}
+		return
+	}
+	defer txn.End()
+	d.mu.Lock()
+	same := txn.Fingerprint().Matches(d.fingerprint) || d.local != nil
+	d.mu.Unlock()
+	if same {
+		return
+	}
+	if err := d.confirmIO(txn); err != nil {
+		d.fence(fmt.Errorf("%s: %w", why, err))
+	}
+}
+
+// watch looks for a foreign writer in the wal-index of an open database, without a lock.
+func (d *replica) watch() {
+	d.mu.Lock()
+	live, known, fp := d.live, d.known, d.fingerprint
+	quiet := !d.applying && d.local == nil && d.fenced == nil && !d.deleted
+	for h := range d.handles {
+		quiet = quiet && !h.granted
+	}
+	pos := d.position
+	d.mu.Unlock()
+	if live == nil || !known || !quiet {
+		return
+	}
+	seen, _, _, err := live.Peek()
+	if err == nil && seen.Matches(fp) {
+		return
+	}
+	d.mu.Lock()
+	moved := d.position != pos || d.local != nil || d.fingerprint != fp
+	d.mu.Unlock()
+	if moved {
+		return
+	}
+	d.beside(func() {
+		ctx, cancel := context.WithTimeout(d.svc.ctx, 5*time.Second)
+		defer cancel()
+		d.suspect(ctx, "the wal-index changed with no transaction of the cluster")
+	})
+}
