@@ -42,8 +42,67 @@ func (s *Service) Resolve(name string) (id DatabaseID, path string, exists bool,
 	if st, ok := s.fsm.Lookup(name); ok {
 		return st.ID, s.databasePath(st.ID), true, nil
 	}
-	id, _ = s.fsm.NextID(s.opts.Cluster(), name)
+	id, incarnation := s.fsm.NextID(s.opts.Cluster(), name)
+	if !s.replayed() {
+		if found, ok := s.provisional(name, incarnation); ok {
+			return found, s.databasePath(found), true, nil
+		}
+	}
 	return id, s.databasePath(id), false, nil
+}
+
+// maxIncarnationsAhead bounds the search for the files of a name that was deleted and created again since
+// the last snapshot.
+const maxIncarnationsAhead = 16
+
+// provisional finds a database by its files while the log is not replayed: the state machine learns of it only
+// when a leader confirms the log. It can be read, as stale as it may be (RULES A3). Files with content exist
+// only for databases whose creation was decided.
+func (s *Service) provisional(name string, incarnation uint64) (DatabaseID, bool) {
+	for n := incarnation + maxIncarnationsAhead; n+1 > incarnation; n-- {
+		id := NewDatabaseID(s.opts.Cluster(), name, n)
+		if _, _, gone := s.fsm.Tombstone(id); gone {
+			continue
+		}
+		if st, err := s.files.Stat(s.databasePath(id)); err != nil || st.SizeBytes == 0 {
+			continue
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.replayed() { // decided meanwhile: the caller asks again
+			return id, s.replicas[id] != nil
+		}
+		if s.replicas[id] == nil {
+			d := newReplica(s, DatabaseState{ID: id, Name: name})
+			d.provisional = true
+			s.replicas[id] = d
+		}
+		return id, true
+	}
+	return DatabaseID{}, false
+}
+
+// adopt makes a provisional replica the one of a database that is decided now.
+func (d *replica) adopt(st DatabaseState) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.provisional {
+		d.provisional = false
+		d.pageSize, d.autoVacuum = st.PageSize, st.AutoVacuum
+		d.base, d.decided = st.Position, st.Position
+	}
+}
+
+// dropProvisional ends what was found by its files and is no database of the replayed log.
+func (s *Service) dropProvisional() {
+	for _, d := range s.allReplicas() {
+		d.mu.Lock()
+		lost := d.provisional
+		d.mu.Unlock()
+		if lost {
+			d.enqueue(item{deleted: true})
+		}
+	}
 }
 
 // Create makes a database with the given name if there is none, and returns once this node has its files.

@@ -106,6 +106,7 @@ type replica struct {
 	oldPage []byte           // likewise
 
 	mu          sync.Mutex
+	provisional bool // found by its files, not decided yet
 	pageSize    uint32
 	autoVacuum  uint8
 	live        LiveFile // nil while idle
@@ -296,7 +297,7 @@ func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
 func (d *replica) openIO() (LiveFile, error) {
 	d.mu.Lock()
 	live := d.live
-	removed := d.removed
+	removed, pageSize, autoVacuum := d.removed, d.pageSize, d.autoVacuum
 	d.mu.Unlock()
 	if live != nil {
 		return live, nil
@@ -304,7 +305,7 @@ func (d *replica) openIO() (LiveFile, error) {
 	if removed {
 		return nil, ErrDeleted
 	}
-	if err := d.svc.files.Create(d.path, d.pageSize, d.autoVacuum); err != nil {
+	if err := d.svc.files.Create(d.path, pageSize, autoVacuum); err != nil {
 		return nil, fmt.Errorf("create database %q: %w", d.name, err)
 	}
 	rec, recErr := d.readRecord()

@@ -234,6 +234,7 @@ func (k sink) Created(index uint64, st DatabaseState) {
 		s.replicas[st.ID] = d
 	}
 	s.mu.Unlock()
+	d.adopt(st)
 	s.goroutine(func() {
 		if err := d.use(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, ErrDeleted) {
 			d.log.Error("create the files of a new database", "err", err)
@@ -281,6 +282,7 @@ func (s *Service) finishReplay() {
 				d.kickLocked()
 				d.mu.Unlock()
 			}
+			s.dropProvisional()
 			s.sweep()
 		})
 	})
@@ -365,6 +367,7 @@ func (s *Service) afterRestore(states []DatabaseState) error {
 	for _, st := range states {
 		keep[st.ID] = true
 		if d, ok := s.replicas[st.ID]; ok {
+			d.adopt(st)
 			d.rebase(st)
 		} else {
 			s.replicas[st.ID] = newReplica(s, st)

@@ -39,7 +39,14 @@ func (s *Service) janitor() {
 			due := d.live != nil && d.known && time.Since(d.lastScrub) > scrubInterval
 			d.mu.Unlock()
 			if due {
-				d.beside(func() { d.scrub(s.ctx) })
+				d.beside(func() {
+					if err := d.scrub(s.ctx); err != nil && s.ctx.Err() == nil {
+						d.log.Warn("scrub, will try again", "err", err)
+						d.mu.Lock()
+						d.lastScrub = time.Now().Add(time.Minute - scrubInterval)
+						d.mu.Unlock()
+					}
+				})
 			}
 		}
 	}
@@ -63,24 +70,41 @@ func (d *replica) beside(f func()) {
 	})
 }
 
+// Scrub compares every page of this node's copy of a database with what the log says, now. A copy that
+// differs is fenced and healed.
+func (s *Service) Scrub(ctx context.Context, name string) error {
+	st, ok := s.fsm.Lookup(name)
+	if !ok {
+		return fmt.Errorf("scrub database %q: %w", name, ErrNotFound)
+	}
+	d, ok := s.replica(st.ID)
+	if !ok {
+		return fmt.Errorf("scrub database %q: %w", name, ErrNotFound)
+	}
+	if err := d.use(ctx); err != nil {
+		return err
+	}
+	return d.scrub(ctx)
+}
+
 // scrub reads every page and compares it with the table, in rounds and paced (RULES B8).
-func (d *replica) scrub(ctx context.Context) {
+func (d *replica) scrub(ctx context.Context) error {
 	for from := uint32(1); from != 0; {
 		next, err := d.scrubRound(from)
 		if errors.Is(err, errMoved) { // the files are being written: a moment later
 			next, err = from, nil
 		}
 		if err != nil {
-			d.log.Debug("scrub given up until the next time", "err", err)
-			return
+			return err
 		}
 		if from = next; from != 0 && !d.svc.pauseFor(ctx, scrubPause) {
-			return
+			return errors.Join(ctx.Err(), d.svc.ctx.Err())
 		}
 	}
 	d.mu.Lock()
 	d.lastScrub = time.Now()
 	d.mu.Unlock()
+	return nil
 }
 
 // scrubRound compares the pages from a number on and returns the next one, 0 after the last.

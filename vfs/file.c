@@ -201,14 +201,17 @@ static void printOf(const u32 *aHdr, HaPrint *pOut){
 }
 
 /*
-** True if the files are what a grant describes. The change counter starts at
-** 0 again after a recovery; then everything else must be equal.
+** True if the files are what a grant describes. A restart of the log changes
+** the salts and leaves no frame; else the frames must be the same. The change
+** counter starts at 0 again after a recovery, so that it alone proves nothing.
 */
 static int printMatches(const HaPrint *pSeen, const HaPrint *pBase){
-  if( pSeen->iChange==pBase->iChange && pSeen->nPage==pBase->nPage ) return 1;
-  return pSeen->iChange==0
+  int same = pSeen->iChange==pBase->iChange && pSeen->nPage==pBase->nPage;
+  if( memcmp(pSeen->aSalt, pBase->aSalt, sizeof(pSeen->aSalt))!=0 ){
+    return same && pSeen->mxFrame==0;
+  }
+  return (same || pSeen->iChange==0)
       && pSeen->mxFrame==pBase->mxFrame
-      && memcmp(pSeen->aSalt, pBase->aSalt, sizeof(pSeen->aSalt))==0
       && memcmp(pSeen->aCksum, pBase->aCksum, sizeof(pSeen->aCksum))==0;
 }
 

@@ -13,16 +13,16 @@ type Fingerprint struct {
 }
 
 // Matches tells whether f shows the state that was recorded as base. A restart
-// of the log and a checkpoint leave Change alone; a recovery sets it to 0, but
-// finds the same frames.
+// of the log, which changes the salts and leaves no frame, and a checkpoint leave
+// Change alone; a recovery sets it to 0, but finds the same frames. Change alone
+// proves nothing: after two recoveries the same number stands for another state.
 func (f Fingerprint) Matches(base Fingerprint) bool {
-	if f.Change == base.Change && f.PageCount == base.PageCount {
-		return true
+	if f.Salt1 == base.Salt1 && f.Salt2 == base.Salt2 {
+		sameFrames := f.MaxFrame == base.MaxFrame &&
+			f.FrameChecksum1 == base.FrameChecksum1 && f.FrameChecksum2 == base.FrameChecksum2
+		return sameFrames && (f.Change == 0 || f.Change == base.Change && f.PageCount == base.PageCount)
 	}
-	return f.Change == 0 &&
-		f.Salt1 == base.Salt1 && f.Salt2 == base.Salt2 &&
-		f.MaxFrame == base.MaxFrame &&
-		f.FrameChecksum1 == base.FrameChecksum1 && f.FrameChecksum2 == base.FrameChecksum2
+	return f.MaxFrame == 0 && f.Change == base.Change && f.PageCount == base.PageCount
 }
 
 // String returns the fields for a log line.

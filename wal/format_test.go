@@ -199,29 +199,6 @@ func TestIndexHeaderRoundTrip(t *testing.T) {
 	}
 }
 
-func TestFingerprintMatches(t *testing.T) {
-	base := Fingerprint{Change: 5, PageCount: 9, Salt1: 1, Salt2: 2, MaxFrame: 3, FrameChecksum1: 4, FrameChecksum2: 6}
-	with := func(change func(*Fingerprint)) Fingerprint { f := base; change(&f); return f }
-	for _, tc := range []struct {
-		name string
-		f    Fingerprint
-		want bool
-	}{
-		{"itself", base, true},
-		{"after a restart of the log", with(func(f *Fingerprint) { f.Salt1++; f.Salt2 = 99; f.MaxFrame = 0 }), true},
-		{"after a recovery", with(func(f *Fingerprint) { f.Change = 0 }), true},
-		{"after a transaction", with(func(f *Fingerprint) { f.Change++; f.MaxFrame++ }), false},
-		{"of another size", with(func(f *Fingerprint) { f.PageCount++ }), false},
-		{"after a recovery that found one transaction more", with(func(f *Fingerprint) { f.Change = 0; f.MaxFrame++ }), false},
-		{"after a recovery with other frames", with(func(f *Fingerprint) { f.Change = 0; f.FrameChecksum2++ }), false},
-		{"after a recovery of another log", with(func(f *Fingerprint) { f.Change = 0; f.Salt2++ }), false},
-	} {
-		if got := tc.f.Matches(base); got != tc.want {
-			t.Errorf("%s: got %v, want %v", tc.name, got, tc.want)
-		}
-	}
-}
-
 func TestHashTableHoldsEveryFrame(t *testing.T) {
 	var shm MemoryShm
 	rnd := rand.New(rand.NewPCG(3, 4))

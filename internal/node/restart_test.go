@@ -30,3 +30,33 @@ func TestRestartInAnIdleClusterBecomesReady(t *testing.T) {
 	exec(t, c.open(f, "db"), `INSERT INTO t VALUES(1)`)
 	c.equal("db")
 }
+
+// A node that starts without a quorum does not know which of its log's entries are committed. It serves the
+// databases that its files hold, read-only and marked stale, until a leader speaks (RULES A3).
+func TestRestartWithoutQuorumServesReads(t *testing.T) {
+	c := prepared(t, 3, nil)
+	for i := range c.nodes {
+		c.stop(i)
+	}
+	c.start(1)
+	db := c.open(1, "db", "lock_timeout=300", "_busy_timeout=1")
+	if got := query[int](t, db, `SELECT count(*) FROM t`); got != 4 {
+		t.Errorf("%d rows, want 4", got)
+	}
+	if _, err := db.Exec(`INSERT INTO t VALUES('alone')`); !busyOrRefused(err) {
+		t.Errorf("write without a quorum: %v", err)
+	}
+	if !c.nodes[1].svc.LocalStatus().Stale {
+		t.Error("not marked stale")
+	}
+	c.start(0)
+	c.start(2)
+	for i := range c.nodes {
+		c.ready(i)
+	}
+	eventually(t, "the same handle writes", func() error {
+		_, err := db.Exec(`INSERT INTO t VALUES('together')`)
+		return err
+	})
+	c.equal("db")
+}
