@@ -17,6 +17,9 @@ const (
 	reservation = 50 * time.Millisecond
 	// seriesGap ends a series of attempts: lock_timeout is spent once per series (RULES B2).
 	seriesGap = 250 * time.Millisecond
+	// lastChance is for how long a begin waits when its series has spent lock_timeout. Without it an
+	// application that retries without a pause would never end the series, and never write again.
+	lastChance = 20 * time.Millisecond
 )
 
 // Outcome is what became of a transaction.
@@ -120,7 +123,11 @@ func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	if h.series.IsZero() || now.Sub(h.lastAttempt) > seriesGap {
 		h.series = now
 	}
-	ctx, cancel := context.WithDeadline(ctx, h.series.Add(h.opts.LockTimeout))
+	deadline := h.series.Add(h.opts.LockTimeout)
+	if least := now.Add(lastChance); deadline.Before(least) {
+		deadline = least // the series is over; who goes on asking gets a lock that is free
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	pos, fp, err := h.begin(ctx)
 	h.lastAttempt = time.Now()
