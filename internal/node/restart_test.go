@@ -2,6 +2,8 @@ package node
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -59,4 +61,21 @@ func TestRestartWithoutQuorumServesReads(t *testing.T) {
 		return err
 	})
 	c.equal("db")
+}
+
+// What a killed node was fetching from a peer is thrown away at the next start.
+func TestSpoolIsClearedAtStart(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.stop(0)
+	spool := filepath.Join(c.cfgs[0].Data, "spool")
+	if err := os.MkdirAll(spool, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(spool, "fetch-1"), []byte("half"), 0o660); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	if left, err := os.ReadDir(spool); err == nil && len(left) > 0 {
+		t.Errorf("%d files are left", len(left))
+	}
 }
