@@ -141,11 +141,8 @@ func TestDeleteWhileAMemberIsDown(t *testing.T) {
 	eventually(t, "the files of the first one are gone", func() error {
 		dirs, err := os.ReadDir(filepath.Join(c.cfgs[f].Data, "databases"))
 		if err == nil && len(dirs) != 1 {
-			err = fmt.Errorf("%v, status %+v", dirs, c.nodes[f].svc.Databases())
-			for _, d := range dirs {
-				in, _ := os.ReadDir(filepath.Join(c.cfgs[f].Data, "databases", d.Name()))
-				err = fmt.Errorf("%w; %v", err, in)
-			}
+			err = fmt.Errorf("%d directories", len(dirs))
+
 		}
 		return err
 	})
