@@ -43,6 +43,7 @@ install-deps:
 test: install-deps
 	$(GO) test -count=1 -timeout 10m $(OTHER_TESTS)
 	$(GO) test -count=1 -timeout 15m -p 1 $(CLUSTER_TESTS)
+	cd test/gorm && $(GO) test -count=1 -timeout 10m ./...
 
 # staticcheck is pinned by tools/go.mod, which keeps its dependencies out of ours.
 build/staticcheck: tools/go.mod tools/go.sum
@@ -52,10 +53,12 @@ lint: build/staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not formatted: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	build/staticcheck ./...
+	cd test/gorm && $(GO) vet ./... && ../../build/staticcheck ./...
 
 tidy:
 	$(GO) mod tidy -diff
 	cd tools && $(GO) mod tidy -diff
+	cd test/gorm && $(GO) mod tidy -diff
 
 race: install-deps
 	$(GO) test -race -count=1 -timeout 20m $(OTHER_TESTS)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/uglyer/ha-sqlite/snapshot"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -152,14 +151,13 @@ func (d *replica) applyItem(it item) error {
 			return err
 		}
 	}
-	var decoder snapshot.Decoder
-	hdr, pages, err := decoder.Decode(payload, maxTransactionBytes)
+	hdr, pages, err := d.decoder.Decode(payload, maxTransactionBytes)
 	if err != nil {
 		return err
 	}
 	d.mu.Lock()
 	d.lastUsed = time.Now()
-	delta, sum, err := d.sums.step(pos.Checksum, d.pageSize, hdr.PageCount, pages, decoder.Sums())
+	delta, sum, err := d.sums.step(pos.Checksum, d.pageSize, hdr.PageCount, pages, d.decoder.Sums())
 	d.mu.Unlock()
 	if err != nil {
 		return err
@@ -192,7 +190,10 @@ func (d *replica) appendIO(txn *wal.Txn, to Position, pageCount uint32, pages []
 	}
 	// The old image of every page that is replaced must be what the table says (RULES B8): the sum of
 	// the table proves the log, only this proves the file.
-	buf := make([]byte, d.pageSize)
+	if d.oldPage == nil {
+		d.oldPage = make([]byte, d.pageSize)
+	}
+	buf := d.oldPage
 	for _, p := range pages {
 		if int(p.Pgno) > len(sums) {
 			break

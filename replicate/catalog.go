@@ -37,7 +37,7 @@ func (s *Service) Lookup(name string) (DatabaseState, bool) { return s.fsm.Looku
 // Resolve returns the id and the path that a name has or, if there is no such database, will have.
 func (s *Service) Resolve(name string) (id DatabaseID, path string, exists bool, err error) {
 	if err := ValidateName(name); err != nil {
-		return id, "", false, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return id, "", false, &kindError{err, ErrInvalid}
 	}
 	if st, ok := s.fsm.Lookup(name); ok {
 		return st.ID, s.databasePath(st.ID), true, nil
@@ -110,7 +110,7 @@ func (s *Service) dropProvisional() {
 func (s *Service) Create(ctx context.Context, name string, want DatabaseID, pageSize uint32, autoVacuum uint8) (DatabaseState, bool, error) {
 	none := DatabaseState{}
 	if err := ValidateName(name); err != nil {
-		return none, false, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return none, false, &kindError{err, ErrInvalid}
 	}
 	if pageSize == 0 {
 		pageSize = DefaultPageSize
@@ -408,7 +408,7 @@ func (s *Service) remoteVerify(ctx context.Context, node string, q verifyRequest
 func (s *Service) serveVerify(ctx context.Context, _ string, req []byte, w io.Writer) error {
 	var q verifyRequest
 	if err := json.Unmarshal(req, &q); err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalid, err)
+		return &kindError{err, ErrInvalid}
 	}
 	var werr error
 	v, err := s.localVerify(ctx, q, func() { _, werr = w.Write([]byte{1}) })

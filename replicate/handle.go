@@ -17,9 +17,10 @@ const (
 	reservation = 50 * time.Millisecond
 	// seriesGap ends a series of attempts: lock_timeout is spent once per series (RULES B2).
 	seriesGap = 250 * time.Millisecond
-	// lastChance is for how long a begin waits when its series has spent lock_timeout. Without it an
-	// application that retries without a pause would never end the series, and never write again.
-	lastChance = 20 * time.Millisecond
+	// shortWait is what each attempt may still wait when lock_timeout is spent. An application that starts
+	// its next statement right after SQLITE_BUSY never leaves the series: without a wait it would never
+	// get its turn, although its place in the queue is kept.
+	shortWait = 25 * time.Millisecond
 )
 
 // Outcome is what became of a transaction.
@@ -63,7 +64,7 @@ type Handle struct {
 	closed  bool
 
 	// Of the goroutine that serves the handle.
-	waited      bool        // the last begin had to wait for applies
+	waited      bool        // the files changed while the last begin waited
 	series      time.Time   // start of the series of attempts
 	lastAttempt time.Time   // end of the last one
 	reserved    *time.Timer // running while an empty end keeps the cluster lock
@@ -124,8 +125,8 @@ func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 		h.series = now
 	}
 	deadline := h.series.Add(h.opts.LockTimeout)
-	if least := now.Add(lastChance); deadline.Before(least) {
-		deadline = least // the series is over; who goes on asking gets a lock that is free
+	if least := now.Add(shortWait); deadline.Before(least) {
+		deadline = least
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -154,6 +155,10 @@ func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	if err := h.writable(); err != nil {
 		return Position{}, wal.Fingerprint{}, err
 	}
+	// What the application's snapshot shows, or less: SQLite took it before it asked.
+	d.mu.Lock()
+	known, before := d.known, d.position
+	d.mu.Unlock()
 	var at TXID
 	if !h.resume() {
 		h.reserveMu.Lock()
@@ -177,9 +182,7 @@ func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 		}
 		at = decided.TXID
 	}
-	d.mu.Lock()
-	h.waited = !d.known || d.position.TXID < at
-	d.mu.Unlock()
+	h.waited = !known
 	for {
 		if err := d.waitPosition(ctx, at); err != nil {
 			return Position{}, wal.Fingerprint{}, err
@@ -214,6 +217,8 @@ func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 			return Position{}, wal.Fingerprint{}, ctx.Err()
 		}
 	}
+	// Others committed while this one waited for the lock: SQLite will find its snapshot old and begin again.
+	h.waited = h.waited || d.position != before
 	h.granted, h.base, h.basefp, h.since = true, d.position, d.fingerprint, time.Now()
 	pos, fp := d.position, d.fingerprint
 	d.mu.Unlock()

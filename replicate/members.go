@@ -253,7 +253,7 @@ func (s *Service) leaderMember(ctx context.Context, q memberRequest) (struct{}, 
 		return none, s.admit(q, current)
 	case "remove":
 		if current == nil {
-			return none, fmt.Errorf("remove member %q: %w", q.ID, errNoMember)
+			return none, fmt.Errorf("remove member %q: %w", q.ID, ErrNoMember)
 		}
 		if current.Suffrage == raft.Voter && s.voters() == 1 {
 			return none, fmt.Errorf("remove the last voter %q: %w", q.ID, ErrConflict)
@@ -264,7 +264,7 @@ func (s *Service) leaderMember(ctx context.Context, q memberRequest) (struct{}, 
 		return none, s.raftChange(s.raft.RemoveServer(raft.ServerID(q.ID), 0, 10*time.Second))
 	case "announce":
 		if current == nil {
-			return none, fmt.Errorf("announce member %q: %w", q.ID, errNoMember)
+			return none, fmt.Errorf("announce member %q: %w", q.ID, ErrNoMember)
 		}
 		return none, s.proposeMember(ctx, &Member{ID: q.ID, RaftAddr: q.Raft, HTTPAddr: q.HTTP, CodecVersion: CodecVersion})
 	case "transfer":
@@ -273,7 +273,8 @@ func (s *Service) leaderMember(ctx context.Context, q memberRequest) (struct{}, 
 	return none, fmt.Errorf("membership change %q: %w", q.Op, ErrInvalid)
 }
 
-var errNoMember = fmt.Errorf("%w among the members", ErrNotFound)
+// ErrNoMember is returned for an id that is no member of the cluster.
+var ErrNoMember = errors.New("no such member")
 
 func (s *Service) transfer(id string, target *raft.Server) error {
 	if id == s.opts.NodeID {
@@ -286,7 +287,7 @@ func (s *Service) transfer(id string, target *raft.Server) error {
 		return s.raft.LeadershipTransfer().Error()
 	}
 	if target == nil || target.Suffrage != raft.Voter {
-		return fmt.Errorf("transfer leadership to %q: %w", id, errNoMember)
+		return fmt.Errorf("transfer leadership to %q: %w", id, ErrNoMember)
 	}
 	return s.raft.LeadershipTransferToServer(target.ID, raft.ServerAddress(target.Address)).Error()
 }

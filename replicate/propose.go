@@ -280,6 +280,7 @@ func (s *Service) leaderAcquire(ctx context.Context, owner Owner, db DatabaseID)
 	if !ok {
 		return Position{}, ErrNotLeader
 	}
+	s.slowDown(ctx, db)
 	if err := s.locks.Acquire(ctx, db, owner); err != nil {
 		return Position{}, err
 	}

@@ -64,9 +64,6 @@ func (s *Service) Address(id string) (string, bool) {
 	if m, ok := s.member(id); ok && !m.Removed && m.RaftAddr != "" {
 		return m.RaftAddr, true
 	}
-	if s.raft == nil {
-		return "", false
-	}
 	for _, srv := range s.servers() {
 		if string(srv.ID) == id {
 			return string(srv.Address), true
@@ -76,8 +73,10 @@ func (s *Service) Address(id string) (string, bool) {
 }
 
 func (s *Service) servers() []raft.Server {
-	if s.raft == nil {
-		return nil
+	select {
+	case <-s.raftUp:
+	default:
+		return nil // raft starts
 	}
 	f := s.raft.GetConfiguration()
 	if f.Error() != nil {

@@ -23,6 +23,7 @@ const (
 	methodHandles   uint8 = 10
 	methodMember    uint8 = 11
 	methodReclaim   uint8 = 12
+	methodPressure  uint8 = 13
 	methodFetch     uint8 = 32 // a stream
 	methodVerify    uint8 = 33 // a stream
 )
@@ -36,7 +37,8 @@ const (
 	codeConflict  uint16 = 4
 	codeInvalid   uint16 = 5
 	codeFenced    uint16 = 6
-	codeLockBusy  uint16 = 7
+	codeNoMember  uint16 = 7
+	codeLockBusy  uint16 = 8
 )
 
 // ErrConflict is returned when the request contradicts what exists: a name that is taken, a database that
@@ -72,23 +74,18 @@ func remoteError(err error) error {
 	var remote *peer.RemoteError
 	if errors.As(err, &remote) {
 		if sentinel, ok := codedErrors[remote.Code]; ok {
-			return &wireError{remote.Text, sentinel}
+			return &kindError{err, sentinel}
 		}
 	}
 	return err
 }
 
-type wireError struct {
-	text     string
-	sentinel error
-}
+// kindError gives an error a sentinel without changing its text.
+type kindError struct{ err, kind error }
 
-func (e *wireError) Error() string { return e.text }
-func (e *wireError) Unwrap() error { return e.sentinel }
+func (e *kindError) Error() string   { return e.err.Error() }
+func (e *kindError) Unwrap() []error { return []error{e.err, e.kind} }
 
-// registerMethods tells the port who answers what. The port listens before raft runs: raft restores its
-// snapshot first, and may fetch pages from peers meanwhile. Until then only pages are served; every other
-// call waits.
 func (s *Service) registerMethods() {
 	type method = func(context.Context, string, []byte) ([]byte, error)
 	whenUp := func(f method) method {
@@ -118,6 +115,7 @@ func (s *Service) registerMethods() {
 	handle(methodMember, jsonMethod(s.leaderMember))
 	handle(methodStatus, jsonMethod(func(ctx context.Context, _ struct{}) (*Status, error) { return s.localStatus(), nil }))
 	handle(methodHandles, jsonMethod(s.localHandles))
+	handle(methodPressure, jsonMethodFrom(s.servePressure))
 	s.port.Handle(methodHello, whenUp(jsonMethodFrom(s.serveHello)), peer.OpenToStrangers())
 	s.port.Handle(methodJoin, whenUp(jsonMethodFrom(s.serveJoin)), peer.OpenToStrangers())
 	s.port.HandleStream(methodFetch, func(ctx context.Context, from string, req []byte, w io.Writer) error {
@@ -137,7 +135,7 @@ func jsonMethodFrom[Q, R any](f func(context.Context, string, Q) (R, error)) fun
 	return func(ctx context.Context, from string, req []byte) ([]byte, error) {
 		var q Q
 		if err := json.Unmarshal(req, &q); err != nil {
-			return nil, coded(fmt.Errorf("%w: %w", ErrInvalid, err))
+			return nil, coded(&kindError{err, ErrInvalid})
 		}
 		r, err := f(ctx, from, q)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/uglyer/ha-sqlite/snapshot"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -100,7 +101,9 @@ type replica struct {
 	name string
 	path string
 
-	ioMu sync.Mutex
+	ioMu    sync.Mutex
+	decoder snapshot.Decoder // of the applier; its memory is used again, under ioMu
+	oldPage []byte           // likewise
 
 	mu          sync.Mutex
 	provisional bool // found by its files, not decided yet

@@ -76,7 +76,8 @@ type Service struct {
 	replayTerm  uint64
 	restored    bool          // the snapshot of the start was loaded: a later restore comes from the leader
 	proposing   atomic.Uint64 // the term whose first entry is on its way or decided
-	leadMu      sync.Mutex    // orders opening and closing the lock table
+	pressure    pressure
+	leadMu      sync.Mutex // orders opening and closing the lock table
 	started     time.Time
 	membership  Membership
 	promoting   sync.Map // member id -> true
@@ -118,6 +119,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s.goroutine(s.confirmTail)
 	s.goroutine(s.leadership)
 	s.goroutine(s.janitor)
+	s.goroutine(s.reportPressure)
 	return s, nil
 }
 

@@ -11,9 +11,11 @@
 **   - a checkpoint holds slot 1: never here, slot 1 alone is refused (I5);
 **   - a write transaction holds a read lock (slots 3..7);
 **   - a host with SQLITE_ENABLE_SETLK_TIMEOUT may take slot 0 before its read
-**     lock: then the header is valid;
-**   - recovery, or a reader that met a half-written header, holds nothing, and
-**     no grant is needed.
+**     lock: it sets the time to block in locks right before that, and the
+**     header is valid;
+**   - recovery, or a reader that met a half-written header, holds nothing and
+**     set a barrier right before that. No grant is needed, and a reader must
+**     not be made to wait for one (I6).
 */
 #include "hasqlite.h"
 
@@ -425,9 +427,7 @@ static int shmLock(HaFile *p, int ofst, int n, int flags){
   }
   if( ofst==0 && n==1 ){
     u32 aHdr[12];
-    if( (p->sharedMask & SLOTS_READ)
-     || (haHostMayLockFirst() && haHeaderRead(p, aHdr))
-    ){
+    if( (p->sharedMask & SLOTS_READ) || (p->blocking && haHeaderRead(p, aHdr)) ){
       rc = writeBegin(p);
       if( rc==SQLITE_OK ) p->exclMask |= mask;
       return rc;
@@ -441,7 +441,11 @@ static int shmLock(HaFile *p, int ofst, int n, int flags){
 static int haShmLock(sqlite3_file *pFile, int ofst, int n, int flags){
   HaFile *p = (HaFile*)pFile;
   u16 mask;
-  if( flags & SQLITE_SHM_LOCK ) return shmLock(p, ofst, n, flags);
+  if( flags & SQLITE_SHM_LOCK ){
+    int rc = shmLock(p, ofst, n, flags);
+    p->blocking = 0;
+    return rc;
+  }
   mask = (u16)(((1<<n)-1)<<ofst);
   if( flags & SQLITE_SHM_SHARED ){
     p->sharedMask &= (u16)~mask;
@@ -461,6 +465,7 @@ static int haShmMap(
 ){
   HaFile *p = (HaFile*)pFile;
   int rc = p->pReal->pMethods->xShmMap(p->pReal, iRegion, nByte, bExtend, pp);
+  p->blocking = 0;
   if( rc==SQLITE_OK && *pp ){
     if( iRegion==0 ) p->pShm = (volatile u32*)*pp;
     if( iRegion>=p->nShm ) p->nShm = iRegion+1;
@@ -480,6 +485,7 @@ static int haShmMap(
 static void haShmBarrier(sqlite3_file *pFile){
   HaFile *p = (HaFile*)pFile;
   p->pReal->pMethods->xShmBarrier(p->pReal);
+  p->blocking = 0;
   if( (p->linkFlags & HA_OPEN_LINEARIZABLE) && p->pShm ){
     u32 aNow[12];
     int i;
@@ -497,68 +503,6 @@ static int haShmUnmap(sqlite3_file *pFile, int bDelete){
   p->pShm = 0;
   p->nShm = 0;
   return p->pReal->pMethods->xShmUnmap(p->pReal, bDelete);
-}
-
-/* ---- creation ---- */
-
-/*
-** True if SQLite opened p as the target of VACUUM INTO, which attaches it
-** under a name of its own.
-*/
-static int vacuumTarget(HaFile *p){
-  sqlite3 *db = p->ppDb ? *p->ppDb : 0;
-  int i;
-  if( db==0 ) return 0;
-  if( sqlite3_db_filename(db, "vacuum_db")==p->zPath ) return 1;
-  if( sqlite3_libversion_number()<3039000 ) return 0;
-  for(i=2; i<64; i++){
-    const char *z = sqlite3_db_name(db, i);
-    if( z==0 ) return 0;
-    if( sqlite3_strnicmp(z, "vacuum_", 7)==0
-     && sqlite3_db_filename(db, z)==p->zPath
-    ){
-      return 1;
-    }
-  }
-  return 0;
-}
-
-/*
-** Open the platform's file, after the node made it if it is new. SQLite reads
-** the header of a new database before it locks it for the first time; only
-** with that lock it is sure to need the database, and page_size and
-** auto_vacuum are known.
-*/
-static int fileCreate(HaFile *p){
-  int rc, rcLink;
-  if( vacuumTarget(p) ){
-    return haError(p, SQLITE_CANTOPEN,
-      "VACUUM INTO the name of a replicated database: write a path, such as"
-      " './%s', or 'file:%s?vfs=%s'", p->zName, p->zName, p->pVfs->zName);
-  }
-  rc = haFileConnect(p);
-  if( rc!=SQLITE_OK ) return rc;
-  rcLink = haLinkCreate(&p->link, p->pageSize ? p->pageSize : 4096,
-                        p->autoVacuum, p->lockMs+HA_REPLY_GRACE_MS, &p->epoch);
-  if( haFileReconnect(p, rcLink) ){
-    rcLink = haLinkCreate(&p->link, p->pageSize ? p->pageSize : 4096,
-                        p->autoVacuum, p->lockMs+HA_REPLY_GRACE_MS, &p->epoch);
-  }
-  if( rcLink!=HA_OK ){
-    rc = rcLink==HA_REFUSED ? p->link.errCode : SQLITE_BUSY;
-    return haError(p, rc, "it was not created: %s", p->link.zErr);
-  }
-  rc = p->pVfs->xOpen(p->pVfs, p->zPath, p->pReal,
-                      p->openFlags & ~SQLITE_OPEN_CREATE, 0);
-  if( rc!=SQLITE_OK ){
-    p->pReal->pMethods = 0;
-    return haError(p, rc, "the node made it, but %s does not open", p->zPath);
-  }
-  if( p->pReal->pMethods->iVersion<2 || p->pReal->pMethods->xShmMap==0 ){
-    return haError(p, SQLITE_CANTOPEN, "VFS %s has no shared memory",
-                   p->pVfs->zName);
-  }
-  return SQLITE_OK;
 }
 
 /* ---- file methods ---- */
@@ -619,7 +563,7 @@ static int haLock(sqlite3_file *pFile, int eLock){
   HaFile *p = (HaFile*)pFile;
   if( eLock>SQLITE_LOCK_SHARED ) return SQLITE_BUSY; /* I5 */
   if( p->pReal->pMethods==0 && eLock==SQLITE_LOCK_SHARED ){
-    int rc = fileCreate(p);
+    int rc = haFileCreate(p);
     if( rc!=SQLITE_OK ) return rc;
   }
   return p->pReal->pMethods->xLock(p->pReal, eLock);
@@ -666,6 +610,9 @@ static int haFileControl(sqlite3_file *pFile, int op, void *pArg){
     }
     case SQLITE_FCNTL_PDB:
       fileConnection(p, (sqlite3**)pArg);
+      break;
+    case SQLITE_FCNTL_LOCK_TIMEOUT:
+      p->blocking = 1;
       break;
     case SQLITE_FCNTL_VFSNAME: {
       char *z = sqlite3_mprintf("hasqlite/%s", p->pVfs->zName);

@@ -209,6 +209,7 @@ struct HaFile {
   u8 wrote;             /* and something was written to the WAL */
   u8 stale;             /* the node said that this handle may not go on */
   u8 readToken;         /* the next read lock is a retry and does not wait */
+  u8 blocking;          /* the last call set the time to block in locks */
   u8 readLocked;        /* a read lock was taken since the last barrier */
   u16 sharedMask;       /* wal-index slots held SHARED */
   u16 exclMask;         /* wal-index slots held EXCLUSIVE */
@@ -250,6 +251,7 @@ extern const sqlite3_io_methods haWalMethods;
 
 int haError(HaFile *p, int rc, const char *zFormat, ...);
 int haFileConnect(HaFile *p);
+int haFileCreate(HaFile *p);
 int haFileReconnect(HaFile *p, int rcLink);
 int haFileOpenLink(HaFile *p, int *pExists);
 int haHeaderRead(HaFile *p, u32 *aHdr);
@@ -263,7 +265,6 @@ int haVfsRegister(const char *zClient, int makeDefault);
 const char *haClientName(void);
 void haSetLastError(const char *zText);
 sqlite3_mutex *haMutex(void);
-int haHostMayLockFirst(void);
 
 #ifndef HASQLITE_EXT
 int hasqliteRegister(void);

@@ -1,6 +1,7 @@
 package vfs
 
 /*
+#cgo windows LDFLAGS: -lws2_32
 int hasqliteRegister(void);
 */
 import "C"

@@ -48,16 +48,10 @@ static HA_THREAD_LOCAL char zLastError[HA_ERROR_MAX];
 static HaVfs aVfs[2];
 static sqlite3_mutex *pMutex = 0;
 static const char *zClientName = "";
-static int hostLocksFirst = 0;
 static int logToStderr = 0;
 
 const char *haClientName(void){ return zClientName; }
 sqlite3_mutex *haMutex(void){ return pMutex; }
-
-/*
-** True if this SQLite may take slot 0 before its read lock, for all we know.
-*/
-int haHostMayLockFirst(void){ return hostLocksFirst; }
 
 /*
 ** Keep an error text for xGetLastError. HASQLITE_LOG=1 prints it as well, for
@@ -247,6 +241,25 @@ static void fileInit(HaFile *p, HaVfs *v, const char *zName, int flags){
   if( p->autoVacuum>2 ) p->autoVacuum = 0;
 }
 
+/*
+** Open the platform's file. The node makes the files: this never creates one.
+*/
+static int fileOpenReal(HaFile *p, int *pOutFlags){
+  int rc = p->pVfs->xOpen(p->pVfs, p->zPath, p->pReal,
+                          p->openFlags & ~SQLITE_OPEN_CREATE, pOutFlags);
+  if( rc!=SQLITE_OK ){
+    p->pReal->pMethods = 0;
+    return haError(p, rc, "%s does not open", p->zPath);
+  }
+  if( p->pReal->pMethods->iVersion<2 || p->pReal->pMethods->xShmMap==0 ){
+    p->pReal->pMethods->xClose(p->pReal);
+    p->pReal->pMethods = 0;
+    return haError(p, SQLITE_CANTOPEN, "VFS %s has no shared memory",
+                   p->pVfs->zName);
+  }
+  return SQLITE_OK;
+}
+
 /* Everything that can keep p from being opened. */
 static int fileOpen(HaFile *p, int *pOutFlags){
   const char *z;
@@ -274,17 +287,7 @@ static int fileOpen(HaFile *p, int *pOutFlags){
     }
     return haError(p, SQLITE_CANTOPEN, "no such database");
   }
-  rc = p->pVfs->xOpen(p->pVfs, p->zPath, p->pReal,
-                      p->openFlags & ~SQLITE_OPEN_CREATE, pOutFlags);
-  if( rc!=SQLITE_OK ){
-    p->pReal->pMethods = 0;
-    return haError(p, rc, "%s does not open", p->zPath);
-  }
-  if( p->pReal->pMethods->iVersion<2 || p->pReal->pMethods->xShmMap==0 ){
-    return haError(p, SQLITE_CANTOPEN, "VFS %s has no shared memory",
-                   p->pVfs->zName);
-  }
-  return SQLITE_OK;
+  return fileOpenReal(p, pOutFlags);
 }
 
 /* Open the main file of a replicated database. */
@@ -294,7 +297,6 @@ static int openMain(HaVfs *v, const char *zName, HaFile *p, int flags,
   fileInit(p, v, zName, flags);
   rc = fileOpen(p, pOutFlags);
   if( rc!=SQLITE_OK ){
-    if( p->pReal->pMethods ) p->pReal->pMethods->xClose(p->pReal);
     haLinkClose(&p->link);
     sqlite3_free(p->zName);
     sqlite3_free(p->zSocket);
@@ -302,6 +304,58 @@ static int openMain(HaVfs *v, const char *zName, HaFile *p, int flags,
   }
   p->base.pMethods = &haMainMethods;
   return SQLITE_OK;
+}
+
+/* ---- creation ---- */
+
+/*
+** True if SQLite opened p as the target of VACUUM INTO, which attaches it
+** under a name of its own.
+*/
+static int vacuumTarget(HaFile *p){
+  sqlite3 *db = p->ppDb ? *p->ppDb : 0;
+  int i;
+  if( db==0 ) return 0;
+  if( sqlite3_db_filename(db, "vacuum_db")==p->zPath ) return 1;
+  if( sqlite3_libversion_number()<3039000 ) return 0;
+  for(i=2; i<64; i++){
+    const char *z = sqlite3_db_name(db, i);
+    if( z==0 ) return 0;
+    if( sqlite3_strnicmp(z, "vacuum_", 7)==0
+     && sqlite3_db_filename(db, z)==p->zPath
+    ){
+      return 1;
+    }
+  }
+  return 0;
+}
+
+/*
+** Open the platform's file, after the node made it if it is new. SQLite reads
+** the header of a new database before it locks it for the first time; only
+** with that lock it is sure to need the database, and page_size and
+** auto_vacuum are known.
+*/
+int haFileCreate(HaFile *p){
+  int rc, rcLink;
+  if( vacuumTarget(p) ){
+    return haError(p, SQLITE_CANTOPEN,
+      "VACUUM INTO the name of a replicated database: write a path, such as"
+      " './%s', or 'file:%s?vfs=%s'", p->zName, p->zName, p->pVfs->zName);
+  }
+  rc = haFileConnect(p);
+  if( rc!=SQLITE_OK ) return rc;
+  rcLink = haLinkCreate(&p->link, p->pageSize ? p->pageSize : 4096,
+                        p->autoVacuum, p->lockMs+HA_REPLY_GRACE_MS, &p->epoch);
+  if( haFileReconnect(p, rcLink) ){
+    rcLink = haLinkCreate(&p->link, p->pageSize ? p->pageSize : 4096,
+                        p->autoVacuum, p->lockMs+HA_REPLY_GRACE_MS, &p->epoch);
+  }
+  if( rcLink!=HA_OK ){
+    rc = rcLink==HA_REFUSED ? p->link.errCode : SQLITE_BUSY;
+    return haError(p, rc, "it was not created: %s", p->link.zErr);
+  }
+  return fileOpenReal(p, 0);
 }
 
 /* Open the WAL of a replicated database. */
@@ -493,12 +547,6 @@ int haVfsRegister(
   zClientName = zClient;
   haForkInit();
   pMutex = sqlite3_mutex_alloc(SQLITE_MUTEX_FAST);
-#ifdef HASQLITE_EXT
-  hostLocksFirst = sqlite3_api->compileoption_used==0
-                || sqlite3_compileoption_used("ENABLE_SETLK_TIMEOUT");
-#else
-  hostLocksFirst = sqlite3_compileoption_used("ENABLE_SETLK_TIMEOUT");
-#endif
   vfsInit(&aVfs[0], pReal, "hasqlite");
   vfsInit(&aVfs[1], pReal, "hasqlite-default");
   vfsRoot(&aVfs[1]);

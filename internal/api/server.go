@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/netip"
 	"strconv"
 	"time"
@@ -44,6 +45,9 @@ func NewServer(backend Backend, metrics MetricsSource, log *slog.Logger) *Server
 	mux.HandleFunc("DELETE /v1/cluster/members/{id}", s.removeMember)
 	mux.HandleFunc("POST /v1/cluster/transfer", s.transfer)
 	mux.HandleFunc("GET /v1/verify/{name...}", s.verify)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	s.handler = jsonErrors(mux, http.NewCrossOriginProtection())
 	s.http = &http.Server{
 		Handler:           s.handler,

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -73,10 +74,10 @@ func checkFree(path string) error {
 		_ = c.Close()
 		return ErrInUse
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return ErrInUse // a full backlog: somebody listens, and is slow
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+		return nil // its process is gone
 	}
-	return nil
+	return fmt.Errorf("%w: %w", ErrInUse, err) // a full backlog, or not ours to ask
 }
 
 // publish sets owner and mode of the prepared socket and gives it its name.

@@ -23,6 +23,7 @@ func apiError(err error) error {
 		{replicate.ErrInvalid, api.ErrInvalid},
 		{replicate.ErrNotFound, api.ErrNotFound},
 		{replicate.ErrDeleted, api.ErrNotFound},
+		{replicate.ErrNoMember, api.ErrNotFound},
 		{replicate.ErrConflict, api.ErrInUse},
 		{replicate.ErrNoLeader, api.ErrNoLeader},
 		{replicate.ErrNotLeader, api.ErrNoLeader},
@@ -30,11 +31,17 @@ func apiError(err error) error {
 		{replicate.ErrFenced, api.ErrUnavailable},
 	} {
 		if errors.Is(err, k.from) {
-			return fmt.Errorf("%w: %w", err, k.to)
+			return &kindError{err, k.to}
 		}
 	}
 	return err
 }
+
+// kindError gives an error the sentinel of the HTTP interface without changing its text.
+type kindError struct{ err, kind error }
+
+func (e *kindError) Error() string   { return e.err.Error() }
+func (e *kindError) Unwrap() []error { return []error{e.err, e.kind} }
 
 // Status implements api.Backend.
 func (b backend) Status(ctx context.Context) (api.Status, error) {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -39,8 +40,10 @@ type Node struct {
 	store *logstore.Store
 	port  *peer.Port
 	svc   *replicate.Service
-	link  *link.Server
-	http  *api.Server
+	// members is svc for the node port, which is asked for addresses while svc starts.
+	members atomic.Pointer[replicate.Service]
+	link    *link.Server
+	http    *api.Server
 
 	raftAddr, httpAddr, socket string
 
@@ -99,6 +102,7 @@ func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	n.members.Store(n.svc)
 	n.link = link.NewServer(&sessions{svc: n.svc, nodeID: n.id, cluster: n.cluster, files: fileAccess, pending: map[string]int{}}, n.log)
 	if err := n.serveSocket(); err != nil {
 		return nil, errors.Join(err, n.svc.Shutdown(context.Background()))
@@ -156,10 +160,11 @@ func (n *Node) listenPeers() (err error) {
 		return peer.Identity{NodeID: n.id, Cluster: r.Cluster, Lineage: r.Lineage}
 	}
 	resolve := func(id string) (string, bool) {
-		if n.svc == nil {
+		svc := n.members.Load()
+		if svc == nil {
 			return "", false
 		}
-		return n.svc.Address(id)
+		return svc.Address(id)
 	}
 	n.port, err = peer.Listen(n.cfg.Raft, identity, resolve, n.log)
 	if err != nil {

@@ -71,7 +71,7 @@ func (s *shell) command(ctx context.Context, line string) error {
 		if len(args) < c.min || len(args) > c.max {
 			return fmt.Errorf("usage: .%s %s", c.name, c.args)
 		}
-		ctx, stop := interruptible(ctx)
+		ctx, stop := s.interruptible(ctx)
 		defer stop()
 		return c.run(s, ctx, args)
 	}

@@ -56,6 +56,10 @@ type shell struct {
 	timer   bool
 	failed  bool
 	depth   int // of files read by .read
+	// signals gets SIGINT from the return of a typed line on: one that comes
+	// before its statement runs must stop that, not the process. Nil without a
+	// terminal.
+	signals chan os.Signal
 }
 
 // maxReadDepth bounds files that read files.
@@ -100,8 +104,8 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if ferr := flush(s.out); ferr != nil {
 		err = errors.Join(err, ferr)
 	}
-	if err == nil && s.failed {
-		err = ErrFailed
+	if err == nil && s.failed && (!opts.Terminal || len(opts.Statements) > 0) {
+		err = ErrFailed // a person has seen it
 	}
 	return err
 }
@@ -185,8 +189,15 @@ func (s *shell) runTerminal(ctx context.Context) error {
 		return fmt.Errorf("open terminal: %w", err)
 	}
 	defer rl.Close()
+	s.signals = make(chan os.Signal, 1)
+	signal.Notify(s.signals, syscall.SIGINT)
+	defer signal.Stop(s.signals)
 	var sp splitter
 	for {
+		select {
+		case <-s.signals: // it came after the statement had ended
+		default:
+		}
 		line, err := rl.Readline()
 		switch {
 		case errors.Is(err, readline.ErrInterrupt):
@@ -256,7 +267,7 @@ func (s *shell) report(err error, source string, line int) error {
 
 // run runs one statement and prints its result.
 func (s *shell) run(ctx context.Context, statement string) error {
-	ctx, stop := interruptible(ctx)
+	ctx, stop := s.interruptible(ctx)
 	defer stop()
 	start := time.Now()
 	var p printer
@@ -277,10 +288,12 @@ func (s *shell) run(ctx context.Context, statement string) error {
 
 // interruptible returns a context that Ctrl-C ends: it stops the statement,
 // not the shell.
-func interruptible(parent context.Context) (context.Context, func()) {
+func (s *shell) interruptible(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(parent)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT)
+	signals := s.signals
+	if signals == nil {
+		return ctx, cancel // without a terminal Ctrl-C ends the process
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		select {
@@ -290,7 +303,6 @@ func interruptible(parent context.Context) (context.Context, func()) {
 		}
 	})
 	return ctx, func() {
-		signal.Stop(signals)
 		cancel()
 		wg.Wait()
 	}

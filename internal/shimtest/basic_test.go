@@ -103,7 +103,8 @@ func checkMirror(t *testing.T, d *Database) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := firstDifference(got, want, int(d.pageSize)); diff != "" {
+	size, _ := d.Created()
+	if diff := firstDifference(got, want, int(size)); diff != "" {
 		t.Fatalf("file and mirror differ: %s", diff)
 	}
 }
@@ -113,7 +114,9 @@ func TestInsertReadRefuse(t *testing.T) {
 	db := open(t, dsn(n, "shop.db"))
 	mustExec(t, db, "CREATE TABLE a(x)", "INSERT INTO a VALUES(1)")
 
-	n.Verdict = func(*Database, *link.Tx) (link.Outcome, string) { return link.Refused, "another entry won" }
+	n.Set(func(h *Hooks) {
+		h.Verdict = func(*Database, *link.Tx) (link.Outcome, string) { return link.Refused, "another entry won" }
+	})
 	_, err := db.Exec("INSERT INTO a VALUES(2)")
 	if got, want := codeOf(err), 517; got != want {
 		t.Fatalf("refused insert: code %d, want %d (%v)", got, want, err)
@@ -121,7 +124,7 @@ func TestInsertReadRefuse(t *testing.T) {
 	if got := queryText(t, db, "PRAGMA hasqlite_error"); !strings.Contains(got, "another entry won") {
 		t.Errorf("PRAGMA hasqlite_error = %q", got)
 	}
-	n.Verdict = nil
+	n.Set(func(h *Hooks) { h.Verdict = nil })
 	mustExec(t, db, "INSERT INTO a VALUES(3)")
 	if got, want := queryText(t, db, "SELECT group_concat(x) FROM a"), "1,3"; got != want {
 		t.Errorf("rows = %s, want %s", got, want)

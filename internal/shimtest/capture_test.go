@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/uglyer/ha-sqlite/internal/link"
@@ -73,28 +74,32 @@ type fuzzer struct {
 	db      *Database
 	uri     string
 	conns   [2]*sql.DB
-	refuse  int // per cent
+	refuse  atomic.Int32 // per cent
 	nextRow int
 	stats   fuzzStats
+	// verdicts is the node's source of chance, apart from r: it is used on
+	// another goroutine.
+	verdicts *rand.Rand
 }
 
 func newFuzzer(t *testing.T, seed uint64, pageSize, autoVacuum, refuse int) *fuzzer {
-	f := &fuzzer{t: t, r: rand.New(rand.NewPCG(seed, 0)), node: startNode(t), refuse: refuse}
+	f := &fuzzer{t: t, r: rand.New(rand.NewPCG(seed, 0)), node: startNode(t), verdicts: rand.New(rand.NewPCG(seed, 1))}
 	f.db = f.node.Database("fuzz.db")
 	f.uri = dsn(f.node, "fuzz.db", fmt.Sprintf("page_size=%d", pageSize), fmt.Sprintf("auto_vacuum=%d", autoVacuum))
 	f.reopen(0)
 	f.reopen(1)
-	f.node.Verdict = func(*Database, *link.Tx) (link.Outcome, string) {
-		if f.r.IntN(100) < f.refuse {
-			return link.Refused, "injected"
+	f.node.Set(func(h *Hooks) {
+		h.Verdict = func(*Database, *link.Tx) (link.Outcome, string) {
+			if f.verdicts.IntN(100) < int(f.refuse.Load()) {
+				return link.Refused, "injected"
+			}
+			return link.Accepted, ""
 		}
-		return link.Accepted, ""
-	}
-	f.refuse = 0
+	})
 	f.exec(0, "CREATE TABLE t(id INTEGER PRIMARY KEY, k INT, b BLOB)")
 	f.exec(0, "CREATE INDEX tk ON t(k)")
 	f.exec(0, "CREATE TABLE log(n)")
-	f.refuse = refuse
+	f.refuse.Store(int32(refuse))
 	if size, vacuum := f.db.Created(); int(size) != pageSize || int(vacuum) != autoVacuum {
 		t.Fatalf("created with page size %d, auto_vacuum %d", size, vacuum)
 	}
@@ -301,7 +306,8 @@ func (f *fuzzer) checkRecovered() {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if diff := firstDifference(got, want, int(f.db.pageSize)); diff != "" {
+	size, _ := f.db.Created()
+	if diff := firstDifference(got, want, int(size)); diff != "" {
 		f.t.Fatalf("seed %d step %d: the recovered copy and the mirror differ: %s", *seed, f.stats.Steps, diff)
 	}
 }

@@ -35,6 +35,12 @@ type Node struct {
 	server *link.Server
 	dbs    map[string]*Database
 
+	hooksMu sync.Mutex
+	hooks   Hooks
+}
+
+// Hooks change how a Node behaves.
+type Hooks struct {
 	// Verdict, when set, decides instead of accepting everything.
 	Verdict func(db *Database, tx *link.Tx) (link.Outcome, string)
 	// BeforeVerdict, when set, runs first in each commit.
@@ -47,9 +53,19 @@ type Node struct {
 	Epoch uint32
 	// ReadDelay runs inside each linearizable read.
 	ReadDelay func(ctx context.Context) error
-	// Manual keeps databases from being opened by the node itself, so that
-	// they can be opened by another process alone.
-	Manual bool
+}
+
+// Set changes the hooks.
+func (n *Node) Set(change func(*Hooks)) {
+	n.hooksMu.Lock()
+	defer n.hooksMu.Unlock()
+	change(&n.hooks)
+}
+
+func (n *Node) current() Hooks {
+	n.hooksMu.Lock()
+	defer n.hooksMu.Unlock()
+	return n.hooks
 }
 
 // Database is one database of a Node.
@@ -168,8 +184,8 @@ func idOf(name string) (id [16]byte) {
 
 // Welcome implements link.Backend.
 func (n *Node) Welcome() (string, [16]byte, uint32) {
-	if n.Greeting != nil {
-		n.Greeting()
+	if f := n.current().Greeting; f != nil {
+		f()
 	}
 	return "fake", [16]byte{1}, maxTx
 }
@@ -198,7 +214,7 @@ func (n *Node) Open(_ context.Context, peer link.Peer, req link.OpenRequest) (li
 	}
 	d.Stats.Opens++
 	d.Stats.LastPeer = peer
-	return &handle{db: d, req: req}, link.Opened{Exists: d.created, Epoch: n.Epoch, Mode: 0o660}, nil
+	return &handle{db: d, req: req}, link.Opened{Exists: d.created, Epoch: n.current().Epoch, Mode: 0o660}, nil
 }
 
 // handle implements link.Handle.
@@ -217,7 +233,7 @@ func (h *handle) Create(_ context.Context, pageSize uint32, autoVacuum uint8) (l
 			return link.Created{}, err
 		}
 	}
-	return link.Created{PageSize: d.pageSize, Epoch: d.node.Epoch}, nil
+	return link.Created{PageSize: d.pageSize, Epoch: d.node.current().Epoch}, nil
 }
 
 func (d *Database) createLocked(pageSize uint32, autoVacuum uint8) error {
@@ -233,9 +249,6 @@ func (d *Database) createLocked(pageSize uint32, autoVacuum uint8) error {
 	d.created, d.pageSize, d.autoVacuum = true, pageSize, autoVacuum
 	d.pages[1] = img
 	d.pageCount, d.txid = 1, 1
-	if d.node.Manual {
-		return nil
-	}
 	return d.openKeeperLocked()
 }
 
@@ -279,8 +292,8 @@ func emptyImage(pageSize uint32, autoVacuum uint8) []byte {
 
 func (h *handle) Begin(ctx context.Context) (link.Grant, error) {
 	d := h.db
-	if d.node.BeginError != nil {
-		if err := d.node.BeginError(d); err != nil {
+	if f := d.node.current().BeginError; f != nil {
+		if err := f(d); err != nil {
 			return link.Grant{}, err
 		}
 	}
@@ -303,8 +316,9 @@ func (h *handle) Begin(ctx context.Context) (link.Grant, error) {
 func (h *handle) Commit(ctx context.Context, tx *link.Tx, progress func()) (link.Outcome, string) {
 	progress()
 	d := h.db
-	if d.node.BeforeVerdict != nil {
-		d.node.BeforeVerdict(ctx)
+	hooks := d.node.current()
+	if hooks.BeforeVerdict != nil {
+		hooks.BeforeVerdict(ctx)
 	}
 	if ctx.Err() != nil {
 		return link.Unknown, "the node stops"
@@ -315,8 +329,8 @@ func (h *handle) Commit(ctx context.Context, tx *link.Tx, progress func()) (link
 		return link.Refused, "no grant"
 	}
 	outcome, text := link.Accepted, ""
-	if d.node.Verdict != nil {
-		outcome, text = d.node.Verdict(d, tx)
+	if hooks.Verdict != nil {
+		outcome, text = hooks.Verdict(d, tx)
 	}
 	if outcome != link.Accepted {
 		d.Stats.Refused++
@@ -370,8 +384,8 @@ func (h *handle) Read(ctx context.Context) error {
 	h.db.mu.Lock()
 	h.db.Stats.Reads++
 	h.db.mu.Unlock()
-	if h.db.node.ReadDelay != nil {
-		return h.db.node.ReadDelay(ctx)
+	if f := h.db.node.current().ReadDelay; f != nil {
+		return f(ctx)
 	}
 	return nil
 }
@@ -421,10 +435,23 @@ func (d *Database) Created() (pageSize uint32, autoVacuum uint8) {
 	return d.pageSize, d.autoVacuum
 }
 
+// Foreign runs a statement as a program does that opens the file with plain
+// SQLite.
+func (d *Database) Foreign(query string) error {
+	_, err := d.plain().Exec(query)
+	return err
+}
+
+func (d *Database) plain() *sql.DB {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.keeper
+}
+
 // Checkpoint runs a checkpoint as the node does.
 func (d *Database) Checkpoint(mode string) error {
 	var busy, frames, done int
-	err := d.keeper.QueryRow("PRAGMA wal_checkpoint("+mode+")").Scan(&busy, &frames, &done)
+	err := d.plain().QueryRow("PRAGMA wal_checkpoint("+mode+")").Scan(&busy, &frames, &done)
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", mode, err)
 	}

@@ -111,12 +111,14 @@ func TestManyProcesses(t *testing.T) {
 	so := extension(t)
 	env := []string{"HASQLITE_SOCKET=" + n.Socket}
 	count := 0
-	n.Verdict = func(*Database, *link.Tx) (link.Outcome, string) {
-		if count++; count%10 == 0 {
-			return link.Refused, "injected"
+	n.Set(func(h *Hooks) {
+		h.Verdict = func(*Database, *link.Tx) (link.Outcome, string) {
+			if count++; count%10 == 0 {
+				return link.Refused, "injected"
+			}
+			return link.Accepted, ""
 		}
-		return link.Accepted, ""
-	}
+	})
 	script := prelude(so) + `
 me, rounds = int(sys.argv[1]), int(sys.argv[2])
 db = connect()
@@ -336,12 +338,14 @@ func TestSanitized(t *testing.T) {
 	env := []string{"HASQLITE_SOCKET=" + n.Socket, "LD_PRELOAD=" + asan + " " + ubsan,
 		"ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:exitcode=99", "UBSAN_OPTIONS=print_stacktrace=1"}
 	count := 0
-	n.Verdict = func(*Database, *link.Tx) (link.Outcome, string) {
-		if count++; count%7 == 0 {
-			return link.Refused, "injected"
+	n.Set(func(h *Hooks) {
+		h.Verdict = func(*Database, *link.Tx) (link.Outcome, string) {
+			if count++; count%7 == 0 {
+				return link.Refused, "injected"
+			}
+			return link.Accepted, ""
 		}
-		return link.Accepted, ""
-	}
+	})
 	script := prelude(so) + `
 import random
 random.seed(1)

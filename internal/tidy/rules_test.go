@@ -33,6 +33,7 @@ var mayImport = map[string][]string{
 	"internal/demo":         {"internal/localcluster", "vfs"},
 	"internal/testcluster":  {"internal/localcluster", "vfs"},
 	"internal/shimtest":     {"internal/link"},
+	"internal/clusterrun":   {"internal/localcluster"},
 	"internal/bench":        {"internal/localcluster", "vfs", "replicate/logstore"},
 	"cmd/hasqlite-node":     {"internal/nodecmd"},
 	"cmd/hasqlite":          {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/node", "internal/nodecmd", "internal/shell"},

@@ -46,10 +46,12 @@ func TestClusterKeepsItsWord(t *testing.T) {
 		}
 		w.logf("round %d of %d: %s", i+1, len(order), n.name)
 		if err := w.round(ctx, n); err != nil {
+			w.logStatus(t.Context())
 			t.Fatalf("round %d, %s: %v", i+1, n.name, err)
 		}
 		last := i+1 == len(order) || (i+1)%*roundsDB == 0
 		if err := w.check(ctx, last); err != nil {
+			w.logStatus(t.Context())
 			t.Fatalf("after round %d, %s: %v", i+1, n.name, err)
 		}
 		if t.Failed() {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -265,6 +266,27 @@ func (w *world) journalTail(s *slot) string {
 	}
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 	return strings.Join(lines[max(0, len(lines)-8):], "\n") + fmt.Sprintf("\nnow %d", now())
+}
+
+// logStatus writes down what every node says of the database, for whoever has to find out why a round failed.
+func (w *world) logStatus(ctx context.Context) {
+	for i, s := range w.cluster.Statuses(ctx) {
+		if s == nil {
+			w.logf("%s does not answer", w.slots[i].node.ID)
+			continue
+		}
+		d, _ := s.Database(w.database)
+		w.logf("%s: %s, leader %s, term %d, commit index %d, applied %d: %+v",
+			s.Node.ID, s.State, s.Cluster.Leader, s.Cluster.Term, s.Cluster.CommitIndex, s.Cluster.AppliedIndex, d)
+	}
+	for _, s := range w.slots {
+		// The Go runtime writes all stacks to the log and ends.
+		if err := s.node.Process().Signal(syscall.SIGQUIT); err != nil {
+			w.logf("stacks of %s: %v", s.node.ID, err)
+			continue
+		}
+		<-s.node.Process().Done()
+	}
 }
 
 // others are all slots but some.
