@@ -214,3 +214,36 @@ func (c *cluster) idle(i int, name string) {
 		return err
 	})
 }
+
+// A file that cannot be opened for now (no descriptors, no permission) is not damaged: it is neither fenced nor
+// thrown away, and its node goes on when it opens again.
+func TestFileThatDoesNotOpenForNowIsKept(t *testing.T) {
+	all := faulty(t)
+	c := prepared(t, 3, nil)
+	f := c.follower()
+	path := c.path(f, "db")
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.stop(f)
+	all[c.cfgs[f].ID].open.Store(true)
+	c.start(f)
+	c.ready(f)
+	exec(t, c.open(c.leader(), "db"), `INSERT INTO t VALUES('meanwhile')`)
+	eventually(t, "status says what is wrong", func() error {
+		d, err := backend{c.nodes[f]}.Database(t.Context(), "db")
+		if err == nil && (d.State != "late" || !strings.Contains(d.Detail, "input/output")) {
+			err = fmt.Errorf("%s: %s", d.State, d.Detail)
+		}
+		return err
+	})
+	all[c.cfgs[f].ID].open.Store(false)
+	c.equal("db")
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the file was replaced (%v)", err)
+	}
+}
