@@ -69,11 +69,9 @@ func (d *replica) apply() {
 			wait = min(2*wait, maxApplyRetry)
 			continue
 		default:
-			d.mu.Lock()
-			d.applying = false
-			d.mu.Unlock()
+			// A database that was deleted meanwhile is not fenced: its removal is next.
 			d.fence(fmt.Errorf("apply transaction %s at log index %d: %w", it.position.TXID, it.index, err))
-			return
+			continue
 		}
 		d.trouble(nil)
 		d.mu.Lock()
@@ -274,7 +272,7 @@ func (d *replica) applyDelete() error {
 	}
 	empty, err := wal.EmptyDatabase(d.pageSize, d.autoVacuum)
 	if err != nil {
-		return err
+		return deviceError{err}
 	}
 	txn, err := d.beginIO(d.svc.ctx, live)
 	if err != nil {

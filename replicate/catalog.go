@@ -211,7 +211,7 @@ func (s *Service) leaderDelete(ctx context.Context, q catalogRequest) (catalogRe
 			id := string(srv.ID)
 			n, err := s.handlesOn(ctx, id, q.ID)
 			if err != nil {
-				return catalogReply{}, fmt.Errorf("node %s cannot be asked for open handles (%w); force deletes all the same: %w", id, err, ErrConflict)
+				return catalogReply{}, fmt.Errorf("node %s cannot be asked for open handles (%v); force deletes all the same: %w", id, err, ErrConflict)
 			}
 			if n > 0 {
 				return catalogReply{}, fmt.Errorf("node %s has %d open handles; force deletes all the same: %w", id, n, ErrConflict)

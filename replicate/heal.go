@@ -202,6 +202,9 @@ func (d *replica) install(ctx context.Context, m *image) error {
 	}
 	live, err := d.openIO()
 	if err != nil {
+		if !errors.Is(err, ErrUnusable) {
+			return err
+		}
 		if live, err = d.recreateIO(err); err != nil {
 			return err
 		}

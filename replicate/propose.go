@@ -269,9 +269,9 @@ func (s *Service) acquire(ctx context.Context, db DatabaseID, handle uint64) (Po
 	}
 }
 
-// lockMargin is how much earlier than its caller a leader stops to wait: its answer is ErrLockBusy then, and
-// the caller keeps its place in the queue (RULES B1). A call that is given up has none.
-const lockMargin = 20 * time.Millisecond
+// lockGrace is how much longer than the leader a caller waits for the answer: the leader's own ErrLockBusy
+// keeps the place in the queue (RULES B1), a call that is given up does not.
+const lockGrace = 500 * time.Millisecond
 
 const leaderPoll = 5 * time.Millisecond
 
@@ -305,11 +305,17 @@ func (s *Service) forwardAcquire(ctx context.Context, leader string, db Database
 	req = binary.LittleEndian.AppendUint64(req, handle)
 	wait := time.Second
 	if deadline, ok := ctx.Deadline(); ok {
-		left := max(time.Until(deadline), 0)
-		wait = left - min(lockMargin, left/2)
+		wait = max(time.Until(deadline), 0)
 	}
+	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), wait+lockGrace)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) { // the application is gone
+			cancel()
+		}
+	})()
 	req = binary.LittleEndian.AppendUint64(req, uint64(wait))
-	reply, err := s.port.Call(ctx, leader, methodAcquire, req)
+	reply, err := s.port.Call(cctx, leader, methodAcquire, req)
 	if err != nil {
 		return Position{}, remoteError(err)
 	}

@@ -17,6 +17,8 @@ var (
 	// ErrFenced is returned for writes on a database whose local copy was found to differ from what
 	// the log says. It is healed from a peer; wait and retry.
 	ErrFenced = errors.New("the local copy of the database is fenced")
+	// ErrUnusable is returned by Files.Open for a file whose content is to blame.
+	ErrUnusable = errors.New("the file is no database that can be used")
 	// ErrDeleted is returned for a database that the cluster has deleted. Open the name again.
 	ErrDeleted = errors.New("the database was deleted")
 	// ErrNotFound is returned for a name or id that the cluster does not know.
@@ -306,15 +308,19 @@ func (d *replica) openIO() (LiveFile, error) {
 		return nil, ErrDeleted
 	}
 	if err := d.svc.files.Create(d.path, pageSize, autoVacuum); err != nil {
-		return nil, fmt.Errorf("create database %q: %w", d.name, err)
+		return nil, deviceError{fmt.Errorf("create database %q: %w", d.name, err)}
 	}
 	rec, recErr := d.readRecord()
 	if err := d.removeRecord(); err != nil {
-		return nil, err
+		return nil, deviceError{err}
 	}
 	live, err := d.svc.files.Open(d.path)
 	if err != nil {
-		return nil, fmt.Errorf("open database %q: %w", d.name, err)
+		err = fmt.Errorf("open database %q: %w", d.name, err)
+		if !errors.Is(err, ErrUnusable) { // no descriptor, no permission, no space: that passes
+			err = deviceError{err}
+		}
+		return nil, err
 	}
 	d.mu.Lock()
 	d.live = live

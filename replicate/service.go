@@ -91,6 +91,11 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 		ctx: ctx, cancel: cancel, now: time.Now, fatal: make(chan error, 1),
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
+	// What a killed node was fetching.
+	if err := os.RemoveAll(s.spoolDir()); err != nil {
+		cancel()
+		return nil, fmt.Errorf("clear the spool: %w", err)
+	}
 	// A leader may remember handles of this node's former life.
 	s.handleSeq.Store(rand.Uint64() << 32)
 	s.locks = NewLockTable(SystemClock{}, opts.WriteLease)

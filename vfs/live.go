@@ -39,6 +39,9 @@ var (
 	// ErrPinned is returned by [Live.Checkpoint] while a snapshot is open. Try
 	// again when it is closed.
 	ErrPinned = errors.New("a snapshot is open")
+	// ErrNotDatabase is returned by [OpenLive] when the content of the file is to
+	// blame: no database in WAL mode, or a damaged one. Any other error may pass.
+	ErrNotDatabase = errors.New("not a usable database file")
 )
 
 // liveResult is a result code of SQLite with what was done.
@@ -136,6 +139,9 @@ type Live struct {
 // liveStep is given to the handle as its Options.Step. Tests only.
 var liveStep func(wal.Step)
 
+// notWAL is what live.c says of a file that opens and is not in WAL mode.
+const notWAL = "not a database in WAL mode"
+
 // OpenLive opens the database file path, which must exist and be in WAL mode.
 func OpenLive(path string) (*Live, error) {
 	name := C.CString(path)
@@ -143,7 +149,11 @@ func OpenLive(path string) (*Live, error) {
 	var text [256]C.char
 	l := &Live{path: path}
 	if rc := C.hasqlite_live_open(name, &l.c, &text[0], C.int(len(text))); rc != C.SQLITE_OK {
-		return nil, fmt.Errorf("open %s: %s: %w", path, C.GoString(&text[0]), liveError(rc))
+		err := fmt.Errorf("open %s: %s: %w", path, C.GoString(&text[0]), liveError(rc))
+		if rc&0xff == C.SQLITE_NOTADB || rc&0xff == C.SQLITE_CORRUPT || C.GoString(&text[0]) == notWAL {
+			err = fmt.Errorf("%w: %w", ErrNotDatabase, err)
+		}
+		return nil, err
 	}
 	l.regions.Store(&[][]byte{})
 	l.Handle = wal.NewHandle(liveFile{l, C.HASQLITE_LIVE_DB}, liveFile{l, C.HASQLITE_LIVE_WAL},

@@ -82,6 +82,9 @@ func syncDir(path string) error {
 // Open implements replicate.Files.
 func (f files) Open(path string) (replicate.LiveFile, error) {
 	live, err := vfs.OpenLive(path)
+	if errors.Is(err, vfs.ErrNotDatabase) {
+		err = fmt.Errorf("%w: %w", replicate.ErrUnusable, err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -59,6 +59,9 @@ type Node struct {
 // snapshotsKept is how many raft snapshots stay on disk.
 const snapshotsKept = 2
 
+// wrapFiles stands between the node and its database files. Tests only: they let the files fail.
+var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
+
 // Start starts a node and returns once it serves. It enters its cluster in the background.
 func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 	cfg = cfg.WithDefaults()
@@ -91,7 +94,7 @@ func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 	}
 	fileAccess := files{fileMode: n.dir.FileMode(), gid: n.dir.Group(), making: new(sync.Mutex)}
 	n.svc, err = replicate.Start(replicate.Options{
-		NodeID: n.id, Cluster: n.cluster, Dir: n.dir.Path(), HTTPAddr: n.httpAddr, Files: fileAccess,
+		NodeID: n.id, Cluster: n.cluster, Dir: n.dir.Path(), HTTPAddr: n.httpAddr, Files: wrapFiles(cfg, fileAccess),
 		Port: n.port, Store: n.store, Snapshots: snapshots,
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries, VerifyFull: cfg.VerifyFull,

@@ -2,6 +2,8 @@ package node
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -58,5 +60,100 @@ func TestRestartWithoutQuorumServesReads(t *testing.T) {
 		_, err := db.Exec(`INSERT INTO t VALUES('together')`)
 		return err
 	})
+	c.equal("db")
+}
+
+// What a killed node was fetching from a peer is thrown away at the next start.
+func TestSpoolIsClearedAtStart(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.stop(0)
+	spool := filepath.Join(c.cfgs[0].Data, "spool")
+	if err := os.MkdirAll(spool, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(spool, "fetch-1"), []byte("half"), 0o660); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	if left, err := os.ReadDir(spool); err == nil && len(left) > 0 {
+		t.Errorf("%d files are left", len(left))
+	}
+}
+
+// A node may stop between the verdict and the publication of an application's transaction. When it is back,
+// the files show the transaction or they do not, and their position is found by their content, also where
+// the content was the same at several positions (RULES A3).
+func TestNodeRestartsUnderACommit(t *testing.T) {
+	for _, k := range []struct {
+		name     string
+		versions []uint32 // the last one is in flight while the node stops
+		publish  bool
+	}{
+		{"published while the node was down", []uint32{1, 2}, true},
+		{"published, back to content of before", []uint32{1, 2, 1, 2, 1}, true},
+		{"not published, back to content of before", []uint32{1, 2, 1, 2, 1}, false},
+		{"not published, no byte changed", []uint32{1, 1}, false},
+	} {
+		t.Run(k.name, func(t *testing.T) {
+			c := prepared(t, 3, nil)
+			f := c.follower()
+			a := c.script(f, "db")
+			var last uint32
+			for i, v := range k.versions {
+				a.begin()
+				a.accept(v)
+				if last = v; i == len(k.versions)-1 {
+					break
+				}
+				a.publish()
+				a.end()
+				a.release()
+			}
+			c.stop(f)
+			if k.publish {
+				a.publish()
+			}
+			a.release()
+			exec(t, c.open(c.leader(), "db"), `INSERT INTO t VALUES('meanwhile')`)
+			c.start(f)
+			c.ready(f)
+			c.wantVersion("db", int(last))
+			if n := c.fences(f); n != 0 {
+				t.Errorf("fenced %d times", n)
+			}
+			exec(t, c.open(f, "db"), `INSERT INTO t VALUES('after')`)
+			c.equal("db")
+		})
+	}
+}
+
+// The leader sends a snapshot to a node whose application holds native slot 0: the restore waits for it, and
+// nothing is doubled or lost when it ends (RULES A5).
+func TestSnapshotArrivesWhileAnApplicationHoldsTheFile(t *testing.T) {
+	c := prepared(t, 3, func(_ int, cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 20, 5 })
+	f := c.follower()
+	reader := c.open(f, "db")
+	reader.SetMaxOpenConns(1)
+	query[int](t, reader, `SELECT count(*) FROM t`)
+	a := c.script(f, "db")
+	a.begin()
+	c.stop(f)
+	w := c.open(c.leader(), "db")
+	for i := range 60 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	}
+	c.compacted(50, f)
+	c.start(f)
+	exec(t, w, `INSERT INTO t VALUES('while it restores')`)
+	if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 4 {
+		t.Errorf("%d rows while slot 0 is held, want 4", got)
+	}
+	a.release()
+	c.ready(f)
+	c.equal("db")
+	if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 65 {
+		t.Errorf("%d rows in the handle that was open, want 65", got)
+	}
+	exec(t, reader, `INSERT INTO t VALUES('after')`)
 	c.equal("db")
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/replicate"
+	"github.com/uglyer/ha-sqlite/wal"
 )
 
 // prepared returns a cluster with a database that has a table of a few pages.
@@ -273,7 +274,11 @@ func TestFilesLostWhileTheNodeWasDown(t *testing.T) {
 			c.start(f)
 			c.ready(f)
 			c.equal("db")
-			exec(t, c.open(f, "db"), `INSERT INTO t VALUES('after')`)
+			// An application that stays attached holds a lock on the file: one that is empty cannot be written
+			// before it lets go.
+			after := c.open(f, "db")
+			exec(t, after, `INSERT INTO t VALUES('after')`)
+			after.Close()
 			c.equal("db")
 		})
 	}
@@ -337,5 +342,39 @@ func TestOldBookmarkOfAnotherHistory(t *testing.T) {
 	other := mark[:17] + "8000000000000001" + mark[33:]
 	if _, err := db.Exec(`PRAGMA hasqlite_wait='` + other + `'`); err == nil || !strings.Contains(err.Error(), "history") {
 		t.Errorf("a bookmark of another history: %v", err)
+	}
+}
+
+// lock_timeout is spent once per series of attempts; then a begin answers at once (RULES B2). An application
+// that retries without a pause gets the lock when it is free all the same, on every node.
+func TestLockTimeoutIsSpentOncePerSeries(t *testing.T) {
+	c := prepared(t, 3, nil)
+	l := c.leader()
+	holder := c.script(l, "db")
+	for _, i := range []int{l, c.follower()} {
+		holder.begin()
+		a := c.scriptWith(i, "db", 400*time.Millisecond)
+		attempt := func() (time.Duration, error) {
+			start := time.Now()
+			_, _, err := a.h.Begin(t.Context())
+			return time.Since(start), err
+		}
+		took, err := attempt()
+		var busy *replicate.BusyError
+		if !errors.As(err, &busy) || took < 300*time.Millisecond {
+			t.Fatalf("first attempt: %v after %v", err, took)
+		}
+		for range 5 {
+			if took, err = attempt(); !errors.As(err, &busy) || took > 200*time.Millisecond {
+				t.Errorf("attempt after lock_timeout: %v after %v", err, took)
+			}
+		}
+		holder.h.End(false, wal.Fingerprint{}, true)
+		holder.release()
+		eventually(t, "the lock that is free is granted", func() error {
+			_, err := attempt()
+			return err
+		})
+		a.h.Close()
 	}
 }

@@ -31,12 +31,17 @@ const scriptPID = 4711
 // script attaches an application to a database that exists on node i.
 func (c *cluster) script(i int, name string) *script {
 	c.t.Helper()
+	return c.scriptWith(i, name, 10*time.Second)
+}
+
+func (c *cluster) scriptWith(i int, name string, lockTimeout time.Duration) *script {
+	c.t.Helper()
 	id, path, exists, err := c.nodes[i].svc.Resolve(name)
 	if err != nil || !exists {
 		c.t.Fatalf("resolve %s: %v, %v", name, exists, err)
 	}
 	h, _, err := c.nodes[i].svc.OpenHandle(c.t.Context(), id, replicate.HandleOptions{
-		PID: scriptPID, LockTimeout: 10 * time.Second, CommitTimeout: 10 * time.Second,
+		PID: scriptPID, LockTimeout: lockTimeout, CommitTimeout: 10 * time.Second,
 	})
 	if err != nil {
 		c.t.Fatal(err)

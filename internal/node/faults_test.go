@@ -1,0 +1,249 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/replicate"
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// faults are the database files of one node, which fail on demand.
+type faults struct {
+	replicate.Files
+	begin, sync, create, open atomic.Bool // the call fails while set
+	syncs                     atomic.Int64
+	opened                    func(path string)
+}
+
+type faultyFile struct {
+	replicate.LiveFile
+	f *faults
+}
+
+func fault(on *atomic.Bool, what string) error {
+	if on.Load() {
+		return fmt.Errorf("%s: %w", what, syscall.EIO)
+	}
+	return nil
+}
+
+func (f *faults) Create(path string, pageSize uint32, autoVacuum uint8) error {
+	if err := fault(&f.create, "create"); err != nil {
+		return err
+	}
+	return f.Files.Create(path, pageSize, autoVacuum)
+}
+
+func (f *faults) Open(path string) (replicate.LiveFile, error) {
+	if f.opened != nil {
+		f.opened(path)
+	}
+	if err := fault(&f.open, "open"); err != nil {
+		return nil, err
+	}
+	live, err := f.Files.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return faultyFile{live, f}, nil
+}
+
+func (l faultyFile) Begin(ctx context.Context) (*wal.Txn, error) {
+	if err := fault(&l.f.begin, "begin"); err != nil {
+		return nil, err
+	}
+	return l.LiveFile.Begin(ctx)
+}
+
+func (l faultyFile) SyncWAL() error {
+	l.f.syncs.Add(1)
+	if err := fault(&l.f.sync, "sync"); err != nil {
+		return err
+	}
+	return l.LiveFile.SyncWAL()
+}
+
+// faulty makes the files of a cluster's nodes fail on demand, by the node's id.
+func faulty(t *testing.T) map[string]*faults {
+	all := map[string]*faults{"n0": {}, "n1": {}, "n2": {}}
+	former := wrapFiles
+	wrapFiles = func(cfg Config, f replicate.Files) replicate.Files {
+		k := all[cfg.ID]
+		k.Files = f
+		return k
+	}
+	t.Cleanup(func() { wrapFiles = former })
+	return all
+}
+
+// A device that fails for a while makes a node's copy late and says so. The copy is not wrong: it is not
+// replaced, and goes on by itself (Arch 8, disk full on one node).
+func TestDeviceErrorIsTriedAgain(t *testing.T) {
+	all := faulty(t)
+	c := prepared(t, 3, nil)
+	f := c.follower()
+	reader := c.open(f, "db")
+	reader.SetMaxOpenConns(1)
+	query[int](t, reader, `SELECT count(*) FROM t`)
+	all[c.cfgs[f].ID].begin.Store(true)
+	w := c.open(c.leader(), "db")
+	for range 10 {
+		exec(t, w, `INSERT INTO t VALUES('more')`)
+	}
+	eventually(t, "status says what is wrong", func() error {
+		d, err := backend{c.nodes[f]}.Database(t.Context(), "db")
+		if err == nil && (d.State != "late" || !strings.Contains(d.Detail, "input/output")) {
+			err = fmt.Errorf("%s: %s", d.State, d.Detail)
+		}
+		return err
+	})
+	if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 4 {
+		t.Errorf("%d rows, want 4", got)
+	}
+	all[c.cfgs[f].ID].begin.Store(false)
+	c.equal("db")
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+	if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 14 {
+		t.Errorf("%d rows in the handle that was open, want 14", got)
+	}
+}
+
+// The log is kept while the files that a snapshot speaks of cannot be synced (RULES A5).
+func TestLogIsKeptWhileTheFilesAreNotDurable(t *testing.T) {
+	all := faulty(t)
+	c := prepared(t, 1, func(_ int, cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 20, 5 })
+	all["n0"].sync.Store(true)
+	w := c.open(0, "db")
+	first, _ := c.nodes[0].store.Bounds()
+	for i := range 100 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	}
+	eventually(t, "snapshots failed", func() error {
+		if n := all["n0"].syncs.Load(); n < 3 {
+			return fmt.Errorf("%d tries", n)
+		}
+		return nil
+	})
+	if now, _ := c.nodes[0].store.Bounds(); now != first {
+		t.Errorf("the log began at %d and begins at %d, though nothing could be synced", first, now)
+	}
+	all["n0"].sync.Store(false)
+	c.compacted(90, -1)
+}
+
+// The record of an idle database is gone before its files can change (RULES B13): one that came back after a
+// power failure could describe files that changed under the same times.
+func TestRecordIsGoneBeforeTheFilesChange(t *testing.T) {
+	all := faulty(t)
+	var left atomic.Bool
+	all["n0"].opened = func(path string) {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(path), "record")); err == nil {
+			left.Store(true)
+		}
+	}
+	c := prepared(t, 1, func(_ int, cfg *Config) { cfg.IdleClose = time.Millisecond })
+	for range 2 {
+		c.idle(0, "db")
+		if _, err := os.Stat(filepath.Join(filepath.Dir(c.path(0, "db")), "record")); err != nil {
+			t.Fatalf("an idle database has no record: %v", err)
+		}
+		db := c.open(0, "db")
+		exec(t, db, `INSERT INTO t VALUES(1)`)
+		db.Close()
+	}
+	if left.Load() {
+		t.Error("the files were opened while their record was there")
+	}
+	c.equal("db")
+}
+
+// Files that somebody wrote while they were idle are checked before they are used, and by themselves within
+// ten seconds (RULES B13).
+func TestForeignWriteToAnIdleDatabase(t *testing.T) {
+	c := prepared(t, 3, func(_ int, cfg *Config) { cfg.IdleClose = time.Millisecond })
+	f := c.follower()
+	for _, opens := range []bool{true, false} {
+		before := c.fences(f)
+		c.idle(f, "db")
+		plain := c.foreign(f, "db")
+		exec(t, plain, `INSERT INTO t VALUES('foreign')`)
+		plain.Close()
+		if opens {
+			db := c.open(f, "db")
+			db.SetMaxOpenConns(1)
+			var n int
+			if err := db.QueryRow(`SELECT count(*) FROM t WHERE v = 'foreign'`).Scan(&n); err == nil && n != 0 && c.fences(f) == before {
+				t.Error("foreign rows were read before anything was checked")
+			}
+			db.Close()
+		}
+		eventually(t, "the change is noticed", func() error {
+			if c.fences(f) == before {
+				return errors.New("no fence")
+			}
+			return nil
+		})
+		c.equal("db")
+		after := c.open(f, "db")
+		if n := query[int](t, after, `SELECT count(*) FROM t WHERE v = 'foreign'`); n != 0 {
+			t.Error("the foreign row is still there")
+		}
+		after.Close()
+	}
+}
+
+// idle waits until a node has closed a database.
+func (c *cluster) idle(i int, name string) {
+	c.t.Helper()
+	eventually(c.t, "the database is idle", func() error {
+		d, err := backend{c.nodes[i]}.Database(c.t.Context(), name)
+		if err == nil && d.State != "idle" {
+			err = fmt.Errorf("state %s, %d handles", d.State, d.Handles)
+		}
+		return err
+	})
+}
+
+// A file that cannot be opened for now (no descriptors, no permission) is not damaged: it is neither fenced nor
+// thrown away, and its node goes on when it opens again.
+func TestFileThatDoesNotOpenForNowIsKept(t *testing.T) {
+	all := faulty(t)
+	c := prepared(t, 3, nil)
+	f := c.follower()
+	path := c.path(f, "db")
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.stop(f)
+	all[c.cfgs[f].ID].open.Store(true)
+	c.start(f)
+	c.ready(f)
+	exec(t, c.open(c.leader(), "db"), `INSERT INTO t VALUES('meanwhile')`)
+	eventually(t, "status says what is wrong", func() error {
+		d, err := backend{c.nodes[f]}.Database(t.Context(), "db")
+		if err == nil && (d.State != "late" || !strings.Contains(d.Detail, "input/output")) {
+			err = fmt.Errorf("%s: %s", d.State, d.Detail)
+		}
+		return err
+	})
+	all[c.cfgs[f].ID].open.Store(false)
+	c.equal("db")
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the file was replaced (%v)", err)
+	}
+}
