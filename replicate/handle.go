@@ -296,12 +296,11 @@ func (h *Handle) End(published bool, seen wal.Fingerprint, empty bool) {
 	local := d.local
 	mine := local != nil && local.handle == h
 	if mine {
-		d.local = nil
 		if published && d.known {
 			d.sums = d.sums.apply(local.delta)
 			d.advanceLocked(local.post, seen)
 		}
-		close(local.done)
+		d.endLocalLocked(local)
 	}
 	d.mu.Unlock()
 	if mine && published && h.svc.opts.VerifyFull {
@@ -378,8 +377,7 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	case outcome == OutcomeAccepted:
 		local.accepted = true
 	default:
-		d.local = nil
-		close(local.done)
+		d.endLocalLocked(local)
 	}
 	d.mu.Unlock()
 	// Accepting it, the leader has ended the cluster lock. What refused it may never have reached the leader.
@@ -499,8 +497,7 @@ func (d *replica) resolve(local *localCommit) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if d.local == local {
-			d.local = nil
-			close(local.done)
+			d.endLocalLocked(local)
 		}
 	}
 	if !local.acceptedNow(d) || live == nil {
@@ -520,10 +517,6 @@ func (d *replica) resolve(local *localCommit) {
 	}
 	sums, sum, err := readSums(txn, d.pageSize)
 	d.mu.Lock()
-	if d.local == local {
-		d.local = nil
-		close(local.done)
-	}
 	switch {
 	case err == nil && sum == local.post.Checksum && sum != pos.Checksum:
 		d.sums = sums
@@ -532,6 +525,9 @@ func (d *replica) resolve(local *localCommit) {
 		d.sums, d.fingerprint = sums, txn.Fingerprint()
 	case err == nil:
 		err = fmt.Errorf("checksum %s is neither %s nor %s: %w", sum, pos, local.post, errForeign)
+	}
+	if d.local == local {
+		d.endLocalLocked(local)
 	}
 	d.mu.Unlock()
 	if err != nil {

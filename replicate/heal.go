@@ -297,8 +297,7 @@ func (d *replica) settleLocal() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if local := d.local; local != nil {
-		d.local = nil
-		close(local.done)
+		d.endLocalLocked(local)
 	}
 }
 

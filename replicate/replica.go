@@ -175,6 +175,9 @@ func (d *replica) enqueue(it item) {
 	} else {
 		d.decided = it.position
 	}
+	if len(d.queue) == 0 && !it.deleted && d.known && it.position == d.position {
+		return // an application here has published it already
+	}
 	if it.ltx != nil {
 		if d.queueBytes+len(it.ltx) > maxQueueBytesPerDatabase || !d.svc.retain(len(it.ltx)) {
 			it.ltx = nil
@@ -218,8 +221,26 @@ func (d *replica) kickLocked() {
 	if !d.svc.replayed() {
 		return // the log's tail is not confirmed yet; the service kicks every database when it is
 	}
+	if d.local != nil && d.local.id == d.queue[0].id && !d.queue[0].deleted {
+		if d.late.IsZero() {
+			d.late = time.Now()
+		}
+		return // an application here is about to publish it: endLocalLocked kicks
+	}
 	d.applying = true
 	d.svc.goroutine(d.apply)
+}
+
+// endLocalLocked ends the wait for an application's transaction. What it published needs no applier.
+func (d *replica) endLocalLocked(local *localCommit) {
+	d.local, d.late = nil, time.Time{}
+	close(local.done)
+	if d.known && !d.applying {
+		for len(d.queue) > 0 && !d.queue[0].deleted && d.queue[0].position == d.position {
+			d.dropQueueHeadLocked()
+		}
+	}
+	d.kickLocked()
 }
 
 // advanceLocked records that the files now show position p.
