@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -39,9 +40,10 @@ func (f *frame) payload() []byte {
 	return f.small[:f.length]
 }
 
-// conn is one connection. A reader goroutine takes frames off the socket, so
-// that end of file is seen while a request waits; a worker answers them in
-// order and is the only caller of the handle.
+// conn is one connection. One goroutine takes a frame off the socket and
+// answers it before it reads the next: a transaction's frames cost no switch
+// between goroutines. A request that waits for long is watched by the server,
+// which peeks at the socket so that its end is seen meanwhile.
 //
 // Invariants:
 //  1. requests reach the handle in the order they were sent, and a frame that
@@ -52,11 +54,11 @@ type conn struct {
 	nc     net.Conn
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
-	queue  chan frame
 	done   chan struct{}
-	pid    int // of the peer, 0 where the kernel does not tell
+	pid    int          // of the peer, 0 where the kernel does not tell
+	busy   atomic.Int64 // since when a request is answered, nanoseconds of the server's clock; 0: none is
 
-	// The worker's own.
+	// Of the goroutine that serves the connection.
 	peer    Peer
 	greeted bool
 	handle  Handle
@@ -70,18 +72,13 @@ type conn struct {
 	stateMu    sync.Mutex // guards these:
 	committing bool
 	closing    bool
+	deadline   time.Time     // of reads; zero: none
+	peek       chan struct{} // closed when nobody peeks any more; nil: nobody does
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
 	ctx, cancel := context.WithCancel(s.ctx)
-	return &conn{
-		srv:    s,
-		nc:     nc,
-		ctx:    ctx,
-		cancel: cancel,
-		queue:  make(chan frame, 2),
-		done:   make(chan struct{}),
-	}
+	return &conn{srv: s, nc: nc, ctx: ctx, cancel: cancel, done: make(chan struct{})}
 }
 
 // serve runs the connection to its end.
@@ -89,19 +86,15 @@ func (c *conn) serve() {
 	defer close(c.done)
 	c.pid = peerPID(c.nc)
 	stop := watchExit(c.nc, c.pid, func() {
-		_ = c.nc.SetReadDeadline(time.Now().Add(exitGrace))
+		c.setDeadline(time.Now().Add(exitGrace))
+		time.AfterFunc(exitGrace, c.cancel)
 	})
 	defer stop()
-
-	worker := make(chan struct{})
-	go func() {
-		defer close(worker)
-		c.work()
-	}()
-	c.read()
+	c.loop()
 	c.cancel()
-	close(c.queue)
-	<-worker
+	if c.handle != nil {
+		c.handle.Close()
+	}
 	_ = c.nc.Close()
 }
 
@@ -111,13 +104,29 @@ func (c *conn) shutdown() {
 	defer c.stateMu.Unlock()
 	c.closing = true
 	if !c.committing {
-		_ = c.nc.SetReadDeadline(time.Now())
+		c.setDeadlineLocked(time.Now())
+		if c.busy.Load() != 0 {
+			c.cancel() // the request that waits gets its answer now
+		}
 	}
 }
 
-// read takes frames off the socket until it ends or makes no sense.
-func (c *conn) read() {
+func (c *conn) setDeadline(t time.Time) {
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
+	c.setDeadlineLocked(t)
+}
+
+func (c *conn) setDeadlineLocked(t time.Time) {
+	c.deadline = t
+	_ = c.nc.SetReadDeadline(t)
+}
+
+// loop takes frames off the socket and answers them until it ends or makes no
+// sense.
+func (c *conn) loop() {
 	r := bufio.NewReaderSize(c.nc, 4096)
+	var f frame
 	var head [headerSize]byte
 	for {
 		if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -129,7 +138,7 @@ func (c *conn) read() {
 			c.malformed(binary.LittleEndian.Uint32(head[8:]), err)
 			return
 		}
-		f := frame{header: h}
+		f.header, f.large = h, nil
 		if h.length > inlinePayload {
 			f.large = make([]byte, h.length)
 		}
@@ -137,29 +146,56 @@ func (c *conn) read() {
 			c.logEnd(err)
 			return
 		}
-		c.queue <- f
-	}
-}
-
-// work answers requests until the reader stops, then closes the handle.
-func (c *conn) work() {
-	broken := false
-	for f := range c.queue {
-		if broken {
-			continue
-		}
-		err := c.answer(&f)
+		c.busy.Store(c.srv.now())
+		err = c.answer(&f)
+		c.busy.Store(0)
+		c.stopPeeking()
 		if errors.Is(err, ErrMalformed) {
 			c.malformed(f.sequence, err)
 		}
 		if err != nil {
-			broken = true
-			_ = c.nc.Close() // the reader ends, and with it the queue
+			return
 		}
 	}
-	if c.handle != nil {
-		c.handle.Close()
+}
+
+// watch starts to peek at the socket of a request that has been waiting since
+// before the time given.
+func (c *conn) watch(before int64) {
+	since := c.busy.Load()
+	if since == 0 || since > before {
+		return
 	}
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
+	if c.peek != nil || c.busy.Load() != since {
+		return
+	}
+	done := make(chan struct{})
+	c.peek = done
+	go func() {
+		defer close(done)
+		if endOfFile(c.nc) {
+			c.cancel()
+		}
+	}()
+}
+
+// stopPeeking returns when nobody reads the socket but its own goroutine.
+func (c *conn) stopPeeking() {
+	c.stateMu.Lock()
+	done := c.peek
+	if done == nil {
+		c.stateMu.Unlock()
+		return
+	}
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+	c.stateMu.Unlock()
+	<-done
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
+	c.peek = nil
+	_ = c.nc.SetReadDeadline(c.deadline)
 }
 
 // answer handles one request. An error means that the connection is of no
@@ -320,7 +356,7 @@ func (c *conn) setCommitting(on bool) {
 	c.stateMu.Lock()
 	c.committing = on
 	if c.closing && !on {
-		_ = c.nc.SetReadDeadline(time.Now())
+		c.setDeadlineLocked(time.Now())
 	}
 	c.stateMu.Unlock()
 	if on {

@@ -29,11 +29,13 @@ type Server struct {
 	ctx     context.Context // ends when connections must give up
 	cancel  context.CancelFunc
 	conns   sync.WaitGroup
+	start   time.Time // of the clock that connections note their requests by
 
 	mu        sync.Mutex
 	closing   bool
 	listeners map[net.Listener]struct{}
 	active    map[*conn]struct{}
+	watching  bool
 }
 
 // NewServer returns a server that asks b and logs to log.
@@ -46,6 +48,37 @@ func NewServer(b Backend, log *slog.Logger) *Server {
 		cancel:    cancel,
 		listeners: make(map[net.Listener]struct{}),
 		active:    make(map[*conn]struct{}),
+		start:     time.Now(),
+	}
+}
+
+// watchInterval is how often the server looks for requests that wait for long.
+const watchInterval = 50 * time.Millisecond
+
+// now is never 0.
+func (s *Server) now() int64 { return int64(time.Since(s.start)) + 1 }
+
+// watch looks after requests that wait while there are connections.
+func (s *Server) watch() {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return
+		}
+		before := s.now() - int64(watchInterval)
+		s.mu.Lock()
+		if len(s.active) == 0 {
+			s.watching = false
+			s.mu.Unlock()
+			return
+		}
+		for c := range s.active {
+			c.watch(before)
+		}
+		s.mu.Unlock()
 	}
 }
 
@@ -77,7 +110,7 @@ func (s *Server) Serve(l net.Listener) error {
 			}
 			return err
 		}
-		s.start(nc)
+		s.begin(nc)
 	}
 }
 
@@ -94,13 +127,13 @@ func (s *Server) pause(d time.Duration) {
 // ServeConn serves one connection that was accepted elsewhere and returns when
 // it has ended.
 func (s *Server) ServeConn(nc net.Conn) {
-	if c := s.start(nc); c != nil {
+	if c := s.begin(nc); c != nil {
 		<-c.done
 	}
 }
 
-// start serves nc in the background, nil when the server is closing.
-func (s *Server) start(nc net.Conn) *conn {
+// begin serves nc in the background, nil when the server is closing.
+func (s *Server) begin(nc net.Conn) *conn {
 	c := newConn(s, nc)
 	s.mu.Lock()
 	if s.closing {
@@ -110,6 +143,10 @@ func (s *Server) start(nc net.Conn) *conn {
 	}
 	s.active[c] = struct{}{}
 	s.conns.Add(1)
+	if !s.watching {
+		s.watching = true
+		go s.watch()
+	}
 	s.mu.Unlock()
 	go func() {
 		defer s.conns.Done()
