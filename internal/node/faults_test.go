@@ -155,9 +155,10 @@ func TestRecordIsGoneBeforeTheFilesChange(t *testing.T) {
 	c := prepared(t, 1, func(_ int, cfg *Config) { cfg.IdleClose = time.Millisecond })
 	for range 2 {
 		c.idle(0, "db")
-		if _, err := os.Stat(filepath.Join(filepath.Dir(c.path(0, "db")), "record")); err != nil {
-			t.Fatalf("an idle database has no record: %v", err)
-		}
+		eventually(t, "an idle database has a record", func() error {
+			_, err := os.Stat(filepath.Join(filepath.Dir(c.path(0, "db")), "record"))
+			return err
+		})
 		db := c.open(0, "db")
 		exec(t, db, `INSERT INTO t VALUES(1)`)
 		db.Close()
