@@ -33,7 +33,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "interleaved `rounds`")
 	flag.IntVar(&o.commits, "commits", 1000, "transactions in a round, on the leader and on a follower each")
-	flag.IntVar(&o.selects, "selects", 100_000, "point SELECTs in a round, with and without the VFS each")
+	flag.IntVar(&o.selects, "selects", 300000, "point SELECTs in a round, with and without the VFS each")
 	flag.IntVar(&o.rows, "rows", 100_000, "rows of the table that is selected from")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`directory` on the file system to measure on")
 	flag.StringVar(&o.node, "node", "", "hasqlite-node `binary`; empty builds it")
