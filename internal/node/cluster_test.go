@@ -500,3 +500,20 @@ func TestNodeJoinsLater(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestAnnouncedAddress(t *testing.T) {
+	for _, tc := range []struct{ addr, want, err string }{
+		{"db1.lan:7441", "db1.lan:7441", ""},
+		{"127.0.0.1:7441", "127.0.0.1:7441", ""},
+		{"127.0.0.1:0", "", ""},
+		{"0.0.0.0:7441", "", "no address at which other nodes"},
+		{"[::]:7441", "", "no address at which other nodes"},
+		{":7441", "", "no address at which other nodes"},
+		{"db1.lan", "", "missing port"},
+	} {
+		got, err := announced(tc.addr)
+		if got != tc.want || (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
+			t.Errorf("%q: got %q, %v; want %q, %q", tc.addr, got, err, tc.want, tc.err)
+		}
+	}
+}

@@ -166,13 +166,33 @@ func (n *Node) listenPeers() (err error) {
 		}
 		return svc.Address(id)
 	}
-	n.port, err = peer.Listen(n.cfg.Raft, identity, resolve, n.log)
+	announce, err := announced(n.cfg.Raft)
+	if err != nil {
+		return err
+	}
+	n.port, err = peer.Listen(n.cfg.Raft, identity, resolve, n.log, peer.Advertise(announce))
 	if err != nil {
 		return err
 	}
 	n.onClose = append(n.onClose, n.port.Close)
 	n.raftAddr = n.port.Addr()
 	return nil
+}
+
+// announced returns the address that the other nodes are told: the name that was given, which may move to
+// another machine, not what it resolves to today. Empty: the address of the listener, for a port that is chosen.
+func announced(addr string) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", fmt.Errorf("raft address %q: %w", addr, err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		return "", fmt.Errorf("raft address %q is no address at which other nodes reach this one: give the name or address of this machine", addr)
+	}
+	if port == "0" {
+		return "", nil
+	}
+	return addr, nil
 }
 
 // serveSocket opens the socket for applications: the one that was asked for, else the default one, else
