@@ -310,6 +310,7 @@ func (d *replica) removeFiles() {
 	}
 	d.mu.Lock()
 	d.removed = true
+	d.dropKeptLocked()
 	live = d.live
 	d.live, d.known = nil, false
 	d.mu.Unlock()

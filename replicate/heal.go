@@ -55,7 +55,7 @@ func (d *replica) heal() {
 	}()
 	wait, said := 100*time.Millisecond, ""
 	for d.svc.ctx.Err() == nil {
-		err := d.catchUp(d.svc.ctx)
+		err := d.catchUp(d.svc.ctx, false)
 		if err == nil {
 			d.mu.Lock()
 			took := time.Since(d.fenceKnown)
@@ -86,7 +86,10 @@ func (d *replica) heal() {
 // catchUp fetches the whole database from a peer that is at the decided position or later, appends the
 // pages that differ as one transaction under open readers, and verifies the checksum of the bytes read
 // back (RULES A5).
-func (d *replica) catchUp(ctx context.Context) error {
+//
+// A restore may not wait for an application that holds native slot 0: with hold set, and when the lock cannot be
+// had within a moment, the image is kept, durably, and installed once the application lets go.
+func (d *replica) catchUp(ctx context.Context, hold bool) error {
 	d.mu.Lock()
 	if d.deleted || d.removed {
 		d.mu.Unlock()
@@ -101,7 +104,12 @@ func (d *replica) catchUp(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("from node %s: %w", peer, err))
 			continue
 		}
-		err = d.install(ctx, img)
+		err = d.install(ctx, img, hold)
+		if errors.Is(err, errHeld) && hold {
+			if err = d.keep(img); err == nil {
+				return nil
+			}
+		}
 		img.close()
 		if err == nil {
 			return nil
@@ -190,10 +198,34 @@ func (d *replica) fetch(ctx context.Context, peer string, at TXID) (_ *image, er
 	return m, out.Flush()
 }
 
-// install makes the local copy equal to the image.
-func (d *replica) install(ctx context.Context, m *image) error {
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
+// errHeld says that an application holds native slot 0, or that somebody waits for it.
+var errHeld = errors.New("an application holds the native write lock of this node's copy")
+
+const (
+	installPatience = 30 * time.Second
+	holdPatience    = 2 * time.Second
+)
+
+// install makes the local copy equal to the image. It waits for native slot 0, with hold only for a moment.
+func (d *replica) install(ctx context.Context, m *image, hold bool) error {
+	patience := installPatience
+	if hold {
+		patience = holdPatience
+	}
+	wctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := d.lockIO(wctx)
+	if err == nil {
+		defer d.ioMu.Unlock()
+		err = d.installIO(wctx, m)
+	}
+	if err != nil && wctx.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: %w", errHeld, err)
+	}
+	return err
+}
+
+func (d *replica) installIO(ctx context.Context, m *image) error {
 	d.mu.Lock()
 	known, pos, fenced := d.known, d.position, d.fenced != nil
 	d.mu.Unlock()
@@ -209,8 +241,6 @@ func (d *replica) install(ctx context.Context, m *image) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
 	txn, err := d.beginIO(ctx, live)
 	if err != nil {
 		return err
@@ -276,6 +306,7 @@ func (d *replica) install(ctx context.Context, m *image) error {
 	d.sums, d.known, d.fenced, d.healErr = sums, true, nil, nil
 	d.svc.metrics.fetchedPages.Add(uint64(len(pages)))
 	d.advanceLocked(m.position, fp)
+	d.dropKeptLocked()
 	return nil
 }
 

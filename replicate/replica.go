@@ -116,6 +116,7 @@ type replica struct {
 	position    Position
 	fingerprint wal.Fingerprint
 	sums        sumTable
+	kept        *image   // fetched by a restore, and not installed yet
 	base        Position // decided position the files are known to have reached (invariant of restore)
 	durable     TXID     // file position that is known to be synced
 	decided     Position
@@ -397,10 +398,13 @@ func (d *replica) locateOrFenceIO(ctx context.Context) error {
 
 func (d *replica) locateIO(ctx context.Context) error {
 	d.mu.Lock()
-	known, fenced := d.known, d.fenced
+	known, fenced, kept := d.known, d.fenced, d.kept
 	d.mu.Unlock()
 	if known || fenced != nil {
 		return fenced
+	}
+	if kept != nil {
+		return d.installKeptIO(ctx, kept)
 	}
 	live, err := d.openIO()
 	if err != nil {
@@ -421,6 +425,25 @@ func (d *replica) locateIO(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	err = d.findIO(txn, sums, sum)
+	if err == nil {
+		return nil
+	}
+	if kept = d.loadKept(); kept == nil {
+		return err
+	}
+	d.mu.Lock()
+	d.kept = kept
+	d.mu.Unlock()
+	// The node stopped before it could install what a restore had fetched.
+	if err := txn.End(); err != nil {
+		return err
+	}
+	return d.installKeptIO(ctx, kept)
+}
+
+// findIO looks a checksum of the whole file up among the positions that it can have.
+func (d *replica) findIO(txn *wal.Txn, sums sumTable, sum Checksum) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	found, ok := d.base, sum == d.base.Checksum
@@ -436,6 +459,7 @@ func (d *replica) locateIO(ctx context.Context) error {
 	d.known = true
 	d.log.Debug("file position found", "txid", found.TXID.String(), "base", d.base.TXID.String())
 	d.advanceLocked(found, txn.Fingerprint())
+	d.dropKeptLocked()
 	return nil
 }
 

@@ -91,10 +91,9 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 		ctx: ctx, cancel: cancel, now: time.Now, fatal: make(chan error, 1),
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
-	// What a killed node was fetching.
-	if err := os.RemoveAll(s.spoolDir()); err != nil {
+	if err := s.clearSpool(); err != nil {
 		cancel()
-		return nil, fmt.Errorf("clear the spool: %w", err)
+		return nil, err
 	}
 	// A leader may remember handles of this node's former life.
 	s.handleSeq.Store(rand.Uint64() << 32)
@@ -435,16 +434,12 @@ func (d *replica) rebase(st DatabaseState) {
 
 // reach brings the files to position p or later, from a peer if need be, and syncs them.
 func (d *replica) reach(ctx context.Context, p Position) error {
-	if err := d.lockIO(ctx); err != nil {
-		return err
-	}
-	err := d.reachIO(ctx, p)
-	d.ioMu.Unlock()
+	err := d.reachSoon(ctx, p)
 	for wait := 50 * time.Millisecond; err != nil; wait = min(2*wait, 2*time.Second) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		cerr := d.catchUp(ctx)
+		cerr := d.catchUp(ctx, true)
 		if errors.Is(cerr, ErrDeleted) {
 			return nil // and so will this node decide; nothing of it is used until then (RULES A5)
 		}
@@ -460,7 +455,18 @@ func (d *replica) reach(ctx context.Context, p Position) error {
 	d.mu.Lock()
 	d.base = p
 	d.mu.Unlock()
-	return d.makeDurable(ctx, p.TXID)
+	return d.makeDurable(ctx, p.TXID) // a kept image is
+}
+
+// reachSoon is reachIO for as long as no application keeps it waiting.
+func (d *replica) reachSoon(ctx context.Context, p Position) error {
+	ctx, cancel := context.WithTimeout(ctx, holdPatience)
+	defer cancel()
+	if err := d.lockIO(ctx); err != nil {
+		return err
+	}
+	defer d.ioMu.Unlock()
+	return d.reachIO(ctx, p)
 }
 
 // reachIO is nil when the files already show p or a later position.

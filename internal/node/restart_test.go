@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -130,30 +131,51 @@ func TestNodeRestartsUnderACommit(t *testing.T) {
 // The leader sends a snapshot to a node whose application holds native slot 0: the restore waits for it, and
 // nothing is doubled or lost when it ends (RULES A5).
 func TestSnapshotArrivesWhileAnApplicationHoldsTheFile(t *testing.T) {
-	c := prepared(t, 3, func(_ int, cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 20, 5 })
-	f := c.follower()
-	reader := c.open(f, "db")
-	reader.SetMaxOpenConns(1)
-	query[int](t, reader, `SELECT count(*) FROM t`)
-	a := c.script(f, "db")
-	a.begin()
-	c.stop(f)
-	w := c.open(c.leader(), "db")
-	for i := range 60 {
-		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	for _, again := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart=%v", again), func(t *testing.T) {
+			c := prepared(t, 3, func(_ int, cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 20, 5 })
+			exec(t, c.open(0, "other"), `CREATE TABLE o(v)`)
+			c.equal("other")
+			f := c.follower()
+			reader := c.open(f, "db")
+			reader.SetMaxOpenConns(1)
+			query[int](t, reader, `SELECT count(*) FROM t`)
+			a := c.script(f, "db")
+			a.begin()
+			c.stop(f)
+			w := c.open(c.leader(), "db")
+			for i := range 60 {
+				exec(t, w, `INSERT INTO t VALUES(?)`, i)
+			}
+			exec(t, c.open(c.leader(), "other"), `INSERT INTO o VALUES(1)`)
+			c.compacted(50, f)
+			c.start(f)
+			exec(t, w, `INSERT INTO t VALUES('while it restores')`)
+			// The database that is held is late; it delays nothing else on this node (RULES A3, A4).
+			c.ready(f)
+			other := c.open(f, "other", "consistency=linearizable")
+			if got := query[int](t, other, `SELECT count(*) FROM o`); got != 1 {
+				t.Errorf("%d rows in another database, want 1", got)
+			}
+			other.Close()
+			if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 4 {
+				t.Errorf("%d rows while slot 0 is held, want 4", got)
+			}
+			if again { // what was fetched is not lost with the node
+				c.stop(f)
+				c.start(f)
+				c.ready(f)
+			}
+			a.release()
+			c.equal("db")
+			if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 65 {
+				t.Errorf("%d rows in the handle that was open, want 65", got)
+			}
+			exec(t, reader, `INSERT INTO t VALUES('after')`)
+			c.equal("db")
+			if left, err := os.ReadDir(filepath.Join(c.cfgs[f].Data, "spool")); err != nil || len(left) != 0 {
+				t.Errorf("the spool holds %v, %v", left, err)
+			}
+		})
 	}
-	c.compacted(50, f)
-	c.start(f)
-	exec(t, w, `INSERT INTO t VALUES('while it restores')`)
-	if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 4 {
-		t.Errorf("%d rows while slot 0 is held, want 4", got)
-	}
-	a.release()
-	c.ready(f)
-	c.equal("db")
-	if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 65 {
-		t.Errorf("%d rows in the handle that was open, want 65", got)
-	}
-	exec(t, reader, `INSERT INTO t VALUES('after')`)
-	c.equal("db")
 }
