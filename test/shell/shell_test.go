@@ -133,32 +133,38 @@ func TestRefusalsAtStart(t *testing.T) {
 
 // terminal plays a person: it types a line each time the prompt is there.
 const terminal = `
-import os, pty, select, sys, time
+import os, pty, select, sys, termios, time
 pid, fd = pty.fork()
 if pid == 0:
     os.environ["TERM"] = "xterm"
     os.execv(sys.argv[1], sys.argv[1:])
 seen, mark = b"", 0
-def until(text, again=None):
+def until(text):
     global seen, mark
-    end, press = time.time() + 30, 0
+    end = time.time() + 30
     while text not in seen[mark:]:
-        if again and time.time() > press: # the editor may still have had the terminal
-            os.write(fd, again)
-            press = time.time() + 1
         if time.time() > end: raise SystemExit("no %r in %r" % (text, seen[mark:]))
         if select.select([fd], [], [], 0.1)[0]:
             try: seen += os.read(fd, 4096)
             except OSError: raise SystemExit("ended: %r" % seen[mark:])
     mark = seen.index(text, mark) + len(text)
+def editing(want):
+    # The editor has the terminal while it does not collect lines: the prompt is there a little earlier.
+    end = time.time() + 30
+    while (termios.tcgetattr(fd)[3] & termios.ICANON == 0) != want:
+        if time.time() > end: raise SystemExit("editing is not %r: %r" % (want, seen[mark:]))
+        select.select([], [], [], 0.01)
 def type(text, want):
+    editing(True)
     os.write(fd, text)
     until(want)
 until(b"shop.db> ")
 type(b"SELECT 40,\n", b"..> ")
 type(b"2;\n", b"| 40 | 2 |")
 type(b"WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c) SELECT max(n) FROM c;\r", b"max(n)")
-until(b"interrupted", again=b"\x03")
+editing(False) # the statement runs
+os.write(fd, b"\x03")
+until(b"interrupted")
 until(b"shop.db> ")
 type(b"nonsense;\n", b"syntax error")
 until(b"shop.db> ")
