@@ -74,6 +74,7 @@ var opens = map[string]string{
 	"internal/shimtest/node.go":       "databases of its own, before any process opens them",
 	"internal/testcluster/cluster.go": "logs of nodes",
 	"internal/bench/rounds.go":        "the growing file of the reference measurement",
+	"replicate/kept.go":               "images in the spool",
 	"replicate/logstore/dir.go":       "directories, to sync them",
 	"replicate/logstore/snapshots.go": "marks in the directory of snapshots",
 	"replicate/record.go":             "the record beside a database, and directories to sync them",
