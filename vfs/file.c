@@ -434,6 +434,16 @@ static int shmLock(HaFile *p, int ofst, int n, int flags){
     }
   }
   rc = m->xShmLock(p->pReal, ofst, n, flags);
+  if( rc==SQLITE_OK && ofst==0 && n==1 && p->blocking ){
+    /* The header was torn a moment ago and is whole now: another process was
+    ** publishing. Either way SQLite looks again, and a write then asks for
+    ** its grant. */
+    u32 aHdr[12];
+    if( haHeaderRead(p, aHdr) ){
+      m->xShmLock(p->pReal, 0, 1, SQLITE_SHM_UNLOCK|SQLITE_SHM_EXCLUSIVE);
+      return SQLITE_BUSY;
+    }
+  }
   if( rc==SQLITE_OK ) p->exclMask |= mask;
   return rc;
 }
