@@ -89,7 +89,14 @@ func (p *Process) Signal(sig os.Signal) error {
 }
 
 // Pause stops the process with SIGSTOP: it keeps its locks, sockets and memory and does nothing.
-func (p *Process) Pause() error { return p.setPaused(true, syscall.SIGSTOP) }
+// It has stopped when Pause returns.
+func (p *Process) Pause() error {
+	if err := p.setPaused(true, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	waitStopped(p.cmd.Process.Pid)
+	return nil
+}
 
 // Resume lets a paused process go on.
 func (p *Process) Resume() error { return p.setPaused(false, syscall.SIGCONT) }

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package localcluster
+
+func waitStopped(int) {}
