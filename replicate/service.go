@@ -36,6 +36,8 @@ type Options struct {
 	// SnapshotEntries and TrailingEntries bound the raft log: a snapshot after so many entries, of which
 	// so many are kept.
 	SnapshotEntries, TrailingEntries uint64
+	// LogLimit bounds the raft log in bytes, CatchupRate what is fetched from peers in bytes per second.
+	LogLimit, CatchupRate int64
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
 }

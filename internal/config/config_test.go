@@ -49,7 +49,8 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{LogFormat: "text", LogLevel: slog.LevelInfo, Node: node.Config{Data: "/d", HTTP: "127.0.0.1:7440", Raft: "127.0.0.1:7441",
-		RaftLog: "wal", FileMode: 0o660, SnapshotEntries: 8192, TrailingEntries: 10240, WriteLease: 10 * time.Second, IdleClose: time.Minute}}
+		RaftLog: "wal", FileMode: 0o660, SnapshotEntries: 8192, TrailingEntries: 10240,
+		LogLimit: 1 << 30, CatchupRate: 256 << 20, WriteLease: 10 * time.Second, IdleClose: time.Minute}}
 	if !reflect.DeepEqual(c, want) {
 		t.Fatalf("got  %+v\nwant %+v", c, want)
 	}
@@ -59,13 +60,14 @@ func TestDefaults(t *testing.T) {
 var everyOption = map[string]string{
 	"data": "/srv/hs", "id": "n1", "http": "127.0.0.1:0", "raft": "db1.lan:7441", "socket": "/run/x.sock", "join": "db1.lan:7441, db2.lan:7441",
 	"bootstrap-expect": "2", "non-voter": "false", "raft-log": "boltdb", "group": "0", "file-mode": "0640", "log-format": "json",
-	"log-level": "debug", "snapshot-entries": "50", "trailing-entries": "10", "write-lease": "3s", "idle-close": "1m30s", "verify": "full",
+	"log-level": "debug", "snapshot-entries": "50", "trailing-entries": "10",
+	"log-limit": "64MiB", "catchup-rate": "1048576", "write-lease": "3s", "idle-close": "1m30s", "verify": "full",
 }
 
 func wantEvery() Config {
 	return Config{LogFormat: "json", LogLevel: slog.LevelDebug, Node: node.Config{Data: "/srv/hs", ID: "n1", HTTP: "127.0.0.1:0", Raft: "db1.lan:7441",
 		Socket: "/run/x.sock", Join: []string{"db1.lan:7441", "db2.lan:7441"}, BootstrapExpect: 2, RaftLog: "boltdb", Group: "0", FileMode: 0o640,
-		SnapshotEntries: 50, TrailingEntries: 10, WriteLease: 3 * time.Second, IdleClose: 90 * time.Second, VerifyFull: true}}
+		SnapshotEntries: 50, TrailingEntries: 10, LogLimit: 64 << 20, CatchupRate: 1 << 20, WriteLease: 3 * time.Second, IdleClose: 90 * time.Second, VerifyFull: true}}
 }
 
 func TestEverySourceSetsEveryOption(t *testing.T) {
@@ -179,6 +181,9 @@ func TestBadValuesNameTheirSource(t *testing.T) {
 		{name: "format", args: []string{"--log-format", "xml"}, want: []string{"--log-format", "text or json"}},
 		{name: "level", args: []string{"--log-level", "loud"}, want: []string{"--log-level", "debug, info"}},
 		{name: "entries", args: []string{"--snapshot-entries", "-1"}, want: []string{"--snapshot-entries", "at least 1"}},
+		{name: "size", args: []string{"--log-limit", "1TB"}, want: []string{"--log-limit", "512MiB"}},
+		{name: "size too small", args: []string{"--log-limit", "1MiB"}, want: []string{"--log-limit", "at least 32MiB"}},
+		{name: "size too large", args: []string{"--log-limit", "9999999999999GiB"}, want: []string{"--log-limit", "number of bytes"}},
 		{name: "non-voter alone", args: []string{"--data=/d", "--non-voter"}, want: []string{"non-voter", "join"}},
 		{name: "non-voter and bootstrap", args: []string{"--data=/d", "--non-voter", "--bootstrap-expect=1"}, want: []string{"both set"}},
 		{name: "expect without join", args: []string{"--data=/d", "--bootstrap-expect=3"}, want: []string{"bootstrap-expect is 3", "join"}},

@@ -15,6 +15,8 @@ const (
 	DefaultFileMode        = os.FileMode(0o660)
 	DefaultSnapshotEntries = 8192
 	DefaultTrailingEntries = 10240
+	DefaultLogLimit        = int64(1 << 30)
+	DefaultCatchupRate     = int64(256 << 20)
 	DefaultWriteLease      = 10 * time.Second
 	DefaultIdleClose       = 60 * time.Second
 )
@@ -61,6 +63,13 @@ type Config struct {
 	// TrailingEntries is the number of log entries kept after a compaction,
 	// for followers that are a little behind.
 	TrailingEntries uint64
+	// LogLimit bounds the raft log of this node, in bytes. Segments of the log
+	// and the reserve for a full disk are cut to it, and a transaction that it
+	// could not hold is refused.
+	LogLimit int64
+	// CatchupRate bounds, in bytes per second, what this node fetches from its
+	// peers when the log does not reach back far enough.
+	CatchupRate int64
 	// WriteLease is how long a silent holder of a database's write lock keeps
 	// it while another writer waits.
 	WriteLease time.Duration
@@ -94,6 +103,12 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.TrailingEntries == 0 {
 		c.TrailingEntries = DefaultTrailingEntries
+	}
+	if c.LogLimit == 0 {
+		c.LogLimit = DefaultLogLimit
+	}
+	if c.CatchupRate == 0 {
+		c.CatchupRate = DefaultCatchupRate
 	}
 	if c.WriteLease == 0 {
 		c.WriteLease = DefaultWriteLease

@@ -97,7 +97,8 @@ func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 		NodeID: n.id, Cluster: n.cluster, Dir: n.dir.Path(), HTTPAddr: n.httpAddr, Files: wrapFiles(cfg, fileAccess),
 		Port: n.port, Store: n.store, Snapshots: snapshots,
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
-		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries, VerifyFull: cfg.VerifyFull,
+		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
+		LogLimit: cfg.LogLimit, CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
 	}, n.log)
 	if err != nil {
 		return nil, err
