@@ -6,6 +6,7 @@
 # make bench      the measurements of the README
 # make fuzz       every fuzz target for FUZZTIME each
 # make soak       200 rounds of faults on a cluster
+# make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 
 GO       ?= go
 ifeq ($(origin CC),default)
@@ -13,6 +14,8 @@ CC := gcc
 endif
 FUZZTIME ?= 10s
 ROUNDS   ?= 200
+HOURS    ?= 1h
+PLOT     ?=
 BENCHARGS ?=
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
@@ -25,7 +28,7 @@ LDFLAGS   := -X github.com/uglyer/ha-sqlite/internal/buildinfo.version=$(VERSION
 CLUSTER_TESTS = ./test/...
 OTHER_TESTS   = $$($(GO) list ./... | grep -v /ha-sqlite/test/)
 
-.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench soak clean
+.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench soak endure clean
 
 all: build extension
 
@@ -84,6 +87,9 @@ bench: install-deps
 
 soak: install-deps
 	$(GO) test -count=1 -timeout 6h -v -run TestClusterKeepsItsWord ./test/fault -rounds $(ROUNDS)
+
+endure: install-deps
+	$(GO) test -count=1 -timeout 12h -v -run TestSoak ./test/fault -soak $(HOURS) -soak-databases 200 -soak-fault-every 20s $(if $(PLOT),-soak-plot $(abspath $(PLOT)))
 
 clean:
 	rm -rf bin build hasqlite.so

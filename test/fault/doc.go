@@ -8,6 +8,9 @@
 //   - all nodes have the same checksum at the same transaction, by their own word and page by page;
 //   - integrity_check is ok, also on copies of the files that are recovered without the -shm file.
 //
+// TestSoak does the same for a long time with many databases: a crowd of writers on each node works on all of them, a fault
+// comes every few seconds, and memory and file handles of a node that lives through it all must stay flat.
+//
 // Owns: nothing outside its tests. Imports: testcluster, localcluster, the LTX checksum.
 // Invariant: judge is a pure function of the journals and the rows; chance decides what happens, never what is right.
 package fault

@@ -27,7 +27,7 @@ var (
 const roundLimit = 3 * time.Minute
 
 func TestMain(m *testing.M) {
-	testcluster.Main(m, map[string]func([]string) error{"writer": runWriter, "reader": runReader})
+	testcluster.Main(m, map[string]func([]string) error{"writer": runWriter, "reader": runReader, "crowd": runCrowd})
 }
 
 func TestClusterKeepsItsWord(t *testing.T) {

@@ -104,6 +104,11 @@ func (w *writer) step() error {
 		return nil
 	case <-pace.C:
 	}
+	return w.work()
+}
+
+// work does one transaction, of a kind that chance picks.
+func (w *writer) work() error {
 	switch p := w.rng.IntN(100); {
 	case w.hold || w.tell || p < 30:
 		return w.rows(1+w.rng.IntN(5), "BEGIN IMMEDIATE")
