@@ -8,14 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	raftwal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 	"go.etcd.io/bbolt"
 )
 
@@ -53,6 +51,12 @@ var (
 	// ErrLogGap is returned by Check: entries between the newest snapshot and the
 	// log are missing. As with ErrLogLost the node has to be added anew.
 	ErrLogGap = errors.New("entries between the newest snapshot and the log are missing: remove this node from the cluster and add it again with an empty data directory")
+	// ErrFull is returned by StoreLogs and DeleteRange when the disk has no room. Nothing was done; they work
+	// again when there is.
+	ErrFull = errors.New("no space left for the raft log")
+	// ErrSync is wrapped by errors of a sync that failed. It is not tried again: the kernel may have dropped
+	// what it could not write, and would call the next sync a success.
+	ErrSync = errors.New("sync failed, and what is on disk is not known")
 	// ErrFailed is returned by all writes after one failed: what is on disk is
 	// no longer known, only a restart finds out.
 	ErrFailed = errors.New("raft log failed and takes no more entries until the node is restarted")
@@ -69,6 +73,14 @@ type Options struct {
 	CacheBytes int
 	// SegmentBytes is raft-wal's allocation unit, 0 = DefaultSegmentBytes.
 	SegmentBytes int
+	// Free returns the bytes that can still be written to the disk; nil asks nobody.
+	Free func() (int64, error)
+	// Release gives up a reserve, so that votes and terms can be written to a full disk. It reports whether
+	// there was one. nil: there is none.
+	Release func() bool
+	// OnBroken hears, once, of a write or sync after which nobody knows what is on disk. The store takes no
+	// more, and a vote that was to be written waits for ever: the process has to end.
+	OnBroken func(error)
 	// MustExist refuses to create a log (ErrLogLost). Set it once the node is a member
 	// of a cluster: a missing log then is a lost one.
 	MustExist bool
@@ -83,6 +95,11 @@ type backend interface {
 	raft.LogStore
 	raft.StableStore
 	io.Closer
+	// prepare makes sure that n bytes of entries can be written, or with cut that the last ones can be
+	// removed and others written. On a full disk it gives an error and has changed nothing.
+	prepare(n int64, cut bool) error
+	// cause is what is behind an error of the other methods.
+	cause(err error) error
 }
 
 // Store is raft's LogStore and StableStore. Reads may run beside each other and
@@ -91,8 +108,12 @@ type Store struct {
 	kind    Kind
 	backend backend
 	cache   cache
+	opt     Options
+	stop    chan struct{} // closed by Interrupt
+	full    atomic.Bool   // the last write found no room
 
 	writeMu sync.Mutex // one StoreLogs or DeleteRange at a time
+	cut     bool       // the last entries were removed, and none stored since; under writeMu
 
 	mu      sync.Mutex
 	first   uint64 // of the log, 0 = empty
@@ -136,7 +157,7 @@ func Open(dir string, kind Kind, opt Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{kind: kind, backend: b, waiters: make(map[*waiter]struct{})}
+	s := &Store{kind: kind, backend: b, opt: opt, stop: make(chan struct{}), waiters: make(map[*waiter]struct{})}
 	s.cache.limit = opt.CacheBytes
 	if err := s.load(); err != nil {
 		b.Close() //nolint:errcheck // the first error counts
@@ -196,13 +217,7 @@ func openAt(p string, kind Kind, opt Options) (backend, error) {
 		return nil, err
 	}
 	if kind == WAL {
-		meta := &metadb.BoltMetaDB{}
-		w, err := raftwal.Open(p, raftwal.WithSegmentSize(opt.SegmentBytes), raftwal.WithLogger(opt.Logger), raftwal.WithMetaStore(meta))
-		if err != nil {
-			meta.Close() //nolint:errcheck // the first error counts
-			return nil, fmt.Errorf("open raft log %s: %w", p, err)
-		}
-		return walStore{w, meta}, nil
+		return openWAL(p, opt)
 	}
 	b, err := raftboltdb.New(raftboltdb.Options{Path: p, BoltOptions: &bbolt.Options{
 		Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
@@ -214,39 +229,7 @@ func openAt(p string, kind Kind, opt Options) (backend, error) {
 		b.Close() //nolint:errcheck // the first error counts
 		return nil, err
 	}
-	return boltStore{b}, nil
-}
-
-// walStore closes its metadata too, which raft-wal leaves open and locked.
-type walStore struct {
-	*raftwal.WAL
-	meta *metadb.BoltMetaDB
-}
-
-// Close implements io.Closer.
-func (w walStore) Close() error {
-	return errors.Join(w.WAL.Close(), w.meta.Close())
-}
-
-// boltStore makes missing keys read as raft documents it.
-type boltStore struct{ *raftboltdb.BoltStore }
-
-// Get implements raft.StableStore.
-func (b boltStore) Get(key []byte) ([]byte, error) {
-	v, err := b.BoltStore.Get(key)
-	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
-		return nil, nil
-	}
-	return v, err
-}
-
-// GetUint64 implements raft.StableStore.
-func (b boltStore) GetUint64(key []byte) (uint64, error) {
-	v, err := b.BoltStore.GetUint64(key)
-	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
-		return 0, nil
-	}
-	return v, err
+	return boltStore{b, opt.Free}, nil
 }
 
 // load learns the state of the log.
@@ -371,6 +354,9 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 	if err := s.admit(logs); err != nil {
 		return err
 	}
+	if err := s.prepareEntries(logs); err != nil {
+		return err
+	}
 	if err := s.backend.StoreLogs(logs); err != nil {
 		return s.fail(fmt.Errorf("store log entries %d to %d: %w", logs[0].Index, logs[len(logs)-1].Index, err))
 	}
@@ -379,6 +365,7 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 			return s.fail(err)
 		}
 	}
+	s.cut = false
 	s.cache.add(logs)
 	s.stored(logs)
 	return nil
@@ -414,21 +401,6 @@ func (s *Store) admit(logs []*raft.Log) error {
 		return nil
 	}
 	return fmt.Errorf("store log entries: index %d after the last one, %d", next, last)
-}
-
-// fail remembers a failed write. A full disk is no reason: nothing was lost, and
-// raft-wal and bbolt say so before they write; but raft-wal's tail cannot be
-// appended to again either, so there the failure stays.
-func (s *Store) fail(err error) error {
-	if s.kind == BoltDB && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.failed == nil {
-		s.failed = fmt.Errorf("%w: %w", ErrFailed, err)
-	}
-	return err
 }
 
 // Failed is why the log takes no more entries, nil while it does.
@@ -476,6 +448,10 @@ func (s *Store) deleteRange(minIndex, maxIndex uint64) error {
 	if minIndex > first && maxIndex < last {
 		return fmt.Errorf("delete log entries %d to %d of %d to %d: only the head or the tail can go", minIndex, maxIndex, first, last)
 	}
+	tail := minIndex > first
+	if err := s.prepare(0, tail); err != nil {
+		return err
+	}
 	// What is to go stops counting before it goes: a Durable beside this must
 	// not see it any more.
 	s.mu.Lock()
@@ -498,6 +474,7 @@ func (s *Store) deleteRange(minIndex, maxIndex uint64) error {
 	if err := s.backend.DeleteRange(minIndex, maxIndex); err != nil {
 		return s.fail(fmt.Errorf("delete log entries %d to %d: %w", minIndex, maxIndex, err))
 	}
+	s.cut = s.cut || tail
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.last > 0 && len(s.terms) == 0 {
@@ -599,14 +576,8 @@ func (s *Store) termLocked(index uint64) (uint64, error) {
 	return l.Term, nil
 }
 
-// Set implements raft.StableStore.
-func (s *Store) Set(key, val []byte) error { return s.backend.Set(key, val) }
-
 // Get implements raft.StableStore.
 func (s *Store) Get(key []byte) ([]byte, error) { return s.backend.Get(key) }
-
-// SetUint64 implements raft.StableStore.
-func (s *Store) SetUint64(key []byte, val uint64) error { return s.backend.SetUint64(key, val) }
 
 // GetUint64 implements raft.StableStore.
 func (s *Store) GetUint64(key []byte) (uint64, error) { return s.backend.GetUint64(key) }
