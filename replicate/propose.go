@@ -281,6 +281,9 @@ func (s *Service) leaderAcquire(ctx context.Context, owner Owner, db DatabaseID)
 		return Position{}, ErrNotLeader
 	}
 	s.slowDown(ctx, db)
+	if err := s.awaitLogRoom(ctx); err != nil {
+		return Position{}, err
+	}
 	if err := s.locks.Acquire(ctx, db, owner); err != nil {
 		return Position{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"strings"
 	"time"
 
@@ -37,7 +38,7 @@ func (s *Service) openRaft() error {
 	cfg.CommitTimeout = commitTimeout
 	cfg.MaxAppendEntries = 64
 	cfg.SnapshotThreshold = s.opts.SnapshotEntries
-	cfg.TrailingLogs = s.opts.TrailingEntries
+	cfg.TrailingLogs = math.MaxUint64 // boundLog compacts, by bytes
 	cfg.SnapshotInterval = 10 * time.Second
 	if s.opts.SnapshotEntries < 1000 {
 		cfg.SnapshotInterval = 500 * time.Millisecond
@@ -253,17 +254,22 @@ func (m stateMachine) Snapshot() (raft.FSMSnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ownSnapshot{inner}, nil
+	return ownSnapshot{inner, &m.s.logBound}, nil
 }
 
-type ownSnapshot struct{ raft.FSMSnapshot }
+type ownSnapshot struct {
+	raft.FSMSnapshot
+	bound *logBound
+}
 
 // Persist implements raft.FSMSnapshot. The FSM's hook has made the data durable by the time sink is closed.
 func (o ownSnapshot) Persist(sink raft.SnapshotSink) error {
 	if err := logstore.TakenHere(sink); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
-	return o.FSMSnapshot.Persist(sink)
+	err := o.FSMSnapshot.Persist(sink)
+	o.bound.persisted(err)
+	return err
 }
 
 // Restore implements raft.FSM.

@@ -24,6 +24,8 @@ const (
 	methodMember    uint8 = 11
 	methodReclaim   uint8 = 12
 	methodPressure  uint8 = 13
+	methodProgress  uint8 = 18
+	methodCaughtUp  uint8 = 19
 	methodFetch     uint8 = 32 // a stream
 	methodVerify    uint8 = 33 // a stream
 )
@@ -116,6 +118,7 @@ func (s *Service) registerMethods() {
 	handle(methodStatus, jsonMethod(func(ctx context.Context, _ struct{}) (*Status, error) { return s.localStatus(), nil }))
 	handle(methodHandles, jsonMethod(s.localHandles))
 	handle(methodPressure, jsonMethodFrom(s.servePressure))
+	handle(methodProgress, jsonMethodFrom(s.serveProgress))
 	s.port.Handle(methodHello, whenUp(jsonMethodFrom(s.serveHello)), peer.OpenToStrangers())
 	s.port.Handle(methodJoin, whenUp(jsonMethodFrom(s.serveJoin)), peer.OpenToStrangers())
 	s.port.HandleStream(methodFetch, func(ctx context.Context, from string, req []byte, w io.Writer) error {

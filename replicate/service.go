@@ -79,6 +79,7 @@ type Service struct {
 	restored    bool          // the snapshot of the start was loaded: a later restore comes from the leader
 	proposing   atomic.Uint64 // the term whose first entry is on its way or decided
 	pressure    pressure
+	logBound    logBound
 	leadMu      sync.Mutex // orders opening and closing the lock table
 	started     time.Time
 	membership  Membership
@@ -121,6 +122,8 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s.goroutine(s.leadership)
 	s.goroutine(s.janitor)
 	s.goroutine(s.reportPressure)
+	s.goroutine(s.boundLog)
+	s.goroutine(s.reportProgress)
 	return s, nil
 }
 

@@ -13,6 +13,7 @@ type Status struct {
 	State     string           `json:"state"` // leader, follower, candidate
 	Stale     bool             `json:"stale"` // no leader: reads may be old, writes wait
 	Cluster   ClusterStatus    `json:"cluster"`
+	Log       LogStatus        `json:"log"`
 	Databases []DatabaseStatus `json:"databases"`
 }
 
@@ -150,7 +151,7 @@ func (s *Service) localStatus() *Status {
 		Cluster: ClusterStatus{
 			ID: cluster.String(), Leader: leader, Term: term, CommitIndex: s.raft.CommitIndex(), AppliedIndex: s.fsm.Applied(), LastIndex: s.raft.LastIndex(),
 		},
-		Databases: []DatabaseStatus{},
+		Log: s.logStatus(), Databases: []DatabaseStatus{},
 	}
 	for _, srv := range s.servers() {
 		m := MemberStatus{ID: string(srv.ID), Raft: string(srv.Address), Voter: srv.Suffrage == raft.Voter}

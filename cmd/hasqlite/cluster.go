@@ -83,6 +83,7 @@ func (c *cli) printCluster(st api.Status) error {
 		{"this node", fmt.Sprintf("%s, %s, version %s", st.Node.ID, st.State, st.Node.Version)},
 		{"socket", st.Node.Socket},
 		{"log", fmt.Sprintf("term %d, committed %d, applied %d", cl.Term, cl.CommitIndex, cl.AppliedIndex)},
+		{"log size", logSize(st.Log)},
 		{"databases", strconv.Itoa(len(st.Databases))},
 	})
 	if err != nil {
@@ -119,6 +120,14 @@ func (c *cli) printCluster(st api.Status) error {
 		fmt.Fprintf(c.out, "\n%d voters survive the loss of %d, as %d do: add or remove one.\n", voters, (voters-1)/2, voters-1)
 	}
 	return nil
+}
+
+func logSize(l api.LogStatus) string {
+	text := fmt.Sprintf("%.1f of %.1f MiB, entries %d to %d", float64(l.Bytes)/(1<<20), float64(l.LimitBytes)/(1<<20), l.FirstIndex, l.LastIndex)
+	if l.Blocked != "" {
+		text += fmt.Sprintf("; not compacted for %s: %s", (time.Duration(l.BlockedMS) * time.Millisecond).Round(time.Second), l.Blocked)
+	}
+	return text
 }
 
 func newClusterAdd(c *cli) *cobra.Command {

@@ -170,9 +170,42 @@ func TestStatusKeysStay(t *testing.T) {
 		`"databases":[{"name":"acme/plan-7","id":"00000000000000000000000000000000","decided":{"txid":"8000000000000001","checksum":"0000000000000f00"},` +
 		`"file":{"txid":"8000000000000000","checksum":"0000000000000000"},"lag":1,"page_size":4096,"pages":7,"wal_bytes":32,"handles":2,"state":"late",` +
 		`"detail":"held","holder_pid":4,"holder_age_ms":5}]}`
-	if string(b) != want {
-		t.Fatalf("got  %s\nwant %s", b, want)
+	var old, now any
+	if err := errors.Join(json.Unmarshal([]byte(want), &old), json.Unmarshal(b, &now)); err != nil {
+		t.Fatal(err)
 	}
+	if why := lacks(old, now, "status"); why != "" {
+		t.Fatalf("%s\ngot  %s\nwant %s", why, b, want)
+	}
+}
+
+// lacks says which key or value of old is not in now.
+func lacks(old, now any, path string) string {
+	switch old := old.(type) {
+	case map[string]any:
+		m, _ := now.(map[string]any)
+		for k, v := range old {
+			if why := lacks(v, m[k], path+"."+k); why != "" {
+				return why
+			}
+		}
+		return ""
+	case []any:
+		l, _ := now.([]any)
+		if len(l) != len(old) {
+			return fmt.Sprintf("%s has %d elements, want %d", path, len(l), len(old))
+		}
+		for i := range old {
+			if why := lacks(old[i], l[i], fmt.Sprintf("%s[%d]", path, i)); why != "" {
+				return why
+			}
+		}
+		return ""
+	}
+	if old != now {
+		return fmt.Sprintf("%s is %v, want %v", path, now, old)
+	}
+	return ""
 }
 
 func TestErrorsKeepTheirKindOverHTTP(t *testing.T) {

@@ -36,6 +36,11 @@ type Metrics struct {
 	ApplyLagEntries uint64
 	// WALSizeBytes is the sum over all open databases.
 	WALSizeBytes int64
+	// LogSizeBytes is the raft log of this node, LogLimitBytes its limit;
+	// LogBlockedSeconds is for how long it could not be compacted, 0 while it
+	// can.
+	LogSizeBytes, LogLimitBytes int64
+	LogBlockedSeconds           float64
 	// Databases counts databases by the Database constants.
 	Databases map[string]int
 	// Handles counts open application handles.
@@ -91,6 +96,9 @@ var (
 	descApplied    = describe("raft_applied_index", "Index of the last log entry that was decided here.")
 	descLag        = describe("apply_lag_entries", "Largest number of decided transactions that a database's files are behind.")
 	descWAL        = describe("wal_size_bytes", "Size of the WAL files of all open databases.")
+	descLog        = describe("log_size_bytes", "Size of the entries in the raft log of this node.")
+	descLogLimit   = describe("log_limit_bytes", "Limit of log_size_bytes (--log-limit).")
+	descLogBlocked = describe("log_blocked_seconds", "For how long the raft log could not be compacted; status says why. 0 while it can.")
 	descDatabases  = describe("databases", "Databases by the state of this node's copy.", "state")
 	descHandles    = describe("open_handles", "Database handles that applications have open on this node.")
 	descBegins     = describe("begins_total", "Write transactions that asked to begin, by outcome.", "outcome")
@@ -132,6 +140,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descCommit, float64(m.CommitIndex))
 	gauge(descApplied, float64(m.AppliedIndex))
 	gauge(descLag, float64(m.ApplyLagEntries))
+	gauge(descLog, float64(m.LogSizeBytes))
+	gauge(descLogLimit, float64(m.LogLimitBytes))
+	gauge(descLogBlocked, m.LogBlockedSeconds)
 	gauge(descWAL, float64(m.WALSizeBytes))
 	for _, state := range []string{DatabaseOK, DatabaseFenced, DatabaseCatchingUp, DatabaseLate} {
 		gauge(descDatabases, float64(m.Databases[state]), state)

@@ -69,7 +69,23 @@ type Status struct {
 	State string `json:"state"`
 	// Stale says that the node hears of no leader: its reads may be old.
 	Stale     bool             `json:"stale"`
+	Log       LogStatus        `json:"log"`
 	Databases []DatabaseStatus `json:"databases"`
+}
+
+// LogStatus is the raft log of the answering node.
+type LogStatus struct {
+	Bytes      int64 `json:"bytes"`
+	LimitBytes int64 `json:"limit_bytes"`
+	// FirstIndex to LastIndex are the entries that it holds; SnapshotIndex is
+	// the last that a snapshot here holds.
+	FirstIndex    uint64 `json:"first_index"`
+	LastIndex     uint64 `json:"last_index"`
+	SnapshotIndex uint64 `json:"snapshot_index"`
+	// Blocked is why the log cannot be compacted, and BlockedMS for how long
+	// that has been so. Empty while it can.
+	Blocked   string `json:"blocked"`
+	BlockedMS int64  `json:"blocked_ms"`
 }
 
 // NodeStatus describes the node that answers.

@@ -50,6 +50,10 @@ func (b backend) Status(ctx context.Context) (api.Status, error) {
 		Node: api.NodeStatus{
 			ID: b.n.id, Version: b.n.cfg.Version, Started: b.n.started, Raft: b.n.raftAddr, HTTP: b.n.httpAddr, Socket: b.n.socket,
 		},
+		Log: api.LogStatus{
+			Bytes: st.Log.Bytes, LimitBytes: st.Log.Limit, FirstIndex: st.Log.First, LastIndex: st.Log.Last, SnapshotIndex: st.Log.Snapshot,
+			Blocked: st.Log.Blocked, BlockedMS: st.Log.BlockedMS,
+		},
 		Cluster: b.cluster(st), State: st.State, Stale: st.Stale, Databases: []api.DatabaseStatus{},
 	}
 	for _, d := range st.Databases {
@@ -231,6 +235,7 @@ func (b backend) Metrics() api.Metrics {
 	r := api.Metrics{
 		IsLeader: st.State == api.StateLeader, Stale: st.Stale, Term: st.Cluster.Term,
 		CommitIndex: st.Cluster.CommitIndex, AppliedIndex: st.Cluster.AppliedIndex,
+		LogSizeBytes: st.Log.Bytes, LogLimitBytes: st.Log.Limit, LogBlockedSeconds: float64(st.Log.BlockedMS) / 1000,
 		Databases: map[string]int{}, Begins: m.Begins, Commits: m.Commits, Applied: m.Applied, ReplicatedBytes: m.ReplicatedBytes,
 		Checkpoints: map[api.CheckpointKey]uint64{}, LeaderChanges: m.LeaderChanges, Fences: m.Fences, Heals: m.Heals, Errors: m.Errors,
 		BeginSeconds: m.BeginSeconds, CommitSeconds: m.CommitSeconds, ApplySeconds: m.ApplySeconds,

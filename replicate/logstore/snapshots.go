@@ -42,6 +42,7 @@ type Snapshots struct {
 	mu         sync.Mutex
 	incomplete []string // sealed in this process and not complete yet, oldest first
 	open       map[string]int
+	index      map[string]uint64 // of those in open
 	onComplete func(index uint64)
 }
 
@@ -62,7 +63,7 @@ func OpenSnapshots(dir string, retain int, logger hclog.Logger) (*Snapshots, err
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	s := &Snapshots{inner: inner, dir: filepath.Join(dir, snapshotDir), retain: max(1, retain), open: make(map[string]int)}
+	s := &Snapshots{inner: inner, dir: filepath.Join(dir, snapshotDir), retain: max(1, retain), open: make(map[string]int), index: make(map[string]uint64)}
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
@@ -171,6 +172,9 @@ func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 		s.release(id)
 		return nil, nil, fmt.Errorf("open snapshot %s: %w", id, err)
 	}
+	s.mu.Lock()
+	s.index[id] = meta.Index
+	s.mu.Unlock()
 	return meta, &reader{ReadCloser: rc, s: s, id: id, complete: s.complete(id)}, nil
 }
 
@@ -179,7 +183,21 @@ func (s *Snapshots) release(id string) {
 	defer s.mu.Unlock()
 	if s.open[id]--; s.open[id] <= 0 {
 		delete(s.open, id)
+		delete(s.index, id)
 	}
+}
+
+// Reading is the lowest index of the snapshots that are being read: raft reads one for as long as it takes a
+// follower to restore it. False: none is.
+func (s *Snapshots) Reading() (index uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, i := range s.index {
+		if !ok || i < index {
+			index, ok = i, true
+		}
+	}
+	return index, ok
 }
 
 type reader struct {

@@ -120,6 +120,7 @@ type Store struct {
 	last    uint64
 	terms   []termRun // of what was stored or looked up since Open, ascending
 	covered uint64    // every entry up to here is in a complete snapshot
+	sizes   sizes     // of the entries first to last
 	started bool
 	failed  error
 	closed  bool
@@ -254,6 +255,7 @@ func (s *Store) load() error {
 		return fmt.Errorf("read last entry %d: %w", s.last, err)
 	}
 	s.terms = append(s.terms, termRun{s.last, l.Term})
+	s.loadSizes()
 	if !s.started {
 		return s.markStarted()
 	}
@@ -419,6 +421,7 @@ func (s *Store) stored(logs []*raft.Log) {
 		s.terms = s.terms[:0]
 	}
 	for _, l := range logs {
+		s.sizes.add(storedBytes(l))
 		if n := len(s.terms); n == 0 || s.terms[n-1].term != l.Term {
 			s.terms = append(s.terms, termRun{l.Index, l.Term})
 		}
@@ -457,6 +460,7 @@ func (s *Store) deleteRange(minIndex, maxIndex uint64) error {
 	s.mu.Lock()
 	if minIndex <= first {
 		s.first = min(maxIndex, last) + 1
+		s.sizes.dropHead(int(s.first - first))
 		if s.first > s.last {
 			s.first, s.last, s.terms = 0, 0, s.terms[:0]
 		}
@@ -465,6 +469,7 @@ func (s *Store) deleteRange(minIndex, maxIndex uint64) error {
 		}
 	} else {
 		s.last = minIndex - 1
+		s.sizes.dropTail(int(last - s.last))
 		for len(s.terms) > 0 && s.terms[len(s.terms)-1].first > s.last {
 			s.terms = s.terms[:len(s.terms)-1]
 		}

@@ -1,0 +1,260 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// The shares of Options.LogLimit, in bytes of the log:
+//
+//	trail     of entries stays after a compaction, for followers that are a little behind
+//	snapshot  after the last snapshot make the next one due
+//	hold      stays for a member that restores a snapshot or follows from one
+//	slow      makes the leader slow down the grants of write locks
+//	full      makes it give none
+//
+// What is in flight when the last grant is given has the room from full to the limit.
+const (
+	trailShare    = 0.25
+	snapshotShare = 0.25
+	holdShare     = 0.625
+	slowShare     = 0.75
+	fullShare     = 0.9375
+)
+
+const (
+	logInterval = 100 * time.Millisecond
+	// progressInterval is how often a node tells the leader how far its log is; a report counts for five.
+	progressInterval = 500 * time.Millisecond
+	// holdGrace is for how long the log is kept for a member whose restore has just ended: its next report says
+	// what it needs.
+	holdGrace = 3 * time.Second
+	// snapshotRetry is the pause after a snapshot that could not be taken.
+	snapshotRetry = time.Second
+	// logPause is the longest that one grant waits while the log is only nearly full.
+	logPause = 100 * time.Millisecond
+)
+
+// ErrLogFull is returned for writes that begin while the raft log has reached its limit and cannot be
+// compacted. It says what is in the way.
+var ErrLogFull = errors.New("the raft log is full")
+
+// logBound is what a node knows of the growth of its log.
+type logBound struct {
+	mu         sync.Mutex
+	blocked    error     // why the last snapshot failed
+	since      time.Time // of the first failure in a row
+	next       time.Time // no snapshot before
+	taking     bool
+	compacted  uint64 // covered index of the last compaction
+	holding    time.Time
+	holdFrom   uint64
+	progress   map[string]memberProgress
+	slowed     uint64
+	refused    uint64
+	heldBefore bool
+}
+
+type memberProgress struct {
+	last uint64
+	at   time.Time
+}
+
+// LogStatus is the raft log of one node.
+type LogStatus struct {
+	Bytes    int64  `json:"bytes"`
+	Limit    int64  `json:"limit_bytes"`
+	First    uint64 `json:"first_index"`
+	Last     uint64 `json:"last_index"`
+	Snapshot uint64 `json:"snapshot_index"`
+	// Blocked is why the log cannot be compacted; empty while it can.
+	Blocked   string `json:"blocked,omitempty"`
+	BlockedMS int64  `json:"blocked_ms,omitempty"`
+}
+
+func (s *Service) logStatus() LogStatus {
+	first, last := s.store.Bounds()
+	st := LogStatus{Bytes: s.store.Bytes(), Limit: s.opts.LogLimit, First: first, Last: last, Snapshot: s.store.CoveredIndex()}
+	b := &s.logBound
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.blocked != nil {
+		st.Blocked, st.BlockedMS = b.blocked.Error(), time.Since(b.since).Milliseconds()
+	}
+	return st
+}
+
+// persisted notes how an attempt to take a snapshot ended.
+func (b *logBound) persisted(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil {
+		b.blocked, b.since = nil, time.Time{}
+		return
+	}
+	if b.blocked == nil {
+		b.since = time.Now()
+	}
+	b.blocked = err
+}
+
+func share(limit int64, part float64) int64 { return int64(float64(limit) * part) }
+
+// boundLog keeps the log within its limit. raft takes snapshots by the number of entries and leaves the
+// log alone: what stays of it is decided here, by bytes.
+func (s *Service) boundLog() {
+	for s.pauseFor(s.ctx, logInterval) {
+		if s.snapshotDue() {
+			s.goroutine(s.takeSnapshot)
+		}
+		s.compactLog()
+	}
+}
+
+func (s *Service) snapshotDue() bool {
+	if s.store.BytesAfter(s.store.CoveredIndex()) < share(s.opts.LogLimit, snapshotShare) {
+		return false
+	}
+	b := &s.logBound
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.taking || time.Now().Before(b.next) {
+		return false
+	}
+	b.taking = true
+	return true
+}
+
+func (s *Service) takeSnapshot() {
+	err := s.raft.Snapshot().Error()
+	b := &s.logBound
+	b.mu.Lock()
+	b.taking = false
+	if err != nil {
+		b.next = time.Now().Add(snapshotRetry)
+	}
+	b.mu.Unlock()
+	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && s.ctx.Err() == nil {
+		s.metrics.error("snapshot")
+	}
+}
+
+// compactLog removes what a snapshot covers and nobody is to be sent.
+func (s *Service) compactLog() {
+	covered, limit := s.store.CoveredIndex(), s.opts.LogLimit
+	first, _ := s.store.Bounds()
+	if first == 0 || covered < first {
+		return
+	}
+	b := &s.logBound
+	held := s.heldFrom(time.Now())
+	b.mu.Lock()
+	// Between two snapshots there is nothing to do, unless a member that was waited for has come along.
+	due := covered != b.compacted || b.heldBefore && held == 0 || s.store.Bytes() > share(limit, holdShare)
+	b.compacted, b.heldBefore = covered, held != 0
+	b.mu.Unlock()
+	if !due {
+		return
+	}
+	from := s.store.Newest(share(limit, trailShare), s.opts.TrailingEntries)
+	if held != 0 && held < from {
+		from = max(held, s.store.Newest(share(limit, holdShare), math.MaxUint64))
+	}
+	if err := s.store.Compact(from); err != nil && s.ctx.Err() == nil {
+		s.metrics.error("compact")
+		s.log.Warn("compact the raft log", "err", err)
+	}
+}
+
+// heldFrom is the first entry that a member which restores a snapshot, or has just done so, will be sent. 0:
+// there is none.
+func (s *Service) heldFrom(now time.Time) uint64 {
+	first, last := s.store.Bounds()
+	b := &s.logBound
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if index, ok := s.opts.Snapshots.Reading(); ok {
+		b.holding, b.holdFrom = now.Add(holdGrace), index+1
+	}
+	from := uint64(0)
+	if now.Before(b.holding) {
+		from = b.holdFrom
+	}
+	if _, leads := s.leading(); !leads {
+		return from
+	}
+	for _, p := range b.progress {
+		// What is gone cannot be kept; who has everything needs nothing.
+		if now.Sub(p.at) < 5*progressInterval && p.last+1 >= first && p.last < last && (from == 0 || p.last+1 < from) {
+			from = p.last + 1
+		}
+	}
+	return from
+}
+
+// reportProgress tells the leader how far this node's log is.
+func (s *Service) reportProgress() {
+	for s.pauseFor(s.ctx, progressInterval) {
+		leader, _ := s.leader()
+		if leader == "" || leader == s.opts.NodeID {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, time.Second)
+		_, err := callJSON[uint64, bool](ctx, s, leader, methodProgress, s.raft.LastIndex())
+		cancel()
+		if err != nil && s.ctx.Err() == nil {
+			s.log.Debug("tell the leader how far this node is", "err", err)
+		}
+	}
+}
+
+func (s *Service) serveProgress(_ context.Context, from string, last uint64) (bool, error) {
+	b := &s.logBound
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.progress == nil {
+		b.progress = map[string]memberProgress{}
+	}
+	b.progress[from] = memberProgress{last, s.now()}
+	return true, nil
+}
+
+// awaitLogRoom holds a grant back while the leader's log is nearly full, and refuses it while it is full. The
+// other nodes' logs hold the same entries, and theirs are bounded by their own snapshots.
+func (s *Service) awaitLogRoom(ctx context.Context) error {
+	limit, bytes := s.opts.LogLimit, s.store.Bytes()
+	slow := share(limit, slowShare)
+	if bytes < slow {
+		return nil
+	}
+	full := share(limit, fullShare)
+	if bytes < full {
+		s.logBound.count(&s.logBound.slowed)
+		s.pauseFor(ctx, time.Duration(float64(logPause)*float64(bytes-slow)/float64(full-slow)))
+		return nil
+	}
+	for s.pauseFor(ctx, logPause) {
+		if s.store.Bytes() < full {
+			return nil
+		}
+	}
+	s.logBound.count(&s.logBound.refused)
+	st := s.logStatus()
+	why := st.Blocked
+	if why == "" {
+		why = "a snapshot is being taken"
+	}
+	return fmt.Errorf("%w: it has %d of at most %d bytes on node %s, and cannot be compacted: %s: %w", ErrLogFull, st.Bytes, st.Limit, s.opts.NodeID, why, ErrLockBusy)
+}
+
+func (b *logBound) count(n *uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	*n++
+}
