@@ -51,13 +51,37 @@ func (s *Service) openRaft() error {
 	})
 	// The deadline of InstallSnapshot is Timeout x size / TimeoutScale, at least Timeout.
 	transport.TimeoutScale = 1
-	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.store, s.store, s.opts.Snapshots, peer.LimitBatches(transport, logstore.MaxBatchBytes))
+	s.raftLog = logstore.NewParallel(s.store, s.leadsOthers, s.giveUp)
+	gated := peer.Gate(peer.LimitBatches(transport, logstore.MaxBatchBytes), s.raftLog.Wait)
+	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.raftLog, s.store, s.opts.Snapshots, gated)
 	if err != nil {
+		s.raftLog.Stop()
 		return fmt.Errorf("start raft: %w", err)
 	}
 	s.raft = r
 	close(s.raftUp)
 	return nil
+}
+
+// leadsOthers says to the log store that raft hands it a leader's entries, and that they are committed only with
+// another voter's answer, which the transport withholds until the entries are durable here. It runs on raft's own
+// goroutine, which alone changes the state and the members.
+func (s *Service) leadsOthers() bool {
+	select {
+	case <-s.raftUp:
+	default:
+		return false // raft starts
+	}
+	return s.raft.State() == raft.Leader && s.voters() > 1
+}
+
+// giveUp makes raft notice that an entry it takes for written was not: its next entry, this one, is refused by
+// the log store, and a leader that cannot write steps down.
+func (s *Service) giveUp(err error) {
+	s.log.Error("write the raft log", "err", err)
+	if s.raft.State() == raft.Leader {
+		s.log.Warn("step down: the raft log takes no entries", "err", s.raft.Barrier(enqueueTimeout).Error())
+	}
 }
 
 // Address returns the node port of a member: what it announced last, else what it joined with.

@@ -50,6 +50,7 @@ type Service struct {
 	files   Files
 	port    *peer.Port
 	store   *logstore.Store
+	raftLog *logstore.Parallel // the store as raft sees it
 	fsm     *FSM
 	raft    *raft.Raft
 	locks   *LockTable
@@ -536,6 +537,7 @@ func (s *Service) Shutdown(ctx context.Context) error {
 	if err := stopped.Error(); err != nil {
 		errs = append(errs, fmt.Errorf("stop raft: %w", err))
 	}
+	s.raftLog.Stop()
 	s.end()
 	for _, d := range s.allReplicas() {
 		d.closeForShutdown()

@@ -131,45 +131,109 @@ func (c *raftConn) Close() error {
 // in the request when AppendEntries returns, so what is cut off here is sent by
 // its next round. (A log store cannot do it: an error of GetLog drops the whole
 // batch.)
-func LimitBatches(t *raft.NetworkTransport, maxBytes int) raft.Transport {
-	return &limitedTransport{t, maxBytes}
+func LimitBatches(t *raft.NetworkTransport, maxBytes int) *Transport {
+	return &Transport{NetworkTransport: t, max: maxBytes}
 }
 
-type limitedTransport struct {
+// Transport is raft's, with a bound on batches and, after Gate, a gate for answers.
+type Transport struct {
 	*raft.NetworkTransport
-	max int
+	max  int
+	wait func(index uint64, cancel <-chan struct{}) error // nil: no gate
+}
+
+// Gate withholds from raft what a follower answers to AppendEntries until wait returns for the last entry of the
+// request: until this node, the leader, has it on its own disk (logstore.Parallel). Where wait fails, the
+// answer never counts.
+func Gate(t *Transport, wait func(index uint64, cancel <-chan struct{}) error) *Transport {
+	return &Transport{NetworkTransport: t.NetworkTransport, max: t.max, wait: wait}
 }
 
 var (
-	_ raft.Transport   = (*limitedTransport)(nil)
-	_ raft.WithPreVote = (*limitedTransport)(nil)
-	_ raft.WithClose   = (*limitedTransport)(nil)
+	_ raft.Transport   = (*Transport)(nil)
+	_ raft.WithPreVote = (*Transport)(nil)
+	_ raft.WithClose   = (*Transport)(nil)
 )
 
 // AppendEntries implements raft.Transport.
-func (t *limitedTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	cutBatch(args, t.max)
-	return t.NetworkTransport.AppendEntries(id, target, args, resp)
+	if err := t.NetworkTransport.AppendEntries(id, target, args, resp); err != nil {
+		return err
+	}
+	if n := len(args.Entries); n > 0 && t.wait != nil && resp.Success {
+		return t.wait(args.Entries[n-1].Index, nil)
+	}
+	return nil
 }
 
 // AppendEntriesPipeline implements raft.Transport.
-func (t *limitedTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
 	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
 	if err != nil {
 		return nil, err
 	}
-	return &limitedPipeline{p, t.max}, nil
+	l := &pipeline{AppendPipeline: p, max: t.max, wait: t.wait}
+	if t.wait != nil {
+		l.passed, l.closed = make(chan raft.AppendFuture, 128), make(chan struct{})
+		go l.pass()
+	}
+	return l, nil
 }
 
-type limitedPipeline struct {
+// pipeline is raft's, behind the bound and the gate.
+type pipeline struct {
 	raft.AppendPipeline
-	max int
+	max    int
+	wait   func(uint64, <-chan struct{}) error
+	passed chan raft.AppendFuture // nil: no gate
+	closed chan struct{}
+	once   sync.Once
 }
 
 // AppendEntries implements raft.AppendPipeline.
-func (p *limitedPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
 	cutBatch(args, p.max)
 	return p.AppendPipeline.AppendEntries(args, resp)
+}
+
+// Consumer implements raft.AppendPipeline.
+func (p *pipeline) Consumer() <-chan raft.AppendFuture {
+	if p.passed == nil {
+		return p.AppendPipeline.Consumer()
+	}
+	return p.passed
+}
+
+// pass lets answers through the gate, in order. One that cannot pass is the last: raft falls back to single requests
+// when it closes the pipeline, and finds out there.
+func (p *pipeline) pass() {
+	for {
+		var f raft.AppendFuture
+		select {
+		case f = <-p.AppendPipeline.Consumer():
+		case <-p.closed:
+			return
+		}
+		if n := len(f.Request().Entries); n > 0 && f.Response().Success {
+			if p.wait(f.Request().Entries[n-1].Index, p.closed) != nil {
+				return
+			}
+		}
+		select {
+		case p.passed <- f:
+		case <-p.closed:
+			return
+		}
+	}
+}
+
+// Close implements raft.AppendPipeline.
+func (p *pipeline) Close() error {
+	if p.closed != nil {
+		p.once.Do(func() { close(p.closed) })
+	}
+	return p.AppendPipeline.Close()
 }
 
 func cutBatch(args *raft.AppendEntriesRequest, maxBytes int) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,19 +12,20 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-func TestRaftRunsOverThePort(t *testing.T) {
+// cluster runs raft on three ports. wait is the gate of each, nil for none.
+func cluster(t *testing.T, wait func(r *raft.Raft, index uint64, cancel <-chan struct{}) error) (rafts map[string]*raft.Raft, fsms map[string]*raft.MockFSM, stores map[string]*raft.InmemStore, ports map[string]*node) {
 	n := newNetwork()
 	var servers []raft.Server
-	ports := map[string]*node{}
+	ports = map[string]*node{}
 	for _, id := range []string{"a", "b", "c"} {
 		ports[id] = n.start(t, member(id))
 		servers = append(servers, raft.Server{ID: raft.ServerID(id), Address: raft.ServerAddress(ports[id].Addr())})
 	}
-	rafts := map[string]*raft.Raft{}
-	fsms := map[string]*raft.MockFSM{}
+	rafts, fsms, stores = map[string]*raft.Raft{}, map[string]*raft.MockFSM{}, map[string]*raft.InmemStore{}
 	for id, p := range ports {
 		trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			ServerAddressProvider: p, Stream: p.RaftLayer(), MaxPool: 3, Timeout: 2 * time.Second, Logger: hclog.NewNullLogger(),
+			MaxRPCsInFlight: 8,
 		})
 		conf := raft.DefaultConfig()
 		conf.LocalID = raft.ServerID(id)
@@ -32,6 +34,10 @@ func TestRaftRunsOverThePort(t *testing.T) {
 		conf.LogOutput = io.Discard
 		store := raft.NewInmemStore()
 		limited := LimitBatches(trans, 1000)
+		var self atomic.Pointer[raft.Raft]
+		if wait != nil {
+			limited = Gate(limited, func(index uint64, cancel <-chan struct{}) error { return wait(self.Load(), index, cancel) })
+		}
 		must := func(err error) {
 			t.Helper()
 			if err != nil {
@@ -42,10 +48,15 @@ func TestRaftRunsOverThePort(t *testing.T) {
 		fsm := &raft.MockFSM{}
 		r, err := raft.NewRaft(conf, fsm, store, store, raft.NewInmemSnapshotStore(), limited)
 		must(err)
-		rafts[id], fsms[id] = r, fsm
+		self.Store(r)
+		rafts[id], fsms[id], stores[id] = r, fsm, store
 		t.Cleanup(func() { r.Shutdown().Error(); trans.Close() })
 	}
-	var leader *raft.Raft
+	return rafts, fsms, stores, ports
+}
+
+func waitLeader(t *testing.T, rafts map[string]*raft.Raft) (leader *raft.Raft) {
+	t.Helper()
 	eventually(t, "there is a leader", func() bool {
 		for _, r := range rafts {
 			if r.State() == raft.Leader {
@@ -55,6 +66,12 @@ func TestRaftRunsOverThePort(t *testing.T) {
 		}
 		return false
 	})
+	return leader
+}
+
+func TestRaftRunsOverThePort(t *testing.T) {
+	rafts, fsms, _, ports := cluster(t, nil)
+	leader := waitLeader(t, rafts)
 	const entries = 200
 	var last raft.ApplyFuture
 	for i := range entries {
@@ -75,6 +92,55 @@ func TestRaftRunsOverThePort(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// TestNothingIsCommittedBeforeTheLeaderHasIt: every follower has an entry, raft believes that the leader has it too, and
+// still the commit index stays where it is on all nodes until the gate opens.
+func TestNothingIsCommittedBeforeTheLeaderHasIt(t *testing.T) {
+	var shut atomic.Bool
+	open := make(chan struct{})
+	rafts, fsms, stores, _ := cluster(t, func(_ *raft.Raft, _ uint64, cancel <-chan struct{}) error {
+		if !shut.Load() {
+			return nil
+		}
+		select {
+		case <-open:
+			return nil
+		case <-cancel:
+			return ErrClosed
+		}
+	})
+	leader := waitLeader(t, rafts)
+	if err := leader.Apply([]byte("before"), 10*time.Second).Error(); err != nil {
+		t.Fatal(err)
+	}
+	for id := range rafts {
+		eventually(t, id+" has applied it", func() bool { return len(fsms[id].Logs()) == 1 })
+	}
+	shut.Store(true)
+	committed := leader.CommitIndex()
+	future := leader.Apply([]byte("behind the gate"), 10*time.Second)
+	for id, s := range stores {
+		eventually(t, id+" has the entry in its log", func() bool { i, err := s.LastIndex(); return err == nil && i > committed })
+	}
+	// The leader tells the commit index every 5 to 10 ms; it would have moved long ago.
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 100 {
+		<-tick.C
+		for id, r := range rafts {
+			if got := r.CommitIndex(); got > committed {
+				t.Fatalf("%s has committed %d, which the leader has not written", id, got)
+			}
+		}
+	}
+	close(open)
+	if err := future.Error(); err != nil {
+		t.Fatal(err)
+	}
+	for id := range rafts {
+		eventually(t, id+" has applied it", func() bool { return len(fsms[id].Logs()) == 2 })
+	}
 }
 
 func TestBatchesAreCutByBytes(t *testing.T) {
