@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"sync"
 )
@@ -80,41 +81,13 @@ func (t *Txn) Append(pages []Page, pageCount uint32) (Fingerprint, error) {
 	if err != nil {
 		return Fingerprint{}, fmt.Errorf("append: %w", err)
 	}
-	if err := t.restart(); err != nil {
-		return Fingerprint{}, fmt.Errorf("append: restart log: %w", err)
-	}
-	next := t.hdr
-	next.PageSize = pageSize
-	// What can fail comes first, so that the log never holds a commit frame whose
-	// transaction failed: a recovery would find it.
-	regions, err := t.mapRegions(next.MaxFrame+1, next.MaxFrame+uint32(len(pages)))
-	if err != nil {
-		return Fingerprint{}, fmt.Errorf("append: %w", err)
-	}
-	if next.MaxFrame == 0 {
-		if err := t.writeHeader(&next); err != nil {
-			return Fingerprint{}, fmt.Errorf("append: %w", err)
+	i := 0
+	return t.append(pages[0], len(pages), pageSize, func() (Page, error) {
+		if i++; i == len(pages) {
+			return Page{}, io.EOF
 		}
-	}
-	if err := t.writeFrames(&next, pages, pageCount); err != nil {
-		return Fingerprint{}, fmt.Errorf("append: %w", err)
-	}
-	first := t.hdr.MaxFrame + 1
-	for i := range pages {
-		n := first + uint32(i)
-		mem := regions[hashRegion(n)-hashRegion(first)]
-		if err := insertFrame(mem, n, pages[i].Pgno, t.hdr.MaxFrame); err != nil {
-			return Fingerprint{}, fmt.Errorf("append: %w", err)
-		}
-		t.step(StepIndexed)
-	}
-	next.Change++
-	next.MaxFrame += uint32(len(pages))
-	next.PageCount = pageCount
-	storeIndexHeader(t.mem, t.h.shm, next, t.between(StepBetween))
-	t.hdr = next
-	t.step(StepPublished)
-	return next.Fingerprint(), nil
+		return pages[i], nil
+	}, pageCount)
 }
 
 // check returns the page size of a transaction that can be appended.
@@ -204,20 +177,6 @@ func (t *Txn) publishRestart() {
 // randomSalt cannot fail: crypto/rand ends the process instead.
 func randomSalt(b []byte) { _, _ = rand.Read(b) }
 
-// mapRegions maps the regions that index frames first..last.
-func (t *Txn) mapRegions(first, last uint32) ([][]byte, error) {
-	from, to := hashRegion(first), hashRegion(last)
-	regions := make([][]byte, 0, to-from+1)
-	for r := from; r <= to; r++ {
-		mem, err := t.h.shm.Map(r)
-		if err != nil {
-			return nil, fmt.Errorf("map wal-index region %d: %w", r, err)
-		}
-		regions = append(regions, mem)
-	}
-	return regions, nil
-}
-
 // writeHeader starts an empty log. The header is synced before any frame can
 // be: else frames of the former log could come back after a power failure.
 func (t *Txn) writeHeader(next *IndexHeader) error {
@@ -239,37 +198,6 @@ func (t *Txn) writeHeader(next *IndexHeader) error {
 		return fmt.Errorf("sync wal header: %w", err)
 	}
 	t.step(StepHeader)
-	return nil
-}
-
-// writeFrames writes the frames of a transaction behind next.MaxFrame and sets
-// next.FrameSum to the checksum of the last.
-func (t *Txn) writeFrames(next *IndexHeader, pages []Page, pageCount uint32) error {
-	batch := batches.Get().(*[MaxWrite]byte)
-	defer batches.Put(batch)
-	frameSize := FrameHeaderSize + int(next.PageSize)
-	off := frameOffset(next.MaxFrame+1, next.PageSize)
-	sum, used := next.FrameSum, 0
-	for i, p := range pages {
-		f := FrameHeader{Pgno: p.Pgno}
-		if i == len(pages)-1 {
-			f.PageCount = pageCount
-		}
-		frame := batch[used : used+frameSize]
-		copy(frame[FrameHeaderSize:], p.Data)
-		sum = encodeFrame(frame, f, next.Salts, next.BigEndian, sum, frame[FrameHeaderSize:])
-		used += frameSize
-		if used+frameSize <= MaxWrite && i < len(pages)-1 {
-			continue
-		}
-		if _, err := t.h.wal.WriteAt(batch[:used], off); err != nil {
-			return fmt.Errorf("write frames at offset %d: %w", off, err)
-		}
-		t.step(StepFrames)
-		off += int64(used)
-		used = 0
-	}
-	next.FrameSum = sum
 	return nil
 }
 

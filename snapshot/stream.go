@@ -1,0 +1,260 @@
+package snapshot
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/pierrec/lz4/v4"
+	"github.com/superfly/ltx"
+
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// Encoder writes the LTX file of one transaction page by page: the bytes that
+// EncodeTransaction makes, for a transaction that need not fit into memory.
+// Beside one page it keeps the page index, some ten bytes a page.
+type Encoder struct {
+	w          io.Writer
+	order      pageOrder
+	state      uint64
+	shift      *pageShift
+	compressor *lz4.Compressor
+	frame      []byte // room for the largest
+	index      []byte
+	at         int64
+	pages      int
+	err        error // of a write: nothing more can be written
+}
+
+// NewEncoder writes the header of a transaction to w.
+func NewEncoder(w io.Writer, h Header) (*Encoder, error) {
+	if err := h.check(ErrInvalidTransaction); err != nil {
+		return nil, fmt.Errorf("encode transaction %016x: %w", h.TXID, err)
+	}
+	e := &Encoder{
+		w: w, order: pageOrder{header: h}, shift: shiftOfPage(h.PageSize), compressor: new(lz4.Compressor),
+		frame: make([]byte, frameHeaderSize+lz4.CompressBlockBound(int(h.PageSize))),
+	}
+	head := h.append(nil)
+	e.state = crcUpdate(^uint64(0), head)
+	return e, e.write(head)
+}
+
+func (e *Encoder) write(b []byte) error {
+	if e.err == nil {
+		if _, err := e.w.Write(b); err != nil {
+			e.err = fmt.Errorf("encode transaction %016x: write at offset %d: %w", e.order.header.TXID, e.at, err)
+		}
+		e.at += int64(len(b))
+	}
+	return e.err
+}
+
+// Page writes the next page and returns its PageSum. Pages ascend by number.
+func (e *Encoder) Page(p wal.Page) (sum uint64, err error) {
+	h := &e.order.header
+	if e.err != nil {
+		return 0, e.err
+	}
+	if len(p.Data) != int(h.PageSize) {
+		return 0, fmt.Errorf("encode transaction %016x: page %d has %d bytes, page size is %d: %w",
+			h.TXID, p.Pgno, len(p.Data), h.PageSize, ErrInvalidTransaction)
+	}
+	if err := e.order.next(p.Pgno, ErrInvalidTransaction); err != nil {
+		return 0, fmt.Errorf("encode transaction %016x: %w", h.TXID, err)
+	}
+	n, err := e.compressor.CompressBlock(p.Data, e.frame[frameHeaderSize:])
+	if err != nil {
+		return 0, fmt.Errorf("encode transaction %016x: compress page %d: %w", h.TXID, p.Pgno, err)
+	}
+	head := e.frame[:frameHeaderSize]
+	binary.BigEndian.PutUint32(head, p.Pgno)
+	binary.BigEndian.PutUint16(head[4:], ltx.PageHeaderFlagSize)
+	binary.BigEndian.PutUint32(head[6:], uint32(n))
+	image := crcUpdate(0, p.Data)
+	e.state = e.shift.apply(crcUpdate(e.state, head)) ^ image
+	e.index = appendIndexEntry(e.index, p.Pgno, int(e.at), frameHeaderSize+n)
+	e.pages++
+	return ChecksumFlag | ^(e.shift.apply(pageNumberState(p.Pgno)) ^ image), e.write(e.frame[:frameHeaderSize+n])
+}
+
+// Pages is how many were written.
+func (e *Encoder) Pages() int { return e.pages }
+
+// Size is how many bytes were written.
+func (e *Encoder) Size() int64 { return e.at }
+
+// Close writes what follows the pages. It does not close the writer.
+func (e *Encoder) Close() error {
+	if err := e.order.end(ErrInvalidTransaction); err != nil {
+		return fmt.Errorf("encode transaction %016x: %w", e.order.header.TXID, err)
+	}
+	tail := make([]byte, endSize, endSize+len(e.index)+indexTailSize+trailerSize)
+	tail = append(tail, e.index...)
+	tail = append(tail, 0)
+	tail = binary.BigEndian.AppendUint64(tail, uint64(len(e.index)+1))
+	tail = append(tail, 0, 0, 0, 0, 0, 0, 0, 0)
+	sum := ChecksumFlag | ^crcUpdate(e.state, tail)
+	return e.write(binary.BigEndian.AppendUint64(tail, sum))
+}
+
+// StreamDecoder reads the LTX file of one transaction page by page and
+// verifies all that Decode verifies. Only the io.EOF after the last page says
+// that the file is whole: what was read before must not be used without it.
+type StreamDecoder struct {
+	r     io.Reader
+	order pageOrder
+	state uint64
+	shift *pageShift
+	block []byte
+	page  []byte
+	index []byte
+	at    int64
+	err   error
+}
+
+// NewStreamDecoder reads the header from r, which should be buffered.
+func NewStreamDecoder(r io.Reader) (*StreamDecoder, error) {
+	var head [minTransaction]byte // parseHeader wants as much as the smallest file has
+	if _, err := io.ReadFull(r, head[:headerSize]); err != nil {
+		return nil, fmt.Errorf("read LTX header: %w", corruptEnd(err))
+	}
+	h, err := parseHeader(head[:])
+	if err != nil {
+		return nil, fmt.Errorf("read LTX header: %w", err)
+	}
+	return &StreamDecoder{
+		r: r, order: pageOrder{header: h}, state: crcUpdate(^uint64(0), head[:headerSize]), shift: shiftOfPage(h.PageSize),
+		block: make([]byte, lz4.CompressBlockBound(int(h.PageSize))), page: make([]byte, h.PageSize), at: headerSize,
+	}, nil
+}
+
+// corruptEnd makes the end of a file in the wrong place what it is.
+func corruptEnd(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("end of file: %w", ErrCorrupt)
+	}
+	return err
+}
+
+// Header returns the header. It is verified by the io.EOF of Next only.
+func (d *StreamDecoder) Header() Header { return d.order.header }
+
+// Next returns the next page and its PageSum. The image is valid until the
+// call after. io.EOF: all pages were returned and the whole file is verified.
+func (d *StreamDecoder) Next() (wal.Page, uint64, error) {
+	if d.err != nil {
+		return wal.Page{}, 0, d.err
+	}
+	page, sum, err := d.next()
+	if err != nil {
+		if d.err = err; err != io.EOF {
+			d.err = fmt.Errorf("decode LTX file at offset %d: %w", d.at, err)
+		}
+		return wal.Page{}, 0, d.err
+	}
+	return page, sum, nil
+}
+
+func (d *StreamDecoder) next() (wal.Page, uint64, error) {
+	var head [frameHeaderSize]byte
+	if _, err := io.ReadFull(d.r, head[:endSize]); err != nil {
+		return wal.Page{}, 0, corruptEnd(err)
+	}
+	pgno, flags := binary.BigEndian.Uint32(head[:]), binary.BigEndian.Uint16(head[4:])
+	if pgno == 0 && flags == 0 {
+		return wal.Page{}, 0, d.end()
+	}
+	if flags != ltx.PageHeaderFlagSize {
+		return wal.Page{}, 0, fmt.Errorf("frame has flags %#x, want %#x: %w", flags, ltx.PageHeaderFlagSize, ErrCorrupt)
+	}
+	if err := d.order.next(pgno, ErrCorrupt); err != nil {
+		return wal.Page{}, 0, err
+	}
+	if _, err := io.ReadFull(d.r, head[endSize:]); err != nil {
+		return wal.Page{}, 0, corruptEnd(err)
+	}
+	n := binary.BigEndian.Uint32(head[6:])
+	if n == 0 || n > uint32(len(d.block)) {
+		return wal.Page{}, 0, fmt.Errorf("block of %d bytes: %w", n, ErrCorrupt)
+	}
+	if _, err := io.ReadFull(d.r, d.block[:n]); err != nil {
+		return wal.Page{}, 0, corruptEnd(err)
+	}
+	got, err := lz4.UncompressBlock(d.block[:n], d.page)
+	if err != nil {
+		return wal.Page{}, 0, fmt.Errorf("expand page %d: %w: %w", pgno, err, ErrCorrupt)
+	}
+	if got != len(d.page) {
+		return wal.Page{}, 0, fmt.Errorf("page %d has %d bytes, page size is %d: %w", pgno, got, len(d.page), ErrCorrupt)
+	}
+	image := crcUpdate(0, d.page)
+	d.state = d.shift.apply(crcUpdate(d.state, head[:])) ^ image
+	d.index = appendIndexEntry(d.index, pgno, int(d.at), frameHeaderSize+int(n))
+	d.at += frameHeaderSize + int64(n)
+	return wal.Page{Pgno: pgno, Data: d.page}, ChecksumFlag | ^(d.shift.apply(pageNumberState(pgno)) ^ image), nil
+}
+
+// end verifies what follows the pages and returns io.EOF.
+func (d *StreamDecoder) end() error {
+	if err := d.order.end(ErrCorrupt); err != nil {
+		return err
+	}
+	want := append(d.index, 0)
+	want = binary.BigEndian.AppendUint64(want, uint64(len(want)))
+	want = append(want, 0, 0, 0, 0, 0, 0, 0, 0)
+	got := make([]byte, len(want)+8+1)
+	n, err := io.ReadFull(d.r, got)
+	switch {
+	case err == nil:
+		return fmt.Errorf("bytes after the end: %w", ErrCorrupt)
+	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return err
+	case n != len(got)-1 || !bytes.Equal(got[:len(want)], want):
+		return fmt.Errorf("page index does not match the frames: %w", ErrCorrupt)
+	}
+	state := crcUpdate(crcUpdate(d.state, make([]byte, endSize)), want)
+	if got, want := ChecksumFlag|^state, binary.BigEndian.Uint64(got[len(want):]); got != want {
+		return fmt.Errorf("checksum %016x, want %016x: %w", got, want, ErrCorrupt)
+	}
+	return io.EOF
+}
+
+// RestampReader reads the LTX file of size bytes and so many pages in r as
+// Restamp would leave it with another commit time. A file that is corrupt, or
+// has another number of pages, is read with a checksum that is wrong.
+func RestampReader(r io.ReaderAt, size int64, pages int, commitTimeMillis int64) (io.Reader, error) {
+	fail := func(err error) (io.Reader, error) {
+		return nil, fmt.Errorf("set commit time in LTX file of %d bytes: %w", size, err)
+	}
+	if size < minTransaction {
+		return fail(ErrCorrupt)
+	}
+	var head [minTransaction]byte
+	if _, err := r.ReadAt(head[:], 0); err != nil {
+		return fail(corruptEnd(err))
+	}
+	h, err := parseHeader(head[:])
+	if err != nil {
+		return fail(err)
+	}
+	var tail [8 + trailerSize]byte // size of the index, trailer
+	if _, err := r.ReadAt(tail[:], size-int64(len(tail))); err != nil && !errors.Is(err, io.EOF) {
+		return fail(err)
+	}
+	index := binary.BigEndian.Uint64(tail[:])
+	if index > uint64(size-minTransaction+1) || pages < 0 || int64(pages) > int64(h.PageCount) {
+		return fail(fmt.Errorf("page index of %d bytes, %d pages: %w", index, pages, ErrCorrupt))
+	}
+	field := head[timestampOffset : timestampOffset+8]
+	var change [8]byte
+	binary.BigEndian.PutUint64(change[:], binary.BigEndian.Uint64(field)^uint64(commitTimeMillis))
+	binary.BigEndian.PutUint64(field, uint64(commitTimeMillis))
+	behind := uint64(headerSize-timestampOffset-8) + uint64(pages)*uint64(frameHeaderSize+h.PageSize) + endSize + index + 8 + 8
+	sum := tail[len(tail)-8:]
+	binary.BigEndian.PutUint64(sum, ChecksumFlag|(binary.BigEndian.Uint64(sum)^multiply(crcUpdate(0, change[:]), zeros(behind))))
+	return io.MultiReader(bytes.NewReader(head[:headerSize]), io.NewSectionReader(r, headerSize, size-headerSize-8), bytes.NewReader(sum)), nil
+}
