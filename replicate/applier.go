@@ -3,6 +3,7 @@ package replicate
 import (
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/uglyer/ha-sqlite/wal"
@@ -33,10 +34,16 @@ type deviceError struct{ error }
 
 func (e deviceError) Unwrap() error { return e.error }
 
-// apply empties the queue. One runs at a time per database (d.applying).
-func (d *replica) apply() {
+// apply empties the queue, and lets other databases go first between two items. One runs at a time per database
+// (d.applying).
+func (d *replica) apply(w *worker) {
+	d.worker = w
 	wait := minApplyRetry
-	for {
+	for first := true; ; first = false {
+		if !first && !w.lent.Load() && w.pool.crowded() {
+			w.pool.run(d.apply)
+			return
+		}
 		d.mu.Lock()
 		if d.idleLocked() || d.svc.ctx.Err() != nil {
 			d.applying = false
@@ -47,6 +54,7 @@ func (d *replica) apply() {
 		local := d.local
 		d.mu.Unlock()
 		if local != nil && local.id == it.id && !it.deleted {
+			w.lend()
 			d.awaitLocal(local)
 			if d.svc.ctx.Err() != nil {
 				continue
@@ -61,6 +69,7 @@ func (d *replica) apply() {
 			continue
 		case errors.As(err, &device):
 			d.trouble(err)
+			w.lend()
 			d.svc.pauseFor(d.svc.ctx, wait)
 			wait = min(2*wait, maxApplyRetry)
 			continue
@@ -118,8 +127,8 @@ func (d *replica) applyItem(it item) error {
 		return d.applyDelete()
 	}
 	ctx := d.svc.ctx
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
+	d.lockApplier()
+	defer d.unlockApplier()
 	if err := d.locateIO(ctx); err != nil {
 		return err
 	}
@@ -296,19 +305,22 @@ func (d *replica) removeFiles() {
 	}
 	d.mu.Unlock()
 	// An application may have attached before this node started and only read since: it is no handle. It gets
-	// I/O errors from now on, not the pages of an unlinked file.
-	live, err := d.openIO()
-	if err == nil {
-		err = nextEpoch(live)
-	}
-	if err != nil {
-		d.log.Debug("end handles of a deleted database", "err", err)
+	// I/O errors from now on, not the pages of an unlinked file. Where nothing was ever used there is no file.
+	if _, err := d.svc.files.Stat(d.path); !errors.Is(err, os.ErrNotExist) {
+		live, err := d.openIO()
+		if err == nil {
+			err = nextEpoch(live)
+		}
+		if err != nil {
+			d.log.Debug("end handles of a deleted database", "err", err)
+		}
 	}
 	d.mu.Lock()
 	d.removed = true
 	d.dropKeptLocked()
-	live = d.live
+	live := d.live
 	d.live, d.known = nil, false
+	d.attendLocked()
 	d.mu.Unlock()
 	var errs []error
 	if live != nil {

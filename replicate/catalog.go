@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -76,6 +77,9 @@ func (s *Service) provisional(name string, incarnation uint64) (DatabaseID, bool
 			d := newReplica(s, DatabaseState{ID: id, Name: name})
 			d.provisional = true
 			s.replicas[id] = d
+			d.mu.Lock()
+			d.listLocked()
+			d.mu.Unlock()
 		}
 		return id, true
 	}
@@ -95,7 +99,7 @@ func (d *replica) adopt(st DatabaseState) {
 
 // dropProvisional ends what was found by its files and is no database of the replayed log.
 func (s *Service) dropProvisional() {
-	for _, d := range s.allReplicas() {
+	for _, d := range s.activeReplicas() {
 		d.mu.Lock()
 		lost := d.provisional
 		d.mu.Unlock()
@@ -105,7 +109,8 @@ func (s *Service) dropProvisional() {
 	}
 }
 
-// Create makes a database with the given name if there is none, and returns once this node has its files.
+// Create makes a database with the given name if there is none, and returns once this node has decided it. Its files
+// are made when somebody uses it, of what the log says alone.
 // want, if not zero, is the id that the caller's path is made of; another id is a conflict.
 func (s *Service) Create(ctx context.Context, name string, want DatabaseID, pageSize uint32, autoVacuum uint8) (DatabaseState, bool, error) {
 	none := DatabaseState{}
@@ -131,13 +136,6 @@ func (s *Service) Create(ctx context.Context, name string, want DatabaseID, page
 	st, ok := s.fsm.Get(reply.ID)
 	if !ok {
 		return none, false, fmt.Errorf("create database %q: %w", name, ErrDeleted)
-	}
-	d, ok := s.replica(st.ID)
-	if !ok {
-		return none, false, fmt.Errorf("create database %q: %w", name, ErrDeleted)
-	}
-	if err := d.use(ctx); err != nil {
-		return none, false, err
 	}
 	return st, reply.Created, nil
 }
@@ -254,7 +252,7 @@ func (s *Service) localHandles(_ context.Context, id DatabaseID) (int, error) {
 // reclaim tells a new leader of the write locks that handles of this node hold (RULES B19): whose base still
 // is the decided position goes on.
 func (s *Service) reclaim(leader string) {
-	for _, d := range s.allReplicas() {
+	for _, d := range s.activeReplicas() {
 		d.mu.Lock()
 		var holder *Handle
 		for h := range d.handles {
@@ -457,10 +455,10 @@ func (s *Service) CatchUp(ctx context.Context) error {
 
 // HasFiles reports whether the path belongs to a database that this node knows.
 func (s *Service) HasFiles(path string) bool {
-	for _, d := range s.allReplicas() {
-		if d.path == path {
-			return true
-		}
+	id, err := ParseDatabaseID(filepath.Base(filepath.Dir(path)))
+	if err != nil {
+		return false
 	}
-	return false
+	d, ok := s.replica(id)
+	return ok && d.path == path
 }

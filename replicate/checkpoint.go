@@ -14,8 +14,10 @@ func (d *replica) runCheckpoint() {
 		d.checkpoint = false
 		d.mu.Unlock()
 	}()
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
+	if d.takeCopierIO() != nil {
+		return
+	}
+	defer d.endCopierIO()
 	d.mu.Lock()
 	live := d.live
 	last := d.lastFrames

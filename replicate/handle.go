@@ -85,7 +85,12 @@ func (s *Service) OpenHandle(ctx context.Context, id DatabaseID, opts HandleOpti
 		d.mu.Unlock()
 		return nil, 0, ErrDeleted
 	}
+	if d.handles == nil {
+		d.handles = map[*Handle]struct{}{}
+	}
 	d.handles[h] = struct{}{}
+	d.listLocked()
+	d.attendLocked()
 	d.mu.Unlock()
 	err := d.useSoon(ctx)
 	if errors.Is(err, ErrFenced) {
@@ -466,6 +471,7 @@ func (h *Handle) Close() {
 	h.closed = true
 	h.granted = false
 	delete(d.handles, h)
+	d.attendLocked()
 	local := d.local
 	mine := local != nil && local.handle == h
 	last := d.deleted && len(d.handles) == 0

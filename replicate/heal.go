@@ -29,6 +29,7 @@ func (d *replica) fence(cause error) error {
 	fenced := fmt.Errorf("database %q on node %s: %w: %w", d.name, d.svc.opts.NodeID, ErrFenced, cause)
 	d.fenced = fenced
 	d.fenceKnown = time.Now()
+	d.listLocked()
 	d.known = false
 	heal := !d.healing
 	d.healing = true

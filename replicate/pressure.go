@@ -81,7 +81,7 @@ func (s *Service) reportPressure() {
 	said := false
 	for s.pauseFor(s.ctx, pressureInterval) {
 		var ids []DatabaseID
-		for _, d := range s.allReplicas() {
+		for _, d := range s.activeReplicas() {
 			d.mu.Lock()
 			late := len(d.queue) > lateItems || d.queueBytes > lateBytes
 			d.mu.Unlock()

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
 )
 
 // record is what a database leaves behind when it is closed with everything checkpointed: the position
@@ -144,6 +146,8 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 	rec := &record{Position: d.position, PageSize: d.pageSize, Sums: d.sums, Stat: stat}
 	known := d.known && d.fenced == nil
 	d.live, d.known, d.sums = nil, false, nil
+	d.decoder, d.oldPage = snapshot.Decoder{}, nil
+	d.attendLocked()
 	if known { // the queue has forgotten what came before: this is where a later search begins
 		d.base, d.durable = rec.Position, max(d.durable, rec.Position.TXID)
 	}
@@ -161,36 +165,14 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 	}
 	if err := writeFileSync(d.recordPath(), rec.encode()); err != nil {
 		d.log.Warn("write the record of an idle database", "err", err)
+		return true
 	}
-	return true
-}
-
-// checkIdle compares the stat of an idle database with its record. A change means that somebody wrote it:
-// it is opened, which checks every page.
-func (d *replica) checkIdle() {
 	d.mu.Lock()
-	idle := d.live == nil && d.fenced == nil && !d.deleted && !d.removed
+	if d.live == nil {
+		d.closedStat = stat
+	}
 	d.mu.Unlock()
-	if !idle {
-		return
-	}
-	if _, err := os.Stat(d.recordPath()); err != nil {
-		return // never opened, or not closed cleanly: the next open reads every page anyway
-	}
-	if !d.ioMu.TryLock() {
-		return
-	}
-	rec, err := d.readRecord()
-	d.ioMu.Unlock()
-	if rec != nil || errors.Is(err, os.ErrNotExist) {
-		return
-	}
-	d.log.Warn("an idle database changed on disk, checking it")
-	d.beside(func() {
-		if err := d.use(d.svc.ctx); err != nil && d.svc.ctx.Err() == nil {
-			d.log.Warn("check a changed idle database", "err", err)
-		}
-	})
+	return true
 }
 
 // writeFileSync replaces a file so that a crash leaves the old or the new content, whole.

@@ -140,6 +140,13 @@ type replica struct {
 	checking    bool  // a check runs beside everything else
 	stuck       error // why the applier cannot write the files
 	lastFrames  uint32
+
+	listed     bool     // in the set of active databases
+	unattended bool     // counted as open for no application here
+	evicting   bool     // about to be closed to make room
+	closedStat FileStat // of the files as they were closed, zero if that is not known
+	worker     *worker  // that runs the applier; of the applier
+	turn       *worker  // the same while the applier has ioMu; under ioMu
 }
 
 type positionWaiter struct {
@@ -162,7 +169,6 @@ func newReplica(svc *Service, st DatabaseState) *replica {
 		path:     svc.databasePath(st.ID),
 		pageSize: st.PageSize, autoVacuum: st.AutoVacuum,
 		base: st.Position, durable: st.Position.TXID, decided: st.Position,
-		handles: map[*Handle]struct{}{}, waiters: map[*positionWaiter]struct{}{}, pins: map[*pinRequest]struct{}{},
 		lastUsed: time.Now(), lastScrub: time.Now(),
 	}
 }
@@ -187,6 +193,7 @@ func (d *replica) enqueue(it item) {
 		}
 	}
 	d.queue = append(d.queue, it)
+	d.listLocked()
 	d.kickLocked()
 }
 
@@ -229,7 +236,7 @@ func (d *replica) kickLocked() {
 		return // an application here is about to publish it: endLocalLocked kicks
 	}
 	d.applying = true
-	d.svc.goroutine(d.apply)
+	d.svc.appliers.run(d.apply)
 }
 
 // endLocalLocked ends the wait for an application's transaction. What it published needs no applier.
@@ -289,7 +296,11 @@ func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
 		return nil
 	}
 	w := &positionWaiter{txid: txid, done: make(chan struct{})}
+	if d.waiters == nil {
+		d.waiters = map[*positionWaiter]struct{}{}
+	}
 	d.waiters[w] = struct{}{}
+	d.listLocked()
 	needs := !d.known
 	d.mu.Unlock()
 	if needs {
@@ -329,6 +340,7 @@ func (d *replica) openIO() (LiveFile, error) {
 	if removed {
 		return nil, ErrDeleted
 	}
+	d.svc.makeRoom()
 	if err := d.svc.files.Create(d.path, pageSize, autoVacuum); err != nil {
 		return nil, deviceError{fmt.Errorf("create database %q: %w", d.name, err)}
 	}
@@ -346,7 +358,10 @@ func (d *replica) openIO() (LiveFile, error) {
 	}
 	d.mu.Lock()
 	d.live = live
+	d.closedStat = FileStat{}
 	d.lastUsed = time.Now()
+	d.listLocked()
+	d.attendLocked()
 	d.mu.Unlock()
 	if recErr == nil && rec != nil {
 		d.adoptRecord(rec, live)
@@ -468,7 +483,9 @@ func (d *replica) beginIO(ctx context.Context, live LiveFile) (*wal.Txn, error) 
 	d.mu.Lock()
 	d.late = time.Now()
 	d.mu.Unlock()
+	stop := d.turn.lendSoon()
 	txn, err := live.Begin(ctx)
+	stop()
 	d.mu.Lock()
 	d.late = time.Time{}
 	d.mu.Unlock()
@@ -498,6 +515,9 @@ func (d *replica) pin(ctx context.Context, at TXID) (*wal.Snapshot, Position, er
 		// An application publishes right now: its end-write moves the position, and the pin is taken there.
 		r.err = nil
 		r.done = make(chan struct{})
+		if d.pins == nil {
+			d.pins = map[*pinRequest]struct{}{}
+		}
 		d.pins[r] = struct{}{}
 	}
 	d.mu.Unlock()

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +37,8 @@ type Options struct {
 	SnapshotEntries, TrailingEntries uint64
 	// LogLimit bounds the raft log in bytes, CatchupRate what is fetched from peers in bytes per second.
 	LogLimit, CatchupRate int64
+	// MaxUnattended is how many databases may be open that no application on this node uses. 0: a default.
+	MaxUnattended int
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
 }
@@ -71,6 +72,9 @@ type Service struct {
 
 	mu       sync.RWMutex
 	replicas map[DatabaseID]*replica
+	active   activeSet
+	appliers *pool  // bounds who writes into files at a time
+	copiers  *turns // bounds checkpoints, which sync
 
 	replay      chan struct{} // closed when the log's tail at start is confirmed or replaced
 	raftUp      chan struct{} // closed when raft is set
@@ -93,8 +97,10 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s := &Service{
 		opts: opts, log: log, files: opts.Files, port: opts.Port, store: opts.Store,
 		ctx: ctx, cancel: cancel, now: time.Now, fatal: make(chan error, 1),
+		copiers:  newTurns(copierWidth),
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
+	s.appliers = newPool(applierWidth(), s.goroutine)
 	if err := s.clearSpool(); err != nil {
 		cancel()
 		return nil, err
@@ -185,17 +191,6 @@ func (s *Service) replica(id DatabaseID) (*replica, bool) {
 	return d, ok
 }
 
-func (s *Service) allReplicas() []*replica {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	all := make([]*replica, 0, len(s.replicas))
-	for _, d := range s.replicas {
-		all = append(all, d)
-	}
-	sort.Slice(all, func(i, j int) bool { return all[i].name < all[j].name })
-	return all
-}
-
 func (s *Service) forget(d *replica) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -234,22 +229,19 @@ func (s *Service) payload(index uint64) ([]byte, error) {
 // sink receives the state machine's decisions. It never blocks.
 type sink struct{ s *Service }
 
+// Created makes no file: until the first transaction the database is what its entry says, which the manifest keeps.
+// Who uses it first makes the file, and ten thousand that nobody uses cost nothing.
+
 func (k sink) Created(index uint64, st DatabaseState) {
 	s := k.s
 	s.mu.Lock()
 	d, ok := s.replicas[st.ID]
 	if !ok {
 		d = newReplica(s, st)
-		d.durable = 0 // its image is not written yet
 		s.replicas[st.ID] = d
 	}
 	s.mu.Unlock()
 	d.adopt(st)
-	s.goroutine(func() {
-		if err := d.use(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, ErrDeleted) {
-			d.log.Error("create the files of a new database", "err", err)
-		}
-	})
 }
 
 func (k sink) Accepted(index uint64, t *Transaction) {
@@ -287,7 +279,7 @@ func (s *Service) finishReplay() {
 	s.replayOnce.Do(func() {
 		close(s.replay)
 		s.goroutine(func() {
-			for _, d := range s.allReplicas() {
+			for _, d := range s.activeReplicas() {
 				d.mu.Lock()
 				d.kickLocked()
 				d.mu.Unlock()
@@ -354,16 +346,16 @@ func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) err
 	ctx, cancel := context.WithTimeout(ctx, persistPatience)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	for _, st := range states {
-		d, ok := s.replica(st.ID)
+	return inParallel(len(states), persistWidth, func(i int) error {
+		d, ok := s.replica(states[i].ID)
 		if !ok {
-			continue // deleted since
+			return nil // deleted since
 		}
-		if err := d.makeDurable(ctx, st.Position.TXID); err != nil && !errors.Is(err, ErrDeleted) {
+		if err := d.makeDurable(ctx, states[i].Position.TXID); err != nil && !errors.Is(err, ErrDeleted) {
 			return fmt.Errorf("keep the log: %w", err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 const persistPatience = 10 * time.Second
@@ -525,7 +517,7 @@ func (s *Service) Prepare(ctx context.Context) error {
 // Shutdown stops raft and closes the databases with their records. It is bounded by ctx.
 func (s *Service) Shutdown(ctx context.Context) error {
 	s.draining.Store(true)
-	for _, d := range s.allReplicas() {
+	for _, d := range s.activeReplicas() {
 		d.waitApplied(ctx)
 	}
 	var errs []error
@@ -539,9 +531,8 @@ func (s *Service) Shutdown(ctx context.Context) error {
 	}
 	s.raftLog.Stop()
 	s.end()
-	for _, d := range s.allReplicas() {
-		d.closeForShutdown()
-	}
+	open := s.activeReplicas()
+	_ = inParallel(len(open), shutdownWidth, func(i int) error { open[i].closeForShutdown(); return nil })
 	return errors.Join(errs...)
 }
 
@@ -549,7 +540,7 @@ func (s *Service) Shutdown(ctx context.Context) error {
 func (s *Service) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	for _, d := range s.allReplicas() {
+	for _, d := range s.activeReplicas() {
 		for {
 			d.mu.Lock()
 			local := d.local
@@ -586,7 +577,8 @@ func (d *replica) waitApplied(ctx context.Context) {
 func (d *replica) closeForShutdown() {
 	d.mu.Lock()
 	handles := len(d.handles)
-	d.handles = map[*Handle]struct{}{}
+	d.handles = nil
+	d.attendLocked()
 	d.queue = nil
 	d.mu.Unlock()
 	if handles == 0 && d.closeIdle(0) {
@@ -597,6 +589,7 @@ func (d *replica) closeForShutdown() {
 	d.mu.Lock()
 	live := d.live
 	d.live, d.known = nil, false
+	d.attendLocked()
 	d.mu.Unlock()
 	if live != nil {
 		if err := live.Close(); err != nil {

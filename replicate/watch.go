@@ -20,21 +20,19 @@ const (
 func (s *Service) janitor() {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for n := 0; ; n++ {
+	var idle idleSweep
+	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-tick.C:
 		}
-		for _, d := range s.allReplicas() {
+		for _, d := range s.activeReplicas() {
 			if s.ctx.Err() != nil {
 				return
 			}
 			d.watch()
 			d.closeIdle(s.opts.IdleClose)
-			if n%10 == 9 {
-				d.checkIdle()
-			}
 			d.mu.Lock()
 			due := d.live != nil && d.known && time.Since(d.lastScrub) > scrubInterval
 			d.mu.Unlock()
@@ -48,7 +46,9 @@ func (s *Service) janitor() {
 					}
 				})
 			}
+			d.unlistIfIdle()
 		}
+		idle.step(s)
 	}
 }
 

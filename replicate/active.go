@@ -1,0 +1,217 @@
+package replicate
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"time"
+)
+
+// activeSet holds the databases that a node has something to do with: files that are open, changes that are not in
+// them, handles, a fence. What the node does all the time it does for these; an idle database costs its replica and
+// nothing else. Its lock comes after a replica's.
+type activeSet struct {
+	mu         sync.Mutex
+	set        map[*replica]struct{}
+	unattended int // of them with open files and no handle
+}
+
+// listLocked puts d into the set of active databases.
+func (d *replica) listLocked() {
+	if d.listed {
+		return
+	}
+	d.listed = true
+	a := &d.svc.active
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.set == nil {
+		a.set = map[*replica]struct{}{}
+	}
+	a.set[d] = struct{}{}
+}
+
+// unlistIfIdle takes d out of the set when nothing is left to do. The janitor calls it.
+func (d *replica) unlistIfIdle() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	busy := d.live != nil || len(d.queue) > 0 || len(d.handles) > 0 || d.local != nil || d.applying || d.checking ||
+		d.fenced != nil || d.healing || d.stuck != nil || d.kept != nil || d.provisional || len(d.waiters) > 0 || len(d.pins) > 0
+	if !d.listed || busy && !d.removed {
+		return
+	}
+	d.listed = false
+	a := &d.svc.active
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.set, d)
+}
+
+// attendLocked keeps the count of databases whose files are open for no application here. It is called after live
+// or handles changed.
+func (d *replica) attendLocked() {
+	now := d.live != nil && len(d.handles) == 0
+	if now == d.unattended {
+		return
+	}
+	d.unattended = now
+	a := &d.svc.active
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now {
+		a.unattended++
+	} else {
+		a.unattended--
+	}
+}
+
+// activeReplicas returns the active databases, in no order.
+func (s *Service) activeReplicas() []*replica {
+	s.active.mu.Lock()
+	defer s.active.mu.Unlock()
+	all := make([]*replica, 0, len(s.active.set))
+	for d := range s.active.set {
+		all = append(all, d)
+	}
+	return all
+}
+
+// defaultUnattended is how many databases a node keeps open that no application on it uses, where its options do not
+// say: those that applications write on other nodes, and those that were used a moment ago.
+const defaultUnattended = 1024
+
+func (s *Service) maxUnattended() int {
+	if s.opts.MaxUnattended > 0 {
+		return s.opts.MaxUnattended
+	}
+	return defaultUnattended
+}
+
+// evictionSample is how many databases an eviction looks at to find one that was not used for long.
+const evictionSample = 32
+
+// makeRoom closes databases that nobody uses until there is room for one more. Who opens one pays for it, so that no
+// flood of opens is faster than the closes. It gives up when all it sees are at work.
+func (s *Service) makeRoom() {
+	for range 4 {
+		s.active.mu.Lock()
+		full := s.active.unattended >= s.maxUnattended()
+		var sample []*replica
+		if full {
+			for d := range s.active.set { // a different order each time
+				if sample = append(sample, d); len(sample) == evictionSample {
+					break
+				}
+			}
+		}
+		s.active.mu.Unlock()
+		if !full {
+			return
+		}
+		var oldest *replica
+		var used time.Time
+		for _, d := range sample {
+			d.mu.Lock()
+			if d.unattended && len(d.queue) == 0 && !d.applying && !d.evicting && (oldest == nil || d.lastUsed.Before(used)) {
+				oldest, used = d, d.lastUsed
+			}
+			d.mu.Unlock()
+		}
+		if oldest == nil {
+			continue
+		}
+		oldest.mu.Lock()
+		taken := oldest.evicting
+		oldest.evicting = true
+		oldest.mu.Unlock()
+		if taken {
+			continue
+		}
+		oldest.closeIdle(0)
+		oldest.mu.Lock()
+		oldest.evicting = false
+		oldest.mu.Unlock()
+	}
+}
+
+// sweepPart is the part of all databases whose files the janitor looks at each second when they are idle.
+const sweepPart = 10
+
+// sweepRecords bounds how many records it reads in a second. Later it compares with what it has read.
+const sweepRecords = 128
+
+// idleSweep looks for foreign writers in the files of idle databases (RULES B13), a part of them at a time.
+type idleSweep struct {
+	rest []*replica
+	part int
+}
+
+func (w *idleSweep) step(s *Service) {
+	if len(w.rest) == 0 {
+		s.mu.RLock()
+		w.rest = make([]*replica, 0, len(s.replicas))
+		for _, d := range s.replicas {
+			w.rest = append(w.rest, d)
+		}
+		s.mu.RUnlock()
+		w.part = (len(w.rest) + sweepPart - 1) / sweepPart
+	}
+	records := 0
+	for n := min(w.part, len(w.rest)); n > 0 && s.ctx.Err() == nil; n-- {
+		d := w.rest[0]
+		w.rest[0] = nil
+		w.rest = w.rest[1:]
+		if d.checkIdle(records < sweepRecords) {
+			records++
+		}
+	}
+	if len(w.rest) == 0 {
+		w.rest = nil
+	}
+}
+
+// checkIdle compares the stat of an idle database with what it was when it was closed. A change means that somebody
+// wrote it: it is opened, which checks every page. It reports whether it read the record; without mayRead it only
+// compares with an earlier reading.
+func (d *replica) checkIdle(mayRead bool) (read bool) {
+	d.mu.Lock()
+	idle := d.live == nil && d.fenced == nil && !d.deleted && !d.removed && len(d.queue) == 0
+	want, have := d.closedStat, d.closedStat != FileStat{}
+	d.mu.Unlock()
+	if !idle {
+		return false
+	}
+	if have {
+		st, err := d.svc.files.Stat(d.path)
+		if err == nil && st == want && d.svc.files.WALEmpty(d.path) {
+			return false
+		}
+	} else if !mayRead {
+		return false
+	}
+	if _, err := os.Stat(d.recordPath()); err != nil {
+		return false // never opened, or not closed cleanly: the next open reads every page anyway
+	}
+	if !d.ioMu.TryLock() {
+		return false
+	}
+	rec, err := d.readRecord()
+	if rec != nil {
+		d.mu.Lock()
+		if d.live == nil {
+			d.closedStat = rec.Stat
+		}
+		d.mu.Unlock()
+	}
+	d.ioMu.Unlock()
+	if rec != nil || errors.Is(err, os.ErrNotExist) {
+		return true
+	}
+	d.log.Warn("an idle database changed on disk, checking it")
+	d.beside(func() {
+		if err := d.use(d.svc.ctx); err != nil && d.svc.ctx.Err() == nil {
+			d.log.Warn("check a changed idle database", "err", err)
+		}
+	})
+	return true
+}
