@@ -9,17 +9,12 @@ import (
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
-// MaxTransactionBytes is the size of the pages of the largest transaction. A larger one is refused early.
-const MaxTransactionBytes = 8 << 20
-
 const (
 	// maxQueueBytesPerDatabase and maxQueueBytes bound the payloads kept in memory for appliers;
 	// beyond them an applier reads the entry back from the log (RULES A4).
 	maxQueueBytesPerDatabase = 8 << 20
 	maxQueueBytes            = 256 << 20
 	pinPatience              = 2 * time.Second
-	// maxTransactionBytes bounds the pages of one transaction: what an entry of the log may carry.
-	maxTransactionBytes = MaxTransactionBytes + 1<<20
 )
 
 // errForeign says that somebody other than this cluster wrote the files.
@@ -127,6 +122,11 @@ func (d *replica) applyItem(it item) error {
 		return d.applyDelete()
 	}
 	ctx := d.svc.ctx
+	if it.spool != nil {
+		if err := it.spool.wait(ctx, it.size); err != nil {
+			return err
+		}
+	}
 	d.lockApplier()
 	defer d.unlockApplier()
 	if err := d.locateIO(ctx); err != nil {
@@ -150,13 +150,16 @@ func (d *replica) applyItem(it item) error {
 	if err != nil {
 		return err
 	}
+	if it.spool != nil {
+		return d.applyLargeIO(ctx, live, it)
+	}
 	payload := it.ltx
 	if payload == nil {
 		if payload, err = d.svc.payload(it.index); err != nil {
 			return err
 		}
 	}
-	hdr, pages, err := d.decoder.Decode(payload, maxTransactionBytes)
+	hdr, pages, err := d.decoder.Decode(payload, maxSinglePages)
 	if err != nil {
 		return err
 	}

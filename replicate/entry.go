@@ -26,6 +26,7 @@ import (
 //	delete       16 database, 8 commit time
 //	member       1 codec version, 1 removed, string id, string raft address, string HTTP address
 //	version      1 cluster version
+//	part, final  see part.go
 //
 // A string is a 2-byte length and that many bytes of UTF-8. Every length is
 // exact: bytes left over are an error.
@@ -77,6 +78,8 @@ const (
 	KindDelete
 	KindMember
 	KindVersion
+	KindPart
+	KindFinal
 )
 
 // String names the kind for logs.
@@ -94,6 +97,10 @@ func (k Kind) String() string {
 		return "member"
 	case KindVersion:
 		return "version"
+	case KindPart:
+		return "part"
+	case KindFinal:
+		return "final"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -264,8 +271,9 @@ func StampTransaction(entry []byte, term uint64, commitTime int64) error {
 // commitTimeMillis turns a commit time of an entry into one of an LTX header.
 func commitTimeMillis(micros int64) int64 { return micros / 1000 }
 
-// Decode returns a *TermStart, *Create, *Transaction, *Delete, *Member or
-// *Version. The LTX of a transaction aliases b; its content is not looked at.
+// Decode returns a *TermStart, *Create, *Transaction, *Delete, *Member,
+// *Version, *Part or *Final. The LTX of a transaction and the data of a part
+// alias b; their content is not looked at.
 func Decode(b []byte) (any, error) {
 	kind, err := checkEntry(b)
 	if err != nil {
@@ -308,6 +316,14 @@ func Decode(b []byte) (any, error) {
 		e = m
 	case KindVersion:
 		e = &Version{Cluster: d.uint8()}
+	case KindPart:
+		p := new(Part)
+		d.part(p)
+		e = p
+	case KindFinal:
+		f := new(Final)
+		d.final(f)
+		e = f
 	default:
 		return nil, fmt.Errorf("decode entry: %v: %w", kind, ErrCorruptEntry)
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -53,6 +52,13 @@ type Sink interface {
 	// Accepted passes a transaction whose LTX aliases the log entry's bytes:
 	// valid for ever, not to be changed.
 	Accepted(index uint64, t *Transaction)
+	// Part passes a part of a large transaction, which was as before says. data
+	// aliases the log entry's bytes.
+	Part(index uint64, before Running, data []byte)
+	// AcceptedLarge passes a transaction whose parts came before.
+	AcceptedLarge(index uint64, f *Final)
+	// Dropped says that large transactions ended without being accepted.
+	Dropped(index uint64, ids []EntryID)
 	Deleted(index uint64, id DatabaseID)
 	TermStarted(index, term uint64)
 	MemberChanged(Member)
@@ -92,6 +98,21 @@ type PersistHook func(ctx context.Context, states []DatabaseState) error
 // files have caught up with it. On an error the former state is put back.
 type RestoreHook func(states []DatabaseState) error
 
+// SpoolHooks keep the bytes of large transactions with the state that lists
+// them (RULES A8). Each may be nil.
+type SpoolHooks struct {
+	// Listed hears, from the goroutine that applies the log, what a manifest
+	// that is about to be written lists.
+	Listed func(running []Running)
+	// Persist returns once the parts that a manifest lists are durable here.
+	Persist func(ctx context.Context, running []Running) error
+	// Persisted says that the manifest of the state at a raft index is durable.
+	Persisted func(index uint64)
+	// Restore returns once the parts that a manifest lists are here, or are
+	// sure to be fetched before they are needed.
+	Restore func(running []Running) error
+}
+
 // FSM decides the entries of the raft log. It implements raft.FSM and
 // raft.ConfigurationStore.
 //
@@ -103,6 +124,7 @@ type FSM struct {
 	// Set before raft starts, not changed afterwards. Both may be nil.
 	OnPersist PersistHook
 	OnRestore RestoreHook
+	Spools    SpoolHooks
 
 	sink   Sink
 	log    *slog.Logger
@@ -128,6 +150,7 @@ type state struct {
 	incarnations   map[string]uint64 // deleted databases of the name
 	members        map[string]Member
 	rejected       rejectedRing
+	running        map[EntryID]*Running
 }
 
 type database struct {
@@ -152,6 +175,7 @@ func newState() *state {
 		tombstones:     make(map[DatabaseID]Tombstone),
 		incarnations:   make(map[string]uint64),
 		members:        make(map[string]Member),
+		running:        make(map[EntryID]*Running),
 	}
 }
 
@@ -237,7 +261,8 @@ func (f *FSM) finish(index uint64, d *Decision) {
 		f.wait.reviewAll(f.s)
 	case d.Kind == KindDelete && d.Accepted:
 		f.wait.deleted(f.s, d.DB, d.Index)
-	case d.Kind == KindTransaction, d.Kind == KindDelete, d.Kind == KindCreate:
+	case d.Kind == KindPart && d.Accepted:
+	case d.Kind == KindTransaction, d.Kind == KindDelete, d.Kind == KindCreate, d.Kind == KindPart, d.Kind == KindFinal:
 		f.wait.review(f.s, d.DB)
 	}
 }
@@ -265,6 +290,12 @@ func (s *state) decide(e any, d *Decision) func(Sink) {
 		d.Kind = KindVersion
 		s.version(e, d)
 		return nil
+	case *Part:
+		d.Kind = KindPart
+		return s.part(e, d)
+	case *Final:
+		d.Kind = KindFinal
+		return s.final(e, d)
 	}
 	panic(fmt.Sprintf("decide entry of type %T", e))
 }
@@ -282,6 +313,16 @@ func (s *state) transaction(t *Transaction, d *Decision) func(Sink) {
 		}
 		return nil
 	}
+	dropped := s.accept(db, t, d)
+	return func(sink Sink) {
+		sink.Accepted(d.Index, t)
+		tellDropped(sink, d.Index, dropped)
+	}
+}
+
+// accept moves db to the state after t and returns the large transactions that
+// were based on the state before: they can never be accepted any more.
+func (s *state) accept(db *database, t *Transaction, d *Decision) (dropped []EntryID) {
 	db.accepted.add(acceptedEntry{id: t.ID, checksum: t.Post.Checksum, index: d.Index})
 	db.Position = t.Post
 	db.PageCount = t.PageCount
@@ -289,7 +330,10 @@ func (s *state) transaction(t *Transaction, d *Decision) func(Sink) {
 	db.LastIndex = d.Index
 	d.Accepted = true
 	d.Position = t.Post
-	return func(sink Sink) { sink.Accepted(d.Index, t) }
+	if len(s.running) == 0 {
+		return nil
+	}
+	return s.dropRunning(func(r *Running) bool { return r.DB == t.DB })
 }
 
 // refusal says why t cannot be accepted now, or nothing.
@@ -305,6 +349,29 @@ func (s *state) refusal(t *Transaction, db *database, term uint64) string {
 		return fmt.Sprintf("proposed in term %d, committed in term %d", t.Term, term)
 	case t.Pre != db.Position:
 		return fmt.Sprintf("based on position %v, the database is at %v", t.Pre, db.Position)
+	case t.ID.IsZero():
+		return "it has no entry id"
+	}
+	if _, ok := s.rejected.find(t.ID); ok {
+		return fmt.Sprintf("entry %s was rejected before", t.ID)
+	}
+	if reason := s.numbersRefusal(t, db); reason != "" {
+		return reason
+	}
+	h, err := snapshot.PeekHeader(t.LTX)
+	switch {
+	case err != nil:
+		return err.Error()
+	case h.PageSize != t.PageSize || h.PageCount != t.PageCount || h.TXID != uint64(t.Post.TXID) || h.CommitTimeMillis != commitTimeMillis(t.CommitTime):
+		return fmt.Sprintf("LTX header (page size %d, %d pages, transaction %v, time %d ms) differs from the entry",
+			h.PageSize, h.PageCount, TXID(h.TXID), h.CommitTimeMillis)
+	}
+	return ""
+}
+
+// numbersRefusal looks at what a transaction says about itself.
+func (s *state) numbersRefusal(t *Transaction, db *database) string {
+	switch {
 	case t.Post.TXID != t.Pre.TXID+1:
 		return fmt.Sprintf("transaction %v does not follow %v", t.Post.TXID, t.Pre.TXID)
 	case uint64(t.Post.Checksum)&snapshot.ChecksumFlag == 0:
@@ -315,19 +382,6 @@ func (s *state) refusal(t *Transaction, db *database, term uint64) string {
 		return "it leaves a database of 0 pages"
 	case t.CommitTime <= db.CommitTime:
 		return fmt.Sprintf("commit time %d is not after %d", t.CommitTime, db.CommitTime)
-	case t.ID.IsZero():
-		return "it has no entry id"
-	}
-	if _, ok := s.rejected.find(t.ID); ok {
-		return fmt.Sprintf("entry %s was rejected before", t.ID)
-	}
-	h, err := snapshot.PeekHeader(t.LTX)
-	switch {
-	case err != nil:
-		return err.Error()
-	case h.PageSize != t.PageSize || h.PageCount != t.PageCount || h.TXID != uint64(t.Post.TXID) || h.CommitTimeMillis != commitTimeMillis(t.CommitTime):
-		return fmt.Sprintf("LTX header (page size %d, %d pages, transaction %v, time %d ms) differs from the entry",
-			h.PageSize, h.PageCount, TXID(h.TXID), h.CommitTimeMillis)
 	}
 	return ""
 }
@@ -342,7 +396,12 @@ func (s *state) termStart(e *TermStart, d *Decision) func(Sink) {
 	}
 	s.term, s.termIndex = d.Term, d.Index
 	d.Accepted = true
-	return func(sink Sink) { sink.TermStarted(d.Index, d.Term) }
+	// The definite refusal of what earlier terms left unfinished (RULES A8).
+	dropped := s.dropRunning(func(r *Running) bool { return r.Term < d.Term })
+	return func(sink Sink) {
+		tellDropped(sink, d.Index, dropped)
+		sink.TermStarted(d.Index, d.Term)
+	}
 }
 
 func (s *state) create(e *Create, d *Decision) func(Sink) {
@@ -424,8 +483,12 @@ func (s *state) delete(e *Delete, d *Decision) func(Sink) {
 	delete(s.byName, db.Name)
 	s.incarnations[db.Name]++
 	s.tombstones[db.ID] = Tombstone{ID: db.ID, Name: db.Name, Index: d.Index}
+	dropped := s.dropRunning(func(r *Running) bool { return r.DB == e.DB })
 	d.Accepted = true
-	return func(sink Sink) { sink.Deleted(d.Index, e.DB) }
+	return func(sink Sink) {
+		tellDropped(sink, d.Index, dropped)
+		sink.Deleted(d.Index, e.DB)
+	}
 }
 
 func (s *state) member(e *Member, d *Decision) func(Sink) {
@@ -589,84 +652,6 @@ func (f *FSM) Err() error {
 	return f.stopped
 }
 
-// Snapshot implements raft.FSM. What the returned snapshot needs is copied or
-// never changes again.
-func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	if f.stopped != nil {
-		return nil, fmt.Errorf("take manifest: %w: %w", ErrStopped, f.stopped)
-	}
-	ctx, cancel := context.WithCancel(f.ctx)
-	return &fsmSnapshot{m: f.s.manifest(), hook: f.OnPersist, ctx: ctx, cancel: cancel}, nil
-}
-
-type fsmSnapshot struct {
-	m      *manifest
-	hook   PersistHook
-	ctx    context.Context
-	cancel context.CancelFunc
-}
-
-// Persist waits for the files, then writes the manifest.
-func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
-	err := s.persist(sink)
-	if err != nil {
-		return errors.Join(fmt.Errorf("persist manifest at index %d: %w", s.m.applied, err), sink.Cancel())
-	}
-	return sink.Close()
-}
-
-func (s *fsmSnapshot) persist(w io.Writer) error {
-	if s.hook != nil {
-		if err := s.hook(s.ctx, s.m.states()); err != nil {
-			return err
-		}
-	}
-	_, err := w.Write(s.m.encode(nil))
-	return err
-}
-
-// Release cancels a Persist that still runs.
-func (s *fsmSnapshot) Release() { s.cancel() }
-
-// Restore implements raft.FSM: it replaces the state by a manifest.
-func (f *FSM) Restore(r io.ReadCloser) error {
-	defer r.Close()
-	b, err := readManifest(r)
-	if err != nil {
-		return fmt.Errorf("restore manifest: %w", err)
-	}
-	next, err := decodeManifest(b)
-	if err != nil {
-		return fmt.Errorf("restore manifest: %w", err)
-	}
-	if len(b) > 1<<20 {
-		b = nil // let it be collected while the hook fetches pages
-	}
-	f.mu.Lock()
-	if f.stopped != nil {
-		defer f.mu.Unlock()
-		return fmt.Errorf("restore manifest: %w: %w", ErrStopped, f.stopped)
-	}
-	former := f.s
-	f.s = next
-	f.mu.Unlock()
-	if f.OnRestore != nil {
-		if err := f.OnRestore(f.List()); err != nil {
-			f.mu.Lock()
-			f.s = former
-			f.mu.Unlock()
-			return fmt.Errorf("restore manifest at index %d: %w", next.applied, err)
-		}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.wait.indexReached(f.s.applied)
-	f.wait.reviewAll(f.s)
-	return nil
-}
-
 func sortedMembers(members map[string]Member) []Member {
 	out := make([]Member, 0, len(members))
 	for _, m := range members {
@@ -680,6 +665,9 @@ type noSink struct{}
 
 func (noSink) Created(uint64, DatabaseState) {}
 func (noSink) Accepted(uint64, *Transaction) {}
+func (noSink) Part(uint64, Running, []byte)  {}
+func (noSink) AcceptedLarge(uint64, *Final)  {}
+func (noSink) Dropped(uint64, []EntryID)     {}
 func (noSink) Deleted(uint64, DatabaseID)    {}
 func (noSink) TermStarted(uint64, uint64)    {}
 func (noSink) MemberChanged(Member)          {}

@@ -39,9 +39,14 @@ func (r *recorder) Accepted(index uint64, t *Transaction) {
 	r.add("%d accepted %d", index, t.Post.TXID)
 }
 func (r *recorder) Deleted(index uint64, _ DatabaseID) { r.add("%d deleted", index) }
-func (r *recorder) TermStarted(index, term uint64)     { r.add("%d term %d", index, term) }
-func (r *recorder) MemberChanged(m Member)             { r.add("member %s removed=%v", m.ID, m.Removed) }
-func (r *recorder) Stop(err error)                     { r.stopped = err; r.add("stop") }
+func (r *recorder) Part(index uint64, before Running, data []byte) {
+	r.add("%d part %d of %d, %d bytes at %d", index, before.Parts+1, before.Count, len(data), before.Bytes)
+}
+func (r *recorder) AcceptedLarge(index uint64, f *Final) { r.add("%d accepted %v", index, f.Post.TXID) }
+func (r *recorder) Dropped(index uint64, ids []EntryID)  { r.add("%d dropped %d", index, len(ids)) }
+func (r *recorder) TermStarted(index, term uint64)       { r.add("%d term %d", index, term) }
+func (r *recorder) MemberChanged(m Member)               { r.add("member %s removed=%v", m.ID, m.Removed) }
+func (r *recorder) Stop(err error)                       { r.stopped = err; r.add("stop") }
 
 // script feeds an FSM with entries.
 type script struct {

@@ -62,6 +62,7 @@ type Handle struct {
 	basefp  wal.Fingerprint
 	since   time.Time // when the write lock was granted
 	closed  bool
+	parts   *pieces // of a transaction that is being sent
 
 	// Of the goroutine that serves the handle.
 	waited      bool        // the files changed while the last begin waited
@@ -296,6 +297,7 @@ func (h *Handle) releaseLocked() {
 // was published in the files, and the fingerprint after it. Called while the application still holds slot 0.
 func (h *Handle) End(published bool, seen wal.Fingerprint, empty bool) {
 	d := h.db
+	h.dropPieces() // no commit followed them
 	d.mu.Lock()
 	h.granted = false
 	local := d.local
@@ -344,22 +346,9 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	ctx, cancel := context.WithTimeout(ctx, h.opts.CommitTimeout)
 	defer cancel()
 	d.mu.Lock()
-	switch {
-	case !h.granted:
+	if err := h.committableLocked(pageSize); err != nil {
 		d.mu.Unlock()
-		return OutcomeRefused, "the write was not granted"
-	case d.deleted:
-		d.mu.Unlock()
-		return OutcomeRefused, d.deletedError().Error()
-	case d.fenced != nil:
-		d.mu.Unlock()
-		return OutcomeRefused, d.fenced.Error()
-	case !d.known || d.position != h.base || d.local != nil:
-		d.mu.Unlock()
-		return OutcomeRefused, "other transactions were committed since this one began (its lease ended)"
-	case pageSize != d.pageSize:
-		d.mu.Unlock()
-		return OutcomeRefused, fmt.Sprintf("pages of %d bytes, the database's have %d", pageSize, d.pageSize)
+		return OutcomeRefused, err.Error()
 	}
 	local := &localCommit{id: NewEntryID(), handle: h, pre: h.base, post: Position{TXID: h.base.TXID + 1}, done: make(chan struct{})}
 	d.local = local
@@ -459,6 +448,7 @@ func (d *replica) verifyNow() {
 // reported as published is resolved under native slot 0.
 func (h *Handle) Close() {
 	d := h.db
+	h.dropPieces()
 	h.reserveMu.Lock()
 	h.unreserveLocked()
 	h.releaseLocked()

@@ -25,6 +25,8 @@ import (
 //	4 tombstones by id, each: 16 id, string name, 8 index
 //	2 members by id, each: 1 codec version, string id, string raft address, string HTTP address
 //	2 rejected entries, oldest first, each: 16 id, 8 index
+//	2 large transactions under way, by id, each: 16 id, 16 database, 8 term, 8+8 pre position,
+//	    4 page count, 4 parts in all, 4 parts so far, 8 bytes in them, 32 hash
 //	4 CRC-32C of everything before
 //
 // The number of tombstones of a name is its incarnation.
@@ -42,6 +44,7 @@ const (
 	minTombstoneSize   = 16 + 2 + 8
 	minMemberSize      = 1 + 2 + 2 + 2
 	rejectedEntrySize  = 24
+	runningSize        = 16 + 16 + 8 + 16 + 4 + 4 + 4 + 8 + 32
 )
 
 // ErrCorruptManifest is returned for a manifest that no FSM wrote. Raft falls
@@ -59,6 +62,7 @@ type manifest struct {
 	tombstones     []Tombstone
 	members        []Member
 	rejected       []rejectedEntry
+	running        []Running
 }
 
 // manifest copies the state. The entries of accepted transactions are shared:
@@ -74,6 +78,7 @@ func (s *state) manifest() *manifest {
 		tombstones:     make([]Tombstone, 0, len(s.tombstones)),
 		members:        sortedMembers(s.members),
 		rejected:       s.rejected.ordered(),
+		running:        s.runningList(),
 	}
 	for _, db := range s.byID {
 		m.databases = append(m.databases, *db)
@@ -103,7 +108,7 @@ func (m *manifest) states() []DatabaseState {
 func (m *manifest) encode(dst []byte) []byte {
 	m.sort()
 	le := binary.LittleEndian
-	size := 128 + len(m.rejected)*rejectedEntrySize
+	size := 128 + len(m.rejected)*rejectedEntrySize + len(m.running)*runningSize
 	for i := range m.databases {
 		size += minDatabaseSize + len(m.databases[i].Name) + len(m.databases[i].accepted.window())*acceptedEntrySize
 	}
@@ -160,6 +165,10 @@ func (m *manifest) encode(dst []byte) []byte {
 	for _, e := range m.rejected {
 		dst = append(dst, e.id[:]...)
 		dst = le.AppendUint64(dst, e.index)
+	}
+	dst = le.AppendUint16(dst, uint16(len(m.running)))
+	for i := range m.running {
+		dst = m.running[i].append(dst)
 	}
 	le.PutUint64(dst[start+len(manifestMagic)+1:], uint64(len(dst)-start+4))
 	return le.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli))
@@ -236,6 +245,7 @@ func decodeManifest(b []byte) (*state, error) {
 	s.readTombstones(d)
 	s.readMembers(d)
 	s.readRejected(d)
+	s.readRunning(d)
 	if err := d.done(); err != nil {
 		return nil, fmt.Errorf("decode manifest: %w: %w", ErrCorruptManifest, err)
 	}

@@ -105,30 +105,14 @@ func (s *Service) resolveVerdict(ctx context.Context, p *proposal, why string) (
 // leaderCommit stamps, encodes and proposes a transaction. Whatever the verdict, the write lock of its
 // handle ends: the decided position has moved or the handle has to begin again.
 func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) answer {
-	owner := Owner{Node: node, Handle: p.handle}
-	term, ok := s.leading()
-	switch {
-	case !ok:
-		return answer{outcome: OutcomeRefused, text: "this node is not the leader any more"}
-	case p.term != term:
-		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the transaction was sent to the leader of term %d, this is term %d", p.term, term)}
+	term, release, refusal := s.startCommit(node, p)
+	if refusal != nil {
+		return *refusal
 	}
-	if !s.locks.CommitStarted(p.db, owner) {
-		// A holder of the former leader goes on if nobody was faster: the position decides (RULES B19).
-		if err := s.locks.Reregister(p.db, owner); err != nil || !s.locks.CommitStarted(p.db, owner) {
-			return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the write lease ended: %v", err)}
-		}
-	}
-	defer func() {
-		s.locks.CommitDone(p.db, owner)
-		s.locks.Release(p.db, owner)
-	}()
+	defer release()
 	st, ok := s.fsm.Get(p.db)
 	if !ok {
 		return answer{outcome: OutcomeRefused, text: ErrDeleted.Error()}
-	}
-	if st.Position != p.pre {
-		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the database is at %s, the transaction began at %s", st.Position, p.pre)}
 	}
 	// The stamp is monotone because the position check carries the previous one (RULES B7).
 	stamp := max(st.CommitTime+1, s.now().UnixMicro())
@@ -138,20 +122,42 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	s.metrics.proposedBytes.Add(uint64(len(p.entry)))
 	future := s.raft.Apply(p.entry, enqueueTimeout)
 	s.checkMeanwhile(p)
-	if err := future.Error(); err != nil {
-		if definite(err) {
-			return answer{outcome: OutcomeRefused, text: err.Error()}
+	return decided(future)
+}
+
+// startCommit says whether a transaction of a handle of node may be proposed now, in which term, and stops
+// the lease of its write lock. release ends the lock.
+func (s *Service) startCommit(node string, p *proposal) (term uint64, release func(), refusal *answer) {
+	refuse := func(format string, args ...any) (uint64, func(), *answer) {
+		return 0, nil, &answer{outcome: OutcomeRefused, text: fmt.Sprintf(format, args...)}
+	}
+	owner := Owner{Node: node, Handle: p.handle}
+	term, ok := s.leading()
+	switch {
+	case !ok:
+		return refuse("this node is not the leader any more")
+	case p.term != term:
+		return refuse("the transaction was sent to the leader of term %d, this is term %d", p.term, term)
+	}
+	if !s.locks.CommitStarted(p.db, owner) {
+		// A holder of the former leader goes on if nobody was faster: the position decides (RULES B19).
+		if err := s.locks.Reregister(p.db, owner); err != nil || !s.locks.CommitStarted(p.db, owner) {
+			return refuse("the write lease ended: %v", err)
 		}
-		return answer{text: err.Error()}
 	}
-	dec, ok := future.Response().(*Decision)
+	release = func() {
+		s.locks.CommitDone(p.db, owner)
+		s.locks.Release(p.db, owner)
+	}
+	st, ok := s.fsm.Get(p.db)
+	if ok && st.Position == p.pre {
+		return term, release, nil
+	}
+	release()
 	if !ok {
-		return answer{text: fmt.Sprintf("the log entry was answered with %T", future.Response())}
+		return refuse("%v", ErrDeleted)
 	}
-	if !dec.Accepted {
-		return answer{outcome: OutcomeRefused, text: dec.Reason, index: dec.Index, term: dec.Term}
-	}
-	return answer{outcome: OutcomeAccepted, index: dec.Index, term: dec.Term}
+	return refuse("the database is at %s, the transaction began at %s", st.Position, p.pre)
 }
 
 // checkMeanwhile has the application's node compare the pages that the transaction replaces (RULES B8).
@@ -197,7 +203,12 @@ const commitHeaderSize = 8 + 8
 func (s *Service) forwardCommit(ctx context.Context, leader string, p *proposal) answer {
 	head := binary.LittleEndian.AppendUint64(make([]byte, 0, commitHeaderSize), p.handle)
 	head = binary.LittleEndian.AppendUint64(head, p.term)
-	reply, err := s.port.Call(ctx, leader, methodCommit, head, p.entry)
+	return s.callCommit(ctx, leader, methodCommit, head, p.entry)
+}
+
+// callCommit sends a transaction to the leader, once.
+func (s *Service) callCommit(ctx context.Context, leader string, method uint8, req ...[]byte) answer {
+	reply, err := s.port.Call(ctx, leader, method, req...)
 	switch {
 	case errors.Is(err, peer.ErrNotSent):
 		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("send the transaction to leader %s: %v", leader, err)}
@@ -217,12 +228,15 @@ func (s *Service) serveCommit(ctx context.Context, from string, req []byte) ([]b
 	if err != nil {
 		return nil, err
 	}
-	v := s.leaderCommit(ctx, from, p)
+	return encodeAnswer(s.leaderCommit(ctx, from, p)), nil
+}
+
+func encodeAnswer(v answer) []byte {
 	reply := make([]byte, 0, 17+len(v.text))
 	reply = append(reply, byte(v.outcome))
 	reply = binary.LittleEndian.AppendUint64(reply, v.index)
 	reply = binary.LittleEndian.AppendUint64(reply, v.term)
-	return append(reply, v.text...), nil
+	return append(reply, v.text...)
 }
 
 func decodeCommit(b []byte) (*proposal, error) {

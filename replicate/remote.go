@@ -26,6 +26,9 @@ const (
 	methodPressure  uint8 = 13
 	methodProgress  uint8 = 18
 	methodCaughtUp  uint8 = 19
+	methodParts     uint8 = 14 // a stream
+	methodLarge     uint8 = 15
+	methodTouch     uint8 = 16
 	methodFetch     uint8 = 32 // a stream
 	methodVerify    uint8 = 33 // a stream
 )
@@ -113,6 +116,8 @@ func (s *Service) registerMethods() {
 	handle(methodRelease, s.serveRelease)
 	handle(methodReadIndex, s.serveReadIndex)
 	handle(methodReclaim, s.serveReclaim)
+	handle(methodLarge, s.serveLarge)
+	handle(methodTouch, s.serveTouch)
 	handle(methodCatalog, jsonMethod(s.leaderCatalog))
 	handle(methodMember, jsonMethod(s.leaderMember))
 	handle(methodStatus, jsonMethod(func(ctx context.Context, _ struct{}) (*Status, error) { return s.localStatus(), nil }))
@@ -123,6 +128,9 @@ func (s *Service) registerMethods() {
 	s.port.Handle(methodJoin, whenUp(jsonMethodFrom(s.serveJoin)), peer.OpenToStrangers())
 	s.port.HandleStream(methodFetch, func(ctx context.Context, from string, req []byte, w io.Writer) error {
 		return coded(s.serveFetch(ctx, from, req, w))
+	})
+	s.port.HandleStream(methodParts, func(ctx context.Context, from string, req []byte, w io.Writer) error {
+		return coded(s.serveParts(ctx, from, req, w))
 	})
 	s.port.HandleStream(methodVerify, func(ctx context.Context, from string, req []byte, w io.Writer) error {
 		return coded(s.serveVerify(ctx, from, req, w))

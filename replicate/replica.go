@@ -74,7 +74,12 @@ type item struct {
 	pre      Position
 	id       EntryID
 	ltx      []byte // nil when it has to be read back from the log
-	deleted  bool
+	// Of a large transaction:
+	spool      *spool // its LTX file; nil: it is no large one
+	size       int64  // bytes of that
+	pages      uint32
+	commitTime int64 // microseconds
+	deleted    bool
 }
 
 // localCommit is a transaction of an application on this node, from its proposal until it is known
@@ -183,6 +188,7 @@ func (d *replica) enqueue(it item) {
 		d.decided = it.position
 	}
 	if len(d.queue) == 0 && !it.deleted && d.known && it.position == d.position {
+		it.drop()
 		return // an application here has published it already
 	}
 	if it.ltx != nil {
@@ -272,8 +278,16 @@ func (d *replica) advanceLocked(p Position, fp wal.Fingerprint) {
 	}
 }
 
+// drop ends the item's use of a spool.
+func (it *item) drop() {
+	if it.spool != nil {
+		it.spool.release()
+	}
+}
+
 // dropQueueHeadLocked removes the first item.
 func (d *replica) dropQueueHeadLocked() {
+	d.queue[0].drop()
 	n := len(d.queue[0].ltx)
 	d.queueBytes -= n
 	d.svc.release(n)

@@ -39,6 +39,8 @@ type Options struct {
 	LogLimit, CatchupRate int64
 	// MaxUnattended is how many databases may be open that no application on this node uses. 0: a default.
 	MaxUnattended int
+	// MaxTransaction bounds the pages of one transaction, in bytes.
+	MaxTransaction int64
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
 }
@@ -56,6 +58,8 @@ type Service struct {
 	raft    *raft.Raft
 	locks   *LockTable
 	metrics counters
+	spools  *spools
+	ticks   sync.Map // id of a large transaction of this node -> func() that hears of its progress
 	now     func() time.Time
 
 	ctx    context.Context
@@ -111,6 +115,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s.fsm = NewFSM(sink{s}, log)
 	s.fsm.OnPersist = s.beforePersist
 	s.fsm.OnRestore = s.afterRestore
+	s.openSpools()
 	s.registerMethods()
 	last, term, err := lastEntry(opts.Store)
 	if err != nil {
@@ -121,6 +126,10 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	if err := s.openRaft(); err != nil {
 		cancel()
 		return nil, err
+	}
+	if err := s.spools.clear(); err != nil {
+		cancel()
+		return nil, errors.Join(err, s.raft.Shutdown().Error())
 	}
 	s.mu.Lock()
 	s.restored = true
@@ -249,6 +258,24 @@ func (k sink) Accepted(index uint64, t *Transaction) {
 		d.enqueue(item{index: index, position: t.Post, pre: t.Pre, id: t.ID, ltx: t.LTX})
 	}
 }
+
+func (k sink) Part(index uint64, before Running, data []byte) {
+	k.s.spools.part(index, before, data)
+	k.s.tick(before.ID)
+}
+
+func (k sink) AcceptedLarge(index uint64, f *Final) {
+	sp := k.s.spools.accept(index, f.ID)
+	if d, ok := k.s.replica(f.DB); ok {
+		d.enqueue(item{
+			index: index, position: f.Post, pre: f.Pre, id: f.ID, spool: sp, size: int64(f.Size), pages: f.Pages, commitTime: f.CommitTime,
+		})
+		return
+	}
+	sp.release()
+}
+
+func (k sink) Dropped(index uint64, ids []EntryID) { k.s.spools.drop(index, ids) }
 
 func (k sink) Deleted(index uint64, id DatabaseID) {
 	if d, ok := k.s.replica(id); ok {

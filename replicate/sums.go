@@ -33,37 +33,68 @@ func (t sumTable) step(pre Checksum, pageSize, pageCount uint32, pages []wal.Pag
 	if len(sums) != len(pages) {
 		return nil, 0, fmt.Errorf("%d checksums for %d pages", len(sums), len(pages))
 	}
-	d := &sumDelta{pageCount: pageCount, pgnos: make([]uint32, len(pages)), sums: sums}
-	acc := uint64(pre)
-	lock := snapshot.LockPgno(pageSize)
-	next := uint32(len(t)) + 1 // the first page that has to be in a transaction that grows the database
-	if next == lock {
-		next++
-	}
+	st := t.steps(pre, pageSize, pageCount)
+	st.delta.pgnos, st.delta.sums = make([]uint32, 0, len(pages)), sums[:0]
 	for i, p := range pages {
-		if p.Pgno == 0 || p.Pgno > pageCount {
-			return nil, 0, fmt.Errorf("page %d in a transaction that leaves %d pages", p.Pgno, pageCount)
+		if err := st.add(t, p.Pgno, sums[i]); err != nil {
+			return nil, 0, err
 		}
-		if p.Pgno <= uint32(len(t)) {
-			acc ^= t[p.Pgno-1]
-		} else {
-			if p.Pgno != next {
-				return nil, 0, fmt.Errorf("page %d is missing in a transaction that grows the database to %d pages", next, pageCount)
-			}
-			if next++; next == lock {
-				next++
-			}
-		}
-		d.pgnos[i] = p.Pgno
-		acc ^= sums[i]
 	}
-	if next <= pageCount {
-		return nil, 0, fmt.Errorf("page %d is missing in a transaction that grows the database to %d pages", next, pageCount)
+	return st.end(t)
+}
+
+// sumStep is step for a transaction whose pages come one by one. The table is given to each call and must
+// be the same.
+type sumStep struct {
+	delta *sumDelta
+	acc   uint64
+	lock  uint32
+	next  uint32 // the first page that has to be in a transaction that grows the database
+}
+
+func (t sumTable) steps(pre Checksum, pageSize, pageCount uint32) *sumStep {
+	st := &sumStep{delta: &sumDelta{pageCount: pageCount}, acc: uint64(pre), lock: snapshot.LockPgno(pageSize), next: uint32(len(t))}
+	st.advance()
+	return st
+}
+
+func (st *sumStep) advance() {
+	if st.next++; st.next == st.lock {
+		st.next++
 	}
-	for pgno := pageCount + 1; pgno <= uint32(len(t)); pgno++ {
-		acc ^= t[pgno-1]
+}
+
+// add takes the next page.
+func (st *sumStep) add(t sumTable, pgno uint32, sum uint64) error {
+	switch {
+	case pgno == 0 || pgno > st.delta.pageCount:
+		return fmt.Errorf("page %d in a transaction that leaves %d pages", pgno, st.delta.pageCount)
+	case pgno <= uint32(len(t)):
+		st.acc ^= t[pgno-1]
+	case pgno != st.next:
+		return st.missing()
+	default:
+		st.advance()
 	}
-	return d, Checksum(acc | snapshot.ChecksumFlag), nil
+	st.delta.pgnos = append(st.delta.pgnos, pgno)
+	st.delta.sums = append(st.delta.sums, sum)
+	st.acc ^= sum
+	return nil
+}
+
+func (st *sumStep) missing() error {
+	return fmt.Errorf("page %d is missing in a transaction that grows the database to %d pages", st.next, st.delta.pageCount)
+}
+
+// end returns what all pages together do.
+func (st *sumStep) end(t sumTable) (*sumDelta, Checksum, error) {
+	if st.next <= st.delta.pageCount {
+		return nil, 0, st.missing()
+	}
+	for pgno := st.delta.pageCount + 1; pgno <= uint32(len(t)); pgno++ {
+		st.acc ^= t[pgno-1]
+	}
+	return st.delta, Checksum(st.acc | snapshot.ChecksumFlag), nil
 }
 
 // apply changes the table in place and returns it.

@@ -14,8 +14,11 @@
 ** into reserved blocks are left to write.
 **
 ** SQLite keeps no promise about the buffer of a page once its write returned,
-** so pages are copied as they pass, but for the last, which is sent from
-** SQLite's own memory.
+** so the pages of the first frames are copied as they pass. Beyond
+** capture_memory bytes of them only page numbers are kept, and pages are read
+** back from the WAL when they are sent: what lies at a frame's place then is
+** the newest image that was written there. The last page is sent from SQLite's
+** own memory.
 */
 #include "hasqlite.h"
 
@@ -60,6 +63,11 @@ void haCaptureFree(HaWal *w){
   w->nData = 0;
 }
 
+/* True if the page of frame index i is copied, not read back. */
+static int isKept(const HaWal *w, u32 i){
+  return ((u64)i+1)*w->pageSize<=w->pMain->keepBytes;
+}
+
 /* Make room for the page number of frame index i and, if bData, its page. */
 static int captureRoom(HaWal *w, u32 i, int bData){
   if( i>=w->nAlloc ){
@@ -99,8 +107,8 @@ static int walError(HaWal *w, int rc){
 /* Refuse a transaction of more than the node's limit. */
 static int tooLarge(HaWal *w, u64 nByte){
   return haError(w->pMain, SQLITE_FULL,
-    "transaction of %lld bytes or more is over the node's limit of %u bytes",
-    (sqlite3_int64)nByte, w->pMain->link.maxTx);
+    "transaction of %lld bytes or more is over the node's limit of %lld bytes",
+    (sqlite3_int64)nByte, (sqlite3_int64)w->pMain->link.maxTx);
 }
 
 /* One page of the transaction: number, and index of its frame. */
@@ -146,6 +154,91 @@ static u32 listPages(
 }
 
 /*
+** What one message of a commit is put together in.
+*/
+typedef struct Message {
+  u8 aFixed[12]; /* page size, pages of the database, pages in the message */
+  HaBuf *aBuf;   /* room for the header, aFixed, and two for each page */
+  u8 *aPgno;     /* page numbers as they are sent */
+  u8 *aPage;     /* pages that were read back, 0: all are in memory */
+} Message;
+
+/*
+** Point m at n pages of the transaction. Returns SQLITE_OK or why a page
+** could not be read back.
+*/
+static int fillMessage(
+  HaWal *w,
+  Message *m,
+  const Entry *a,     /* the pages */
+  u32 n,
+  const void *pLast   /* the commit frame's page */
+){
+  u32 i;
+  haPut32(m->aFixed+8, n);
+  m->aBuf[1].p = m->aFixed;
+  m->aBuf[1].n = sizeof(m->aFixed);
+  for(i=0; i<n; i++){
+    HaBuf *b = &m->aBuf[2+2*(size_t)i];
+    haPut32(&m->aPgno[4*(size_t)i], a[i].pgno);
+    b[0].p = &m->aPgno[4*(size_t)i];
+    b[0].n = 4;
+    b[1].n = w->pageSize;
+    if( a[i].i==w->n-1 ){
+      b[1].p = pLast;
+    }else if( isKept(w, a[i].i) ){
+      b[1].p = w->aData + (u64)a[i].i*w->pageSize;
+    }else{
+      u8 *aPage = m->aPage + (u64)i*w->pageSize;
+      u64 frame = (u64)w->first + a[i].i; /* counted from 1 */
+      int rc = w->pReal->pMethods->xRead(w->pReal, aPage, (int)w->pageSize,
+        (sqlite3_int64)(WAL_HEADER + frame*FRAME_HEADER
+                        + (frame-1)*w->pageSize));
+      if( rc!=SQLITE_OK ){
+        return haError(w->pMain, rc,
+          "page %u of the transaction cannot be read back from frame %lld of"
+          " the WAL, error %d", a[i].pgno, (sqlite3_int64)frame, rc);
+      }
+      b[1].p = aPage;
+    }
+  }
+  return SQLITE_OK;
+}
+
+/*
+** Send the pages, in as many messages as they take, and wait for the verdict.
+** *pRc is SQLITE_OK and the return value one of HA_OK, … ; or an error of this
+** process kept the transaction from being sent.
+*/
+static int sendPages(
+  HaWal *w,
+  Message *m,
+  const Entry *aEntry,
+  u32 n,              /* pages in all */
+  u32 nMax,           /* most in a message */
+  const void *pLast,  /* the commit frame's page */
+  int *pOutcome,      /* OUT: with HA_OK */
+  int *pRc            /* OUT: error of this process */
+){
+  HaFile *p = w->pMain;
+  u32 i = 0;
+  for(;;){
+    u32 k = n-i<nMax ? n-i : nMax;
+    int nBuf = 2 + 2*(int)k;
+    int rc;
+    *pRc = fillMessage(w, m, &aEntry[i], k, pLast);
+    if( *pRc!=SQLITE_OK ) return HA_UNSENT;
+    if( i+k==n ){
+      return haLinkCommit(&p->link, i==0, m->aBuf, nBuf, p->commitMs,
+                          pOutcome);
+    }
+    rc = haLinkPiece(&p->link, i==0, m->aBuf, nBuf, p->commitMs, pOutcome);
+    if( rc!=HA_MORE ) return rc;
+    i += k;
+  }
+}
+
+/*
 ** Send the captured transaction and wait for its verdict. Returns SQLITE_OK
 ** if it was accepted.
 */
@@ -155,46 +248,43 @@ static int proposeTransaction(
 ){
   HaFile *p = w->pMain;
   u32 dbSizePages = haGetBe32(w->aHeld+4);
-  u8 aFixed[12];
+  u32 nMax = HA_PIECE_BYTES/w->pageSize;
+  Message m;
   Entry *aEntry;
-  HaBuf *aBuf;
-  u8 *aPgno;
-  u32 i, n;
-  int rc, outcome = HA_UNKNOWN;
+  u32 n;
+  int rc, rcLocal = SQLITE_OK, outcome = HA_UNKNOWN;
 
-  aEntry = sqlite3_malloc64((u64)w->n*(sizeof(Entry)+2*sizeof(HaBuf)+4)
-                            + 2*sizeof(HaBuf));
+  if( nMax>w->n ) nMax = w->n;
+  aEntry = sqlite3_malloc64((u64)w->n*sizeof(Entry)
+    + (2+2*(u64)nMax)*sizeof(HaBuf) + 4*(u64)nMax);
   if( aEntry==0 ) return SQLITE_NOMEM;
-  aBuf = (HaBuf*)&aEntry[w->n];
-  aPgno = (u8*)&aBuf[2 + 2*(size_t)w->n];
+  m.aBuf = (HaBuf*)&aEntry[w->n];
+  m.aPgno = (u8*)&m.aBuf[2 + 2*(size_t)nMax];
+  m.aPage = 0;
+  if( w->n>1 && !isKept(w, w->n-2) ){
+    m.aPage = sqlite3_malloc64((u64)nMax*w->pageSize);
+    if( m.aPage==0 ){
+      sqlite3_free(aEntry);
+      return SQLITE_NOMEM;
+    }
+  }
   n = listPages(w, dbSizePages, aEntry);
+  haPut32(m.aFixed, w->pageSize);
+  haPut32(m.aFixed+4, dbSizePages);
   if( (u64)n*w->pageSize>p->link.maxTx ){
-    sqlite3_free(aEntry);
-    return tooLarge(w, (u64)n*w->pageSize);
-  }
-  haPut32(aFixed, w->pageSize);
-  haPut32(aFixed+4, dbSizePages);
-  haPut32(aFixed+8, n);
-  aBuf[1].p = aFixed;
-  aBuf[1].n = sizeof(aFixed);
-  for(i=0; i<n; i++){
-    HaBuf *b = &aBuf[2+2*(size_t)i];
-    haPut32(&aPgno[4*(size_t)i], aEntry[i].pgno);
-    b[0].p = &aPgno[4*(size_t)i];
-    b[0].n = 4;
-    b[1].p = aEntry[i].i==w->n-1 ? pLast
-                                 : w->aData + (u64)aEntry[i].i*w->pageSize;
-    b[1].n = w->pageSize;
-  }
-  if( !haLinkUsable(&p->link) ){
+    rcLocal = tooLarge(w, (u64)n*w->pageSize);
+    rc = HA_UNSENT;
+  }else if( !haLinkUsable(&p->link) ){
     rc = HA_UNSENT;
     sqlite3_snprintf(sizeof(p->link.zErr), p->link.zErr,
                      "the connection to the node is gone");
   }else{
-    rc = haLinkCommit(&p->link, aBuf, 2+2*(int)n, p->commitMs, &outcome);
+    rc = sendPages(w, &m, aEntry, n, nMax, pLast, &outcome, &rcLocal);
   }
+  sqlite3_free(m.aPage);
   sqlite3_free(aEntry);
 
+  if( rcLocal!=SQLITE_OK ) return rcLocal;
   if( rc==HA_OK && outcome==HA_ACCEPTED ) return SQLITE_OK;
   if( rc==HA_UNSENT || (rc==HA_OK && outcome==HA_NOT_COMMITTED) ){
     return haError(p, SQLITE_BUSY_SNAPSHOT,
@@ -311,9 +401,11 @@ static int framePage(
     return walError(w, haError(w->pMain, SQLITE_IOERR_WRITE,
       "SQLite wrote the page of frame %u outside the transaction", frame));
   }
-  rc = captureRoom(w, frame-w->first, 1);
-  if( rc!=SQLITE_OK ) return rc;
-  memcpy(w->aData + (u64)(frame-w->first)*w->pageSize, pPage, w->pageSize);
+  if( isKept(w, frame-w->first) ){
+    rc = captureRoom(w, frame-w->first, 1);
+    if( rc!=SQLITE_OK ) return rc;
+    memcpy(w->aData + (u64)(frame-w->first)*w->pageSize, pPage, w->pageSize);
+  }
   rc = w->pReal->pMethods->xWrite(w->pReal, pPage, (int)w->pageSize, iOfst);
   return walError(w, rc);
 }

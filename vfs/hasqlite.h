@@ -67,6 +67,8 @@ typedef int HaSocket;
 #define HA_ERROR_MAX 512           /* longest error text, end mark included */
 #define HA_NAME_MAX 255            /* longest database name in bytes */
 #define HA_REPLY_MAX 65536         /* longest payload that a node may send */
+#define HA_PIECE_BYTES 524288      /* page bytes in one message of a commit */
+#define HA_KEEP_BYTES 1048576      /* default of URI parameter capture_memory */
 
 /* ---- transport.c ---- */
 
@@ -82,6 +84,7 @@ typedef struct HaBuf {
 int haSockConnect(const char *zPath, HaSocket *pSock, char *zErr, int nErr);
 int haSockSend(HaSocket s, const HaBuf *aBuf, int nBuf, int timeoutMs);
 int haSockRecv(HaSocket s, void *pBuf, int nBuf);
+int haSockReady(HaSocket s);
 void haSockClose(HaSocket s);
 u32 haProcessId(void);
 u64 haClockMs(void);
@@ -96,7 +99,7 @@ enum {
   HA_OPENED = 6, HA_CREATE = 7, HA_CREATED = 8, HA_BEGIN = 9, HA_GRANT = 10,
   HA_COMMIT = 11, HA_VERDICT = 12, HA_PROGRESS = 13, HA_END = 14,
   HA_MISMATCH = 15, HA_READ = 16, HA_READY = 17, HA_PRAGMA = 18, HA_TEXT = 19,
-  HA_ERROR = 255
+  HA_PIECE = 20, HA_ERROR = 255
 };
 
 /* Flags of HA_OPEN and HA_END. */
@@ -110,7 +113,8 @@ enum {
   HA_OK = 0,      /* answered */
   HA_REFUSED = 1, /* answered by ERROR: HaLink.errCode and zErr say why */
   HA_UNSENT = 2,  /* the node certainly did not get all of it */
-  HA_LOST = 3     /* sent, and the answer will never come */
+  HA_LOST = 3,    /* sent, and the answer will never come */
+  HA_MORE = 4     /* a piece was sent, and no answer has come */
 };
 
 /* Outcomes in HA_VERDICT. */
@@ -134,7 +138,7 @@ typedef struct HaLink {
   HaSocket sock;  /* HA_NO_SOCKET: not connected */
   u32 pid;        /* the process that connected (I7) */
   u32 sequence;   /* of the last request */
-  u32 maxTx;      /* most page bytes in one transaction */
+  u64 maxTx;      /* most page bytes in one transaction */
   int errCode;    /* SQLite code of the last ERROR, or 0 */
   int silent;     /* the connection was given up because nothing came */
   int nIn;        /* bytes in aIn */
@@ -167,7 +171,9 @@ int haLinkOpen(HaLink *p, const char *zName, const u8 *aId, int flags,
 int haLinkCreate(HaLink *p, u32 pageSize, u8 autoVacuum, int timeoutMs,
                  u32 *pEpoch);
 int haLinkBegin(HaLink *p, int timeoutMs, HaPrint *pBase);
-int haLinkCommit(HaLink *p, HaBuf *aBuf, int nBuf, int timeoutMs,
+int haLinkPiece(HaLink *p, int first, HaBuf *aBuf, int nBuf, int timeoutMs,
+                int *pOutcome);
+int haLinkCommit(HaLink *p, int first, HaBuf *aBuf, int nBuf, int timeoutMs,
                  int *pOutcome);
 void haLinkEnd(HaLink *p, int flags, const HaPrint *pSeen);
 void haLinkMismatch(HaLink *p, const HaPrint *pSeen);
@@ -202,6 +208,7 @@ struct HaFile {
   int linkFlags;        /* HA_OPEN_… */
   int lockMs;           /* lock_timeout */
   int commitMs;         /* commit_timeout */
+  u32 keepBytes;        /* capture_memory: page copies of a transaction */
   u32 pageSize;         /* asked for before creation, 0: default */
   u8 autoVacuum;        /* likewise */
   u8 begun;             /* holds a grant and slot 0 */
@@ -238,7 +245,7 @@ struct HaWal {
   u32 n;                /* its frames so far */
   u32 nAlloc;           /* room in the arrays below */
   u32 *aPgno;           /* page number per frame */
-  u8 *aData;            /* page image per frame, but of the commit frame */
+  u8 *aData;            /* images of the first frames' pages */
   u64 nData;            /* bytes allocated there */
   u32 heldFrame;        /* the commit frame whose header is in aHeld, or 0 */
   u32 doneFrame;        /* the commit frame that was let through, or 0 */

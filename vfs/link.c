@@ -48,6 +48,11 @@ static u32 replyU32(HaReply *r){
   return a ? get32(a) : 0;
 }
 
+static u64 replyU64(HaReply *r){
+  u64 low = replyU32(r);
+  return low | (u64)replyU32(r)<<32;
+}
+
 /*
 ** Copy a string to zOut and end it with a zero byte. What does not fit or
 ** holds a zero byte makes the reply bad, or is cut if bCut is set.
@@ -154,7 +159,8 @@ static int linkSend(
   u8 *aHead,        /* 12 bytes for the header, then nHead bytes of payload */
   u32 nHead,        /* bytes of payload behind the header */
   HaBuf *aBuf,      /* more payload; aBuf[0] is free for the header */
-  int nBuf          /* pieces in aBuf, 0: none, and no aBuf */
+  int nBuf,         /* pieces in aBuf, 0: none, and no aBuf */
+  int timeoutMs     /* longest time in which the node takes nothing */
 ){
   HaBuf one;
   HaBuf *a = nBuf>0 ? aBuf : &one;
@@ -164,10 +170,11 @@ static int linkSend(
   haPut32(aHead, nPayload);
   aHead[4] = (u8)type;
   aHead[5] = aHead[6] = aHead[7] = 0;
-  haPut32(aHead+8, ++p->sequence);
+  if( type!=HA_PIECE && type!=HA_COMMIT ) p->sequence++;
+  haPut32(aHead+8, p->sequence);
   a[0].p = aHead;
   a[0].n = HEADER_SIZE + nHead;
-  if( haSockSend(p->sock, a, nBuf>0 ? nBuf : 1, HA_REPLY_GRACE_MS) ){
+  if( haSockSend(p->sock, a, nBuf>0 ? nBuf : 1, timeoutMs) ){
     return linkFail(p, HA_UNSENT, "the connection to the node is broken");
   }
   return HA_OK;
@@ -176,8 +183,14 @@ static int linkSend(
 /*
 ** Wait for the answer of the last request, of the given type. PROGRESS starts
 ** the time anew. Any other outcome than HA_OK leaves r empty.
+**
+** With bMore set more of the request is to be sent: where no answer has begun
+** to arrive, HA_MORE is returned at once.
 */
-static int linkAnswer(HaLink *p, int type, int timeoutMs, HaReply *r){
+static int linkAnswer(
+  HaLink *p, int type, int timeoutMs, int bMore,
+  HaReply *r
+){
   u8 aHead[HEADER_SIZE];
   const char *zWhy;
   int left = timeoutMs;
@@ -185,6 +198,7 @@ static int linkAnswer(HaLink *p, int type, int timeoutMs, HaReply *r){
   r->n = r->i = 0;
   r->bad = 0;
   for(;;){
+    if( bMore && p->iIn==p->nIn && !haSockReady(p->sock) ) return HA_MORE;
     if( (zWhy = linkReceive(p, aHead, HEADER_SIZE, &left))!=0 ){
       return linkFail(p, HA_LOST, zWhy);
     }
@@ -240,11 +254,11 @@ static int linkCall(
   HaLink *p, int type, u8 *aHead, u32 nHead, int answer, int timeoutMs,
   HaReply *r
 ){
-  int rc = linkSend(p, type, aHead, nHead, 0, 0);
+  int rc = linkSend(p, type, aHead, nHead, 0, 0, HA_REPLY_GRACE_MS);
   r->a = r->aSmall;
   r->n = r->i = 0;
   r->bad = 0;
-  return rc==HA_OK ? linkAnswer(p, answer, timeoutMs, r) : rc;
+  return rc==HA_OK ? linkAnswer(p, answer, timeoutMs, 0, r) : rc;
 }
 
 /* Append a string to a; returns the bytes written. */
@@ -287,7 +301,7 @@ int haLinkConnect(
     u32 version = replyU32(&r);
     replyText(&r, zNode, sizeof(zNode), 1);
     replyTake(&r, 16);
-    p->maxTx = replyU32(&r);
+    p->maxTx = replyU64(&r);
     if( version!=HA_PROTOCOL_VERSION ) r.bad = 1;
   }
   rc = linkDone(p, &r, rc);
@@ -408,26 +422,60 @@ int haLinkBegin(
   return linkDone(p, &r, rc);
 }
 
-/*
-** Send a transaction and wait for the verdict. aBuf[0] is free; the payload
-** is in the rest.
-*/
-int haLinkCommit(
-  HaLink *p, HaBuf *aBuf, int nBuf,
-  int timeoutMs, /* longest time without a sign of progress */
-  int *pOutcome  /* OUT: with HA_OK: HA_ACCEPTED, …; zErr has the text */
+/* Send a message of a commit and look for the verdict, or wait for it. */
+static int linkCommit(
+  HaLink *p, int type, int first, HaBuf *aBuf, int nBuf, int timeoutMs,
+  int *pOutcome
 ){
   u8 aHead[HEADER_SIZE];
   HaReply r;
-  int rc = linkSend(p, HA_COMMIT, aHead, 0, aBuf, nBuf);
+  int rc;
+  if( first ) p->sequence++;
+  rc = linkSend(p, type, aHead, 0, aBuf, nBuf, timeoutMs);
   if( rc!=HA_OK ) return rc;
-  rc = linkAnswer(p, HA_VERDICT, timeoutMs, &r);
+  rc = linkAnswer(p, HA_VERDICT, timeoutMs, type==HA_PIECE, &r);
   if( rc==HA_OK ){
     *pOutcome = (int)replyU8(&r);
     replyText(&r, p->zErr, sizeof(p->zErr), 1);
     if( *pOutcome>HA_UNKNOWN ) r.bad = 1;
   }
-  return linkDone(p, &r, rc);
+  rc = linkDone(p, &r, rc);
+  /* Without its last message no transaction is proposed. */
+  if( type==HA_PIECE && rc==HA_LOST ) rc = HA_UNSENT;
+  return rc;
+}
+
+/*
+** Send some pages of a transaction that is not complete with them. Returns
+** HA_MORE, or what haLinkCommit returns where the node has refused it already.
+*/
+int haLinkPiece(
+  HaLink *p,
+  int first,     /* no page was sent before */
+  HaBuf *aBuf,   /* the payload, behind aBuf[0], which is free */
+  int nBuf,      /* pieces in aBuf */
+  int timeoutMs, /* longest time in which the node takes nothing */
+  int *pOutcome  /* OUT: with HA_OK: HA_NOT_COMMITTED; zErr has the text */
+){
+  int rc = linkCommit(p, HA_PIECE, first, aBuf, nBuf, timeoutMs, pOutcome);
+  if( rc==HA_OK && *pOutcome!=HA_NOT_COMMITTED ){
+    return linkFail(p, HA_UNSENT, "the node decided on half a transaction");
+  }
+  return rc;
+}
+
+/*
+** Send a transaction, or its last pages, and wait for the verdict.
+*/
+int haLinkCommit(
+  HaLink *p,
+  int first,     /* no page was sent before */
+  HaBuf *aBuf,   /* the payload, behind aBuf[0], which is free */
+  int nBuf,      /* pieces in aBuf */
+  int timeoutMs, /* longest time without a sign of progress */
+  int *pOutcome  /* OUT: with HA_OK: HA_ACCEPTED, …; zErr has the text */
+){
+  return linkCommit(p, HA_COMMIT, first, aBuf, nBuf, timeoutMs, pOutcome);
 }
 
 static void putPrint(u8 *a, const HaPrint *p){
@@ -445,14 +493,14 @@ void haLinkEnd(HaLink *p, int flags, const HaPrint *pSeen){
   u8 a[HEADER_SIZE+29];
   a[HEADER_SIZE] = (u8)flags;
   putPrint(a+HEADER_SIZE+1, pSeen);
-  linkSend(p, HA_END, a, 29, 0, 0);
+  linkSend(p, HA_END, a, 29, 0, 0, HA_REPLY_GRACE_MS);
 }
 
 /* Give a grant back: the files are not what it says. There is no answer. */
 void haLinkMismatch(HaLink *p, const HaPrint *pSeen){
   u8 a[HEADER_SIZE+28];
   putPrint(a+HEADER_SIZE, pSeen);
-  linkSend(p, HA_MISMATCH, a, 28, 0, 0);
+  linkSend(p, HA_MISMATCH, a, 28, 0, 0, HA_REPLY_GRACE_MS);
 }
 
 /* Wait until a linearizable read may go on. */

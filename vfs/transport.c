@@ -18,6 +18,7 @@ struct haSockaddrUn {
 #else
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -129,6 +130,15 @@ int haSockRecv(
   if( got>0 ) return got;
   if( got<0 && WSAGetLastError()==WSAETIMEDOUT ) return HA_SOCK_SLICE;
   return HA_SOCK_LOST;
+}
+
+/* True if haSockRecv would return at once. */
+int haSockReady(HaSocket s){
+  WSAPOLLFD fd;
+  fd.fd = (SOCKET)s;
+  fd.events = POLLRDNORM;
+  fd.revents = 0;
+  return WSAPoll(&fd, 1, 0)>0;
 }
 
 #else /* POSIX */
@@ -274,6 +284,15 @@ int haSockRecv(
     if( errno==EAGAIN || errno==EWOULDBLOCK ) return HA_SOCK_SLICE;
     return HA_SOCK_LOST;
   }
+}
+
+/* True if haSockRecv would return at once. */
+int haSockReady(HaSocket s){
+  struct pollfd fd;
+  fd.fd = s;
+  fd.events = POLLIN;
+  fd.revents = 0;
+  return poll(&fd, 1, 0)>0;
 }
 
 #endif

@@ -227,6 +227,7 @@ static void fileInit(HaFile *p, HaVfs *v, const char *zName, int flags){
   p->openFlags = flags;
   p->lockMs = uriInt(zName, "lock_timeout", HA_LOCK_TIMEOUT_MS);
   p->commitMs = uriInt(zName, "commit_timeout", HA_COMMIT_TIMEOUT_MS);
+  p->keepBytes = (u32)uriInt(zName, "capture_memory", HA_KEEP_BYTES);
   if( flags & SQLITE_OPEN_READONLY ) p->linkFlags |= HA_OPEN_READONLY;
   if( flags & SQLITE_OPEN_CREATE ) p->linkFlags |= HA_OPEN_CREATE;
   z = uriParameter(zName, "consistency");

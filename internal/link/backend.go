@@ -29,8 +29,9 @@ type Page struct {
 	Data []byte
 }
 
-// Tx is what one COMMIT message carries. The pages come strictly ascending by
-// number, none beyond PageCount. All slices belong to whoever receives the Tx.
+// Tx is what one COMMIT or PIECE message carries. The pages come strictly
+// ascending by number over all messages of a transaction, none beyond PageCount,
+// which is the same in all of them.
 type Tx struct {
 	PageSize  uint32
 	PageCount uint32
@@ -124,7 +125,7 @@ type End struct {
 // many goroutines at once.
 type Backend interface {
 	// Welcome says what every new connection is told.
-	Welcome() (nodeID string, cluster [16]byte, maxTxBytes uint32)
+	Welcome() (nodeID string, cluster [16]byte, maxTxBytes uint64)
 	// Resolve maps a database name to its id and the absolute path of its file.
 	Resolve(ctx context.Context, name string) (exists bool, id [16]byte, path string, err error)
 	// Open gives the handle that serves one connection from then on.
@@ -138,8 +139,14 @@ type Handle interface {
 	Create(ctx context.Context, pageSize uint32, autoVacuum uint8) (Created, error)
 	// Begin waits for the right to write.
 	Begin(ctx context.Context) (Grant, error)
-	// Commit proposes tx and waits for the verdict. It calls progress whenever
-	// the transaction moves forward; calls in quick succession are merged.
+	// Part takes a piece of a transaction that is too large for one message. Its
+	// slices are the callee's until it returns. An error refuses the transaction:
+	// nothing of it was or will be proposed, and End comes next.
+	Part(ctx context.Context, tx *Tx) error
+	// Commit proposes tx, or what Part has taken since the last End and tx, and
+	// waits for the verdict. The slices of tx belong to the callee. It calls
+	// progress whenever the transaction moves forward; calls in quick succession
+	// are merged.
 	Commit(ctx context.Context, tx *Tx, progress func()) (Outcome, string)
 	// End is the end of a write transaction, whatever became of it.
 	End(End)

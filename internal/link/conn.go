@@ -62,7 +62,8 @@ type conn struct {
 	peer    Peer
 	greeted bool
 	handle  Handle
-	maxTx   uint32
+	maxTx   uint64
+	tx      sending
 
 	writeMu      sync.Mutex // held while a frame is written; guards these:
 	out          []byte
@@ -139,7 +140,10 @@ func (c *conn) loop() {
 			return
 		}
 		f.header, f.large = h, nil
-		if h.length > inlinePayload {
+		switch {
+		case h.kind == kindPiece:
+			f.large = c.tx.room(int(h.length))
+		case h.length > inlinePayload:
 			f.large = make([]byte, h.length)
 		}
 		if _, err := io.ReadFull(r, f.payload()); err != nil {
@@ -214,10 +218,18 @@ func (c *conn) answer(f *frame) error {
 		return fmt.Errorf("type %d before OPEN: %w", f.kind, ErrMalformed)
 	}
 	switch f.kind {
-	case kindBegin:
-		return c.answerBegin(f)
+	case kindPiece:
+		return c.answerPiece(f)
 	case kindCommit:
 		return c.answerCommit(f)
+	}
+	if c.tx.pieces > 0 && f.kind != kindEnd {
+		return fmt.Errorf("type %d between the pieces of a transaction: %w", f.kind, ErrMalformed)
+	}
+	c.tx = sending{}
+	switch f.kind {
+	case kindBegin:
+		return c.answerBegin(f)
 	case kindEnd:
 		e, err := decodeEnd(f.payload())
 		if err == nil {
@@ -262,7 +274,7 @@ func (c *conn) answerHello(f *frame) error {
 		b = binary.LittleEndian.AppendUint32(b, Version)
 		b = appendText(b, node)
 		b = append(b, cluster[:]...)
-		return binary.LittleEndian.AppendUint32(b, maxTx)
+		return binary.LittleEndian.AppendUint64(b, maxTx)
 	})
 }
 
@@ -333,24 +345,6 @@ func (c *conn) answerBegin(f *frame) error {
 	})
 }
 
-func (c *conn) answerCommit(f *frame) error {
-	tx, err := decodeCommit(f.payload())
-	if err != nil {
-		return err
-	}
-	if size := uint64(len(tx.Pages)) * uint64(tx.PageSize); size > uint64(c.maxTx) {
-		return c.fail(f, &Error{Code: CodeFull, Text: fmt.Sprintf("transaction of %d bytes is over the limit of %d bytes", size, c.maxTx)})
-	}
-	c.setCommitting(true)
-	outcome, text := c.handle.Commit(c.ctx, tx, func() { c.progress(f.sequence) })
-	err = c.reply(f, kindVerdict, func(b []byte) []byte {
-		b = append(b, byte(outcome))
-		return appendText(b, text)
-	})
-	c.setCommitting(false)
-	return err
-}
-
 // setCommitting marks the time in which shutdown waits for a verdict.
 func (c *conn) setCommitting(on bool) {
 	c.stateMu.Lock()
@@ -360,9 +354,16 @@ func (c *conn) setCommitting(on bool) {
 	}
 	c.stateMu.Unlock()
 	if on {
-		c.writeMu.Lock()
+		c.startProgress()
+	}
+}
+
+// startProgress lets PROGRESS be sent until the next reply.
+func (c *conn) startProgress() {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if !c.progressing {
 		c.progressing, c.lastProgress = true, time.Time{}
-		c.writeMu.Unlock()
 	}
 }
 

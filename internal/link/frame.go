@@ -14,10 +14,10 @@ var ErrMalformed = errors.New("malformed frame")
 // Version is the protocol version that this package speaks.
 const Version = 1
 
-// Limits of the protocol. A COMMIT alone may use the larger one.
+// Limits of the protocol. Only the pages of a transaction may use the larger one.
 const (
 	headerSize       = 12
-	maxCommitPayload = 9 << 20
+	maxCommitPayload = 1 << 20
 	maxPayload       = 64 << 10
 	maxString        = 1<<16 - 1
 )
@@ -46,6 +46,7 @@ const (
 	kindReady    kind = 17
 	kindPragma   kind = 18
 	kindText     kind = 19
+	kindPiece    kind = 20
 	kindError    kind = 255
 )
 
@@ -96,7 +97,7 @@ func parseHeader(b []byte) (header, error) {
 		return header{}, fmt.Errorf("parse header: reserved bytes %x: %w", b[5:8], ErrMalformed)
 	}
 	limit := uint32(maxPayload)
-	if h.kind == kindCommit {
+	if h.kind == kindCommit || h.kind == kindPiece {
 		limit = maxCommitPayload
 	}
 	if h.length > limit {
@@ -238,7 +239,7 @@ func decodeCreate(b []byte) (pageSize uint32, autoVacuum uint8, err error) {
 // validPageSize tells whether SQLite knows pages of n bytes.
 func validPageSize(n uint32) bool { return n >= 512 && n <= 65536 && n&(n-1) == 0 }
 
-// decodeCommit decodes without copying: the pages alias b.
+// decodeCommit decodes COMMIT and PIECE without copying: the pages alias b.
 func decodeCommit(b []byte) (*Tx, error) {
 	d := decoder{b: b}
 	tx := &Tx{PageSize: d.u32(), PageCount: d.u32()}

@@ -23,9 +23,11 @@ type recorder struct {
 	open  OpenRequest
 	peer  Peer
 	tx    *Tx
+	parts int // pages of the pieces
 	ends  []End
 
 	begin  func(ctx context.Context) error
+	part   func() error
 	commit func(ctx context.Context, progress func()) Outcome
 	closed chan struct{}
 }
@@ -44,7 +46,7 @@ func (r *recorder) list() string {
 	return strings.Join(r.calls, " ")
 }
 
-func (r *recorder) Welcome() (string, [16]byte, uint32) { return "n1", [16]byte{7}, 8 << 20 }
+func (r *recorder) Welcome() (string, [16]byte, uint64) { return "n1", [16]byte{7}, 8 << 20 }
 
 func (r *recorder) Resolve(_ context.Context, name string) (bool, [16]byte, string, error) {
 	if name == "bad" {
@@ -76,6 +78,17 @@ func (r *recorder) Begin(ctx context.Context) (Grant, error) {
 		}
 	}
 	return Grant{TXID: 3, Checksum: 4, Base: Fingerprint{1, 2, 3, 4, 5, 6, 7}}, nil
+}
+
+func (r *recorder) Part(_ context.Context, tx *Tx) error {
+	r.note("part")
+	r.mu.Lock()
+	r.parts += len(tx.Pages)
+	r.mu.Unlock()
+	if r.part != nil {
+		return r.part()
+	}
+	return nil
 }
 
 func (r *recorder) Commit(ctx context.Context, tx *Tx, progress func()) (Outcome, string) {
@@ -223,15 +236,6 @@ func TestErrorsKeepTheirCode(t *testing.T) {
 	c = opened(t, path)
 	if got := c.call(kindBegin, []byte{0}, kindError); got[0] != byte(CodeBusy) {
 		t.Errorf("begin: %q", got)
-	}
-	big := testTx(1)
-	big.PageSize, big.PageCount = 65536, 200
-	big.Pages = nil
-	for i := range 129 {
-		big.Pages = append(big.Pages, Page{Pgno: uint32(i + 1), Data: make([]byte, 65536)})
-	}
-	if got := c.call(kindCommit, encodeCommit(big), kindError); got[0] != byte(CodeFull) {
-		t.Errorf("large commit: %q", got)
 	}
 }
 

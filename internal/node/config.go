@@ -67,6 +67,9 @@ type Config struct {
 	// and the reserve for a full disk are cut to it, and a transaction that it
 	// could not hold is refused.
 	LogLimit int64
+	// MaxTransaction bounds the pages of one transaction, in bytes. 0, and
+	// most: 40 % of LogLimit.
+	MaxTransaction int64
 	// CatchupRate bounds, in bytes per second, what this node fetches from its
 	// peers when the log does not reach back far enough.
 	CatchupRate int64
@@ -81,6 +84,16 @@ type Config struct {
 	VerifyFull bool
 	// Version is what the node reports as its version.
 	Version string
+}
+
+// maxTransaction is the limit in force: what the log can hold beside the
+// transactions of others.
+func (c Config) maxTransaction() int64 {
+	most := c.LogLimit / 5 * 2
+	if c.MaxTransaction > 0 && c.MaxTransaction < most {
+		return c.MaxTransaction
+	}
+	return most
 }
 
 // WithDefaults returns c with every zero field that has a default set to it.

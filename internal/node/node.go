@@ -98,7 +98,7 @@ func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 		Port: n.port, Store: n.store, Snapshots: snapshots,
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
-		LogLimit: cfg.LogLimit, CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
+		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
 	}, n.log)
 	if err != nil {
 		return nil, err

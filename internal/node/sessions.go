@@ -32,8 +32,8 @@ const (
 )
 
 // Welcome implements link.Backend.
-func (s *sessions) Welcome() (string, [16]byte, uint32) {
-	return s.nodeID, s.cluster(), replicate.MaxTransactionBytes
+func (s *sessions) Welcome() (string, [16]byte, uint64) {
+	return s.nodeID, s.cluster(), uint64(s.svc.MaxTransaction())
 }
 
 // Resolve implements link.Backend.
@@ -165,16 +165,31 @@ func (h *handle) Begin(ctx context.Context) (link.Grant, error) {
 	return link.Grant{TXID: uint64(pos.TXID), Checksum: uint64(pos.Checksum), Base: toLink(fp)}, nil
 }
 
+// Part implements link.Handle.
+func (h *handle) Part(ctx context.Context, tx *link.Tx) error {
+	if h.h == nil {
+		return errNotCreated
+	}
+	err := h.h.Part(ctx, tx.PageSize, tx.PageCount, walPages(tx))
+	if full := (*replicate.FullError)(nil); errors.As(err, &full) {
+		return &link.Error{Code: link.CodeFull, Text: err.Error()}
+	}
+	return err
+}
+
 // Commit implements link.Handle.
-func (h *handle) Commit(ctx context.Context, tx *link.Tx, _ func()) (link.Outcome, string) {
+func (h *handle) Commit(ctx context.Context, tx *link.Tx, progress func()) (link.Outcome, string) {
 	if h.h == nil {
 		return link.Refused, errNotCreated.Text
 	}
-	pages := make([]wal.Page, len(tx.Pages))
-	for i, p := range tx.Pages {
-		pages[i] = wal.Page(p)
+	var outcome replicate.Outcome
+	var text string
+	if h.h.HasParts() {
+		outcome, text = h.h.CommitParts(ctx, tx.PageSize, tx.PageCount, walPages(tx), progress)
+	} else {
+		outcome, text = h.h.Commit(ctx, tx.PageSize, tx.PageCount, walPages(tx))
 	}
-	switch outcome, text := h.h.Commit(ctx, tx.PageSize, tx.PageCount, pages); outcome {
+	switch outcome {
 	case replicate.OutcomeAccepted:
 		return link.Accepted, text
 	case replicate.OutcomeRefused:
@@ -182,6 +197,14 @@ func (h *handle) Commit(ctx context.Context, tx *link.Tx, _ func()) (link.Outcom
 	default:
 		return link.Unknown, text
 	}
+}
+
+func walPages(tx *link.Tx) []wal.Page {
+	pages := make([]wal.Page, len(tx.Pages))
+	for i, p := range tx.Pages {
+		pages[i] = wal.Page(p)
+	}
+	return pages
 }
 
 // End implements link.Handle.

@@ -24,21 +24,23 @@ var (
 func TestCapture(t *testing.T) {
 	type variant struct {
 		pageSize, autoVacuum, refuse int
+		memory                       int // capture_memory: with little of it pages are read back from the WAL
 	}
 	var cases []variant
 	for _, size := range []int{512, 1024, 4096, 16384, 65536} {
 		for vacuum := range 3 {
 			for _, refuse := range []int{0, 25} {
-				cases = append(cases, variant{size, vacuum, refuse})
+				memory := []int{0, 3 * size, 1 << 20}[len(cases)%3]
+				cases = append(cases, variant{size, vacuum, refuse, memory})
 			}
 		}
 	}
 	perCase := max(*steps/len(cases), 1)
 	total := fuzzStats{}
 	for i, c := range cases {
-		name := fmt.Sprintf("page size %d, auto_vacuum %d, %d%% refused", c.pageSize, c.autoVacuum, c.refuse)
+		name := fmt.Sprintf("page size %d, auto_vacuum %d, %d%% refused, %d bytes kept", c.pageSize, c.autoVacuum, c.refuse, c.memory)
 		t.Run(name, func(t *testing.T) {
-			f := newFuzzer(t, *seed+uint64(i), c.pageSize, c.autoVacuum, c.refuse)
+			f := newFuzzer(t, *seed+uint64(i), c.pageSize, c.autoVacuum, c.refuse, c.memory)
 			for range perCase {
 				f.step()
 			}
@@ -51,7 +53,7 @@ func TestCapture(t *testing.T) {
 }
 
 type fuzzStats struct {
-	Steps, Commits, Refused, Pages, Checks, Recoveries, Statements, Failed int
+	Steps, Commits, Refused, Pages, Pieces, Checks, Recoveries, Statements, Failed int
 }
 
 func (s *fuzzStats) add(f *fuzzer) {
@@ -60,6 +62,7 @@ func (s *fuzzStats) add(f *fuzzer) {
 	s.Commits += st.Commits
 	s.Refused += st.Refused
 	s.Pages += st.Pages
+	s.Pieces += st.Pieces
 	s.Checks += f.stats.Checks
 	s.Recoveries += f.stats.Recoveries
 	s.Statements += f.stats.Statements
@@ -82,10 +85,11 @@ type fuzzer struct {
 	verdicts *rand.Rand
 }
 
-func newFuzzer(t *testing.T, seed uint64, pageSize, autoVacuum, refuse int) *fuzzer {
+func newFuzzer(t *testing.T, seed uint64, pageSize, autoVacuum, refuse, memory int) *fuzzer {
 	f := &fuzzer{t: t, r: rand.New(rand.NewPCG(seed, 0)), node: startNode(t), verdicts: rand.New(rand.NewPCG(seed, 1))}
 	f.db = f.node.Database("fuzz.db")
-	f.uri = dsn(f.node, "fuzz.db", fmt.Sprintf("page_size=%d", pageSize), fmt.Sprintf("auto_vacuum=%d", autoVacuum))
+	f.uri = dsn(f.node, "fuzz.db", fmt.Sprintf("page_size=%d", pageSize), fmt.Sprintf("auto_vacuum=%d", autoVacuum),
+		fmt.Sprintf("capture_memory=%d", memory))
 	f.reopen(0)
 	f.reopen(1)
 	f.node.Set(func(h *Hooks) {

@@ -45,6 +45,8 @@ type Hooks struct {
 	Verdict func(db *Database, tx *link.Tx) (link.Outcome, string)
 	// BeforeVerdict, when set, runs first in each commit.
 	BeforeVerdict func(ctx context.Context)
+	// Part, when set, can refuse a piece of a transaction.
+	Part func(tx *link.Tx) error
 	// BeginError, when set, can refuse a grant.
 	BeginError func(db *Database) error
 	// Greeting, when set, runs before each connection is greeted.
@@ -90,10 +92,10 @@ type Database struct {
 
 // Stats counts what a database's handles did.
 type Stats struct {
-	Opens, Begins, Commits, Refused, Pages int
-	Ends, EmptyEnds, Lost                  int // Lost: accepted but not published
-	Mismatches, Reads, Closes              int
-	LastPeer                               link.Peer
+	Opens, Begins, Commits, Refused, Pages, Pieces int
+	Ends, EmptyEnds, Lost                          int // Lost: accepted but not published
+	Mismatches, Reads, Closes                      int
+	LastPeer                                       link.Peer
 }
 
 // NewNode makes a node in dir; Start makes it listen.
@@ -183,7 +185,7 @@ func idOf(name string) (id [16]byte) {
 }
 
 // Welcome implements link.Backend.
-func (n *Node) Welcome() (string, [16]byte, uint32) {
+func (n *Node) Welcome() (string, [16]byte, uint64) {
 	if f := n.current().Greeting; f != nil {
 		f()
 	}
@@ -222,6 +224,7 @@ type handle struct {
 	db      *Database
 	req     link.OpenRequest
 	holding bool
+	pieces  []link.Page
 }
 
 func (h *handle) Create(_ context.Context, pageSize uint32, autoVacuum uint8) (link.Created, error) {
@@ -313,7 +316,23 @@ func (h *handle) Begin(ctx context.Context) (link.Grant, error) {
 	return link.Grant{TXID: d.txid, Base: d.base}, nil
 }
 
+// Part keeps a copy: its memory is used again for the next piece.
+func (h *handle) Part(_ context.Context, tx *link.Tx) error {
+	for _, p := range tx.Pages {
+		h.pieces = append(h.pieces, link.Page{Pgno: p.Pgno, Data: bytes.Clone(p.Data)})
+	}
+	h.db.mu.Lock()
+	h.db.Stats.Pieces++
+	h.db.mu.Unlock()
+	if f := h.db.node.current().Part; f != nil {
+		return f(tx)
+	}
+	return nil
+}
+
 func (h *handle) Commit(ctx context.Context, tx *link.Tx, progress func()) (link.Outcome, string) {
+	tx.Pages = append(h.pieces, tx.Pages...)
+	h.pieces = nil
 	progress()
 	d := h.db
 	hooks := d.node.current()
@@ -353,6 +372,7 @@ func (h *handle) Commit(ctx context.Context, tx *link.Tx, progress func()) (link
 
 func (h *handle) End(e link.End) {
 	d := h.db
+	h.pieces = nil
 	d.mu.Lock()
 	d.Stats.Ends++
 	if e.Empty {

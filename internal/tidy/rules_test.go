@@ -77,6 +77,7 @@ var opens = map[string]string{
 	"replicate/kept.go":               "images in the spool",
 	"replicate/logstore/dir.go":       "directories, to sync them",
 	"replicate/logstore/snapshots.go": "marks in the directory of snapshots",
+	"replicate/spool.go":              "parts of large transactions",
 	"replicate/record.go":             "the record beside a database, and directories to sync them",
 	"test/fault/journal.go":           "journals of writers",
 	"vfs/live.go":                     "directories, to sync them",

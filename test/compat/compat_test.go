@@ -65,7 +65,7 @@ var rows = []struct {
 }
 
 func TestCompat(t *testing.T) {
-	c := testcluster.Start(t, localcluster.Options{})
+	c := testcluster.Start(t, localcluster.Options{Args: []string{"--max-transaction", "8MiB"}})
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
 			r.run(env{t, c, strings.ReplaceAll(r.name, "_", "-") + ".db"})

@@ -344,7 +344,7 @@ func session(e env) {
 func largeTransaction(e env) {
 	db := e.open(0)
 	e.exec(db, "CREATE TABLE t(a)")
-	e.fails(db, "INSERT INTO t VALUES(randomblob(9000000))", sqlite3.ErrFull, "")
+	e.fails(db, "INSERT INTO t VALUES(randomblob(9000000))", sqlite3.ErrFull, "over the node's limit of 8388608 bytes")
 	e.want(db, "SELECT count(*) FROM t", "0")
 	e.exec(db, "INSERT INTO t VALUES(randomblob(7000000))")
 	e.seen("SELECT length(a) FROM t", "7000000")

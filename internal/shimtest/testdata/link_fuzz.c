@@ -36,8 +36,9 @@ static int request(HaLink *p, int which){
   int exists = 0, outcome = 0, rc;
   HaPrint print;
   HaBuf aBuf[3];
+  int i;
   memset(aId, 0, sizeof(aId));
-  switch( which%8 ){
+  switch( which%9 ){
     case 0: return haLinkResolve(p, "shop.db", 100, &exists, aId, zText,
                                  sizeof(zText));
     case 1: return haLinkOpen(p, "shop.db", aId, 0, 1, 1, &exists, &epoch,
@@ -51,8 +52,27 @@ static int request(HaLink *p, int which){
       aBuf[1].n = sizeof(aFixed);
       aBuf[2].p = aPage;
       aBuf[2].n = sizeof(aPage);
-      rc = haLinkCommit(p, aBuf, 3, 100, &outcome);
+      rc = haLinkCommit(p, 1, aBuf, 3, 100, &outcome);
       if( rc==HA_OK && (outcome<HA_ACCEPTED || outcome>HA_UNKNOWN) ) abort();
+      return rc;
+    case 8:
+      memset(aPage, 7, sizeof(aPage));
+      memset(aFixed, 0, sizeof(aFixed));
+      rc = HA_MORE;
+      for(i=0; i<4 && rc==HA_MORE; i++){
+        aBuf[1].p = aFixed;
+        aBuf[1].n = sizeof(aFixed);
+        aBuf[2].p = aPage;
+        aBuf[2].n = sizeof(aPage);
+        if( i<3 ){
+          rc = haLinkPiece(p, i==0, aBuf, 3, 100, &outcome);
+          if( rc==HA_OK && outcome!=HA_NOT_COMMITTED ) abort();
+          if( rc==HA_LOST ) abort();
+        }else{
+          rc = haLinkCommit(p, 0, aBuf, 3, 100, &outcome);
+          if( rc==HA_MORE ) abort();
+        }
+      }
       return rc;
     case 5: return haLinkRead(p, 100);
     case 6:
