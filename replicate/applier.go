@@ -122,7 +122,8 @@ func (d *replica) applyItem(it item) error {
 		return d.applyDelete()
 	}
 	ctx := d.svc.ctx
-	if it.spool != nil {
+	if it.spool != nil { // it takes long, and others need not wait for that
+		d.worker.lend()
 		if err := it.spool.wait(ctx, it.size); err != nil {
 			return err
 		}
