@@ -104,6 +104,7 @@ func (d *replica) awaitLocal(local *localCommit) {
 
 // trouble notes why the applier cannot go on, or that it can.
 func (d *replica) trouble(err error) {
+	d.svc.stopIfSyncFailed(err)
 	d.mu.Lock()
 	former := d.stuck
 	d.stuck = err

@@ -180,6 +180,9 @@ func (s *Service) leaderCreate(ctx context.Context, q catalogRequest) (catalogRe
 		}
 		return catalogReply{ID: st.ID, Index: s.fsm.Applied()}, nil
 	}
+	if err := s.diskFull(); err != nil {
+		return catalogReply{}, err
+	}
 	id, incarnation := s.fsm.NextID(s.opts.Cluster(), q.Name)
 	if q.ID != (DatabaseID{}) && q.ID != id {
 		return catalogReply{}, fmt.Errorf("the name will have id %s, not %s: open it again: %w", id, q.ID, ErrConflict)

@@ -240,7 +240,7 @@ func (h *Handle) writable() error {
 	case h.svc.draining.Load():
 		return ErrShutdown
 	}
-	return nil
+	return h.svc.diskFull()
 }
 
 func (h *Handle) setHeld(held bool) {

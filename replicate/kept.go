@@ -40,7 +40,7 @@ func (d *replica) keep(m *image) error {
 	if _, err := m.file.WriteAt(trailer, int64(m.pageCount)*int64(m.pageSize)); err != nil {
 		return fmt.Errorf("keep the image of database %q: %w", d.name, err)
 	}
-	if err := m.file.Sync(); err != nil {
+	if err := syncFile(m.file); err != nil {
 		return fmt.Errorf("keep the image of database %q: %w", d.name, err)
 	}
 	if err := os.Rename(m.file.Name(), d.keptPath()); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/uglyer/ha-sqlite/replicate/logstore"
 	"github.com/uglyer/ha-sqlite/replicate/peer"
 )
 
@@ -174,7 +175,8 @@ func (s *Service) checkMeanwhile(p *proposal) {
 
 // definite reports whether raft's error means that the entry was never appended (RULES A1).
 func definite(err error) bool {
-	return errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrEnqueueTimeout) || errors.Is(err, raft.ErrLeadershipTransferInProgress)
+	// A log without room has refused the entry before it did anything.
+	return errors.Is(err, logstore.ErrFull) || errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrEnqueueTimeout) || errors.Is(err, raft.ErrLeadershipTransferInProgress)
 }
 
 const (
@@ -290,6 +292,9 @@ const lockGrace = 500 * time.Millisecond
 const leaderPoll = 5 * time.Millisecond
 
 func (s *Service) leaderAcquire(ctx context.Context, owner Owner, db DatabaseID) (Position, error) {
+	if err := s.diskFull(); err != nil {
+		return Position{}, err
+	}
 	term, ok := s.leading()
 	if !ok {
 		return Position{}, ErrNotLeader

@@ -52,7 +52,7 @@ func (s *Service) openRaft() error {
 	// The deadline of InstallSnapshot is Timeout x size / TimeoutScale, at least Timeout.
 	transport.TimeoutScale = 1
 	s.raftLog = logstore.NewParallel(s.store, s.leadsOthers, s.giveUp)
-	gated := peer.Gate(peer.LimitBatches(transport, logstore.MaxBatchBytes), s.raftLog.Wait)
+	gated := peer.Gate(peer.LimitBatches(transport, logstore.MaxBatchBytes, s.mayCampaign), s.raftLog.Wait)
 	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.raftLog, s.store, s.opts.Snapshots, gated)
 	if err != nil {
 		s.raftLog.Stop()

@@ -110,7 +110,7 @@ func syncDir(path string) error {
 		return err
 	}
 	defer dir.Close()
-	return dir.Sync()
+	return syncFile(dir)
 }
 
 // closeIdle checkpoints, closes and records a database that nobody uses. It reports whether it is closed.
@@ -164,6 +164,7 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 		return true // somebody wrote: the next open reads every page
 	}
 	if err := writeFileSync(d.recordPath(), rec.encode()); err != nil {
+		d.svc.stopIfSyncFailed(err)
 		d.log.Warn("write the record of an idle database", "err", err)
 		return true
 	}
@@ -183,7 +184,7 @@ func writeFileSync(path string, b []byte) error {
 	}
 	defer os.Remove(f.Name())
 	if _, err = f.Write(b); err == nil {
-		err = f.Sync()
+		err = syncFile(f)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr

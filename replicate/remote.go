@@ -29,6 +29,7 @@ const (
 	methodParts     uint8 = 14 // a stream
 	methodLarge     uint8 = 15
 	methodTouch     uint8 = 16
+	methodDisk      uint8 = 24
 	methodFetch     uint8 = 32 // a stream
 	methodVerify    uint8 = 33 // a stream
 )
@@ -44,6 +45,7 @@ const (
 	codeFenced    uint16 = 6
 	codeNoMember  uint16 = 7
 	codeLockBusy  uint16 = 8
+	codeDiskFull  uint16 = 24
 )
 
 // ErrConflict is returned when the request contradicts what exists: a name that is taken, a database that
@@ -54,7 +56,7 @@ var ErrConflict = errors.New("conflict")
 var ErrInvalid = errors.New("invalid request")
 
 var codedErrors = map[uint16]error{
-	codeFenced: ErrFenced, codeLockBusy: ErrLockBusy,
+	codeFenced: ErrFenced, codeLockBusy: ErrLockBusy, codeDiskFull: ErrDiskFull,
 	codeNotLeader: ErrNotLeader, codeDeleted: ErrDeleted, codeNotFound: ErrNotFound, codeConflict: ErrConflict, codeInvalid: ErrInvalid,
 }
 
@@ -124,6 +126,7 @@ func (s *Service) registerMethods() {
 	handle(methodHandles, jsonMethod(s.localHandles))
 	handle(methodPressure, jsonMethodFrom(s.servePressure))
 	handle(methodProgress, jsonMethodFrom(s.serveProgress))
+	handle(methodDisk, jsonMethod(s.serveDisk))
 	s.port.Handle(methodHello, whenUp(jsonMethodFrom(s.serveHello)), peer.OpenToStrangers())
 	s.port.Handle(methodJoin, whenUp(jsonMethodFrom(s.serveJoin)), peer.OpenToStrangers())
 	s.port.HandleStream(methodFetch, func(ctx context.Context, from string, req []byte, w io.Writer) error {

@@ -43,6 +43,10 @@ type Options struct {
 	MaxTransaction int64
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
+	// Space is the disk; nil: nobody asks. SegmentBytes is what the log allocates at a time, ReserveBytes the
+	// reserve of Space.
+	Space                      Space
+	SegmentBytes, ReserveBytes int64
 }
 
 // Service replicates databases: it owns raft, the state machine, the write locks while it leads, and the
@@ -89,6 +93,7 @@ type Service struct {
 	proposing   atomic.Uint64 // the term whose first entry is on its way or decided
 	pressure    pressure
 	logBound    logBound
+	disk        *disk
 	leadMu      sync.Mutex // orders opening and closing the lock table
 	started     time.Time
 	membership  Membership
@@ -99,12 +104,13 @@ type Service struct {
 func Start(opts Options, log *slog.Logger) (*Service, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{
-		opts: opts, log: log, files: opts.Files, port: opts.Port, store: opts.Store,
+		opts: opts, log: log, port: opts.Port, store: opts.Store, disk: newDisk(opts.Space, opts.SegmentBytes, opts.ReserveBytes),
 		ctx: ctx, cancel: cancel, now: time.Now, fatal: make(chan error, 1),
 		copiers:  newTurns(copierWidth),
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
 	s.appliers = newPool(applierWidth(), s.goroutine)
+	s.files = watchedFiles{opts.Files, s}
 	if err := s.clearSpool(); err != nil {
 		cancel()
 		return nil, err
@@ -140,6 +146,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s.goroutine(s.reportPressure)
 	s.goroutine(s.boundLog)
 	s.goroutine(s.reportProgress)
+	s.goroutine(s.watchDisk)
 	return s, nil
 }
 
@@ -548,6 +555,7 @@ func (s *Service) Shutdown(ctx context.Context) error {
 		d.waitApplied(ctx)
 	}
 	var errs []error
+	s.store.Interrupt()
 	stopped := s.raft.Shutdown()
 	// A snapshot that waits for an application, or a restore that waits for a peer, gives up: raft waits for
 	// them.

@@ -12,6 +12,7 @@ import (
 type Status struct {
 	State     string           `json:"state"` // leader, follower, candidate
 	Stale     bool             `json:"stale"` // no leader: reads may be old, writes wait
+	Disk      DiskStatus       `json:"disk"`
 	Cluster   ClusterStatus    `json:"cluster"`
 	Log       LogStatus        `json:"log"`
 	Databases []DatabaseStatus `json:"databases"`
@@ -147,7 +148,7 @@ func (s *Service) localStatus() *Status {
 	leader, term := s.leader()
 	cluster := DatabaseID(s.opts.Cluster())
 	st := &Status{
-		State: stateName(s.raft.State()), Stale: leader == "",
+		State: stateName(s.raft.State()), Stale: leader == "", Disk: s.Disk(),
 		Cluster: ClusterStatus{
 			ID: cluster.String(), Leader: leader, Term: term, CommitIndex: s.raft.CommitIndex(), AppliedIndex: s.fsm.Applied(), LastIndex: s.raft.LastIndex(),
 		},

@@ -53,7 +53,7 @@ type liveResult struct {
 func (e *liveResult) Error() string { return fmt.Sprintf("%s (SQLite error %d)", e.text, e.code) }
 
 // liveError turns a result code into an error. Any kind of SQLITE_BUSY wraps
-// [wal.ErrBusy].
+// [wal.ErrBusy], a failed sync [wal.ErrSync].
 func liveError(rc C.int) error {
 	if rc == C.SQLITE_OK {
 		return nil
@@ -61,6 +61,9 @@ func liveError(rc C.int) error {
 	err := &liveResult{code: int(rc), text: C.GoString(C.sqlite3_errstr(rc))}
 	if rc&0xff == C.SQLITE_BUSY {
 		return fmt.Errorf("%w: %w", wal.ErrBusy, err)
+	}
+	if rc == C.SQLITE_IOERR_FSYNC || rc == C.SQLITE_IOERR_DIR_FSYNC {
+		return fmt.Errorf("%w: %w", wal.ErrSync, err)
 	}
 	return err
 }
@@ -110,7 +113,7 @@ func liveSyncDir(dir string) error {
 		err = closeErr
 	}
 	if err != nil {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
+		return fmt.Errorf("sync directory %s: %w: %w", dir, wal.ErrSync, err)
 	}
 	return nil
 }

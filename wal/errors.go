@@ -3,6 +3,9 @@ package wal
 import "errors"
 
 var (
+	// ErrSync is wrapped by the error of a sync that failed. It is not tried again: the kernel may have dropped
+	// what it could not write, and would call the next sync a success. What is on disk is not known any more.
+	ErrSync = errors.New("sync failed, and what is on disk is not known")
 	// ErrBusy is returned by [Locks.Lock], and by [Handle.Begin] when its context
 	// ended first: another connection holds the lock. Try again.
 	ErrBusy = errors.New("lock is held by another connection")

@@ -84,7 +84,7 @@ func exampleStatus() Status {
 		Node: NodeStatus{ID: "n1", Version: "v1", Started: time.Unix(1700000000, 0).UTC(), Raft: "127.0.0.1:1", HTTP: "127.0.0.1:2", Socket: "/s"},
 		Cluster: ClusterStatus{ID: strings.Repeat("ab", 16), Lineage: 1, Leader: "n1", LeaderHTTP: "127.0.0.1:2", Term: 3,
 			CommitIndex: 9, AppliedIndex: 8, Members: []MemberStatus{{ID: "n1", Raft: "127.0.0.1:1", HTTP: "127.0.0.1:2", Voter: true, Reachable: true}}},
-		State: StateLeader,
+		State: StateLeader, Disk: DiskStatus{FreeBytes: 1 << 20, ReservedBytes: 64 << 10},
 		Databases: []DatabaseStatus{{Name: "acme/plan-7", ID: strings.Repeat("0", 32), Decided: Position{TXID: 1<<63 + 1, Checksum: 0xf00},
 			File: Position{TXID: 1 << 63}, Lag: 1, PageSize: 4096, Pages: 7, WALBytes: 32, Handles: 2, State: DatabaseLate, Detail: "held", HolderPID: 4, HolderAgeMS: 5}},
 	}
@@ -166,7 +166,7 @@ func TestStatusKeysStay(t *testing.T) {
 	}
 	const want = `{"node":{"id":"n1","version":"v1","started":"2023-11-14T22:13:20Z","raft":"127.0.0.1:1","http":"127.0.0.1:2","socket":"/s"},` +
 		`"cluster":{"id":"abababababababababababababababab","lineage":1,"leader":"n1","leader_http":"127.0.0.1:2","term":3,"commit_index":9,"applied_index":8,` +
-		`"members":[{"id":"n1","raft":"127.0.0.1:1","http":"127.0.0.1:2","voter":true,"reachable":true}]},"state":"leader","stale":false,` +
+		`"members":[{"id":"n1","raft":"127.0.0.1:1","http":"127.0.0.1:2","voter":true,"reachable":true}]},"state":"leader","stale":false,"disk":{"full":false,"free_bytes":1048576,"reserved_bytes":65536},` +
 		`"databases":[{"name":"acme/plan-7","id":"00000000000000000000000000000000","decided":{"txid":"8000000000000001","checksum":"0000000000000f00"},` +
 		`"file":{"txid":"8000000000000000","checksum":"0000000000000000"},"lag":1,"page_size":4096,"pages":7,"wal_bytes":32,"handles":2,"state":"late",` +
 		`"detail":"held","holder_pid":4,"holder_age_ms":5}]}`
@@ -451,7 +451,7 @@ func TestMetrics(t *testing.T) {
 	for _, v := range []time.Duration{time.Microsecond, 50 * time.Microsecond, 51 * time.Microsecond, time.Hour} {
 		d.Observe(v)
 	}
-	m := fixedMetrics{IsLeader: true, Term: 3, ApplyLagEntries: 7, WALSizeBytes: 4120, Databases: map[string]int{DatabaseOK: 2},
+	m := fixedMetrics{IsLeader: true, Term: 3, DiskFull: true, DiskFreeBytes: 77, ApplyLagEntries: 7, WALSizeBytes: 4120, Databases: map[string]int{DatabaseOK: 2},
 		Commits: map[string]uint64{"accepted": 5}, ReplicatedBytes: 99, Checkpoints: map[CheckpointKey]uint64{{"passive", "ok"}: 4},
 		Errors: map[string]uint64{"stat": 1}, CommitSeconds: d.Read()}
 	ts := httptest.NewServer(NewServer(&fakeBackend{}, m, quiet()).Handler())
@@ -466,7 +466,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatalf("%d %v\n%s", resp.StatusCode, err, b)
 	}
 	for _, line := range []string{
-		"hasqlite_is_leader 1", "hasqlite_is_stale 0", "hasqlite_raft_term 3", "hasqlite_apply_lag_entries 7", "hasqlite_wal_size_bytes 4120",
+		"hasqlite_is_leader 1", "hasqlite_is_stale 0", "hasqlite_disk_full 1", "hasqlite_disk_free_bytes 77", "hasqlite_raft_term 3", "hasqlite_apply_lag_entries 7", "hasqlite_wal_size_bytes 4120",
 		`hasqlite_databases{state="ok"} 2`, `hasqlite_databases{state="fenced"} 0`, `hasqlite_commits_total{outcome="accepted"} 5`,
 		"hasqlite_replicated_bytes_total 99", `hasqlite_checkpoints_total{mode="passive",result="ok"} 4`, `hasqlite_errors_total{place="stat"} 1`,
 		`hasqlite_commit_duration_seconds_bucket{le="5e-05"} 2`, `hasqlite_commit_duration_seconds_bucket{le="0.0001"} 3`,

@@ -41,6 +41,9 @@ type Metrics struct {
 	// can.
 	LogSizeBytes, LogLimitBytes int64
 	LogBlockedSeconds           float64
+	// DiskFull: the node takes no writes for want of room. DiskFreeBytes is that room.
+	DiskFull      bool
+	DiskFreeBytes int64
 	// Databases counts databases by the Database constants.
 	Databases map[string]int
 	// Handles counts open application handles.
@@ -91,6 +94,8 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descLeader     = describe("is_leader", "1 on the leader of the cluster, else 0.")
 	descStale      = describe("is_stale", "1 while the node hears of no leader, else 0.")
+	descDiskFull   = describe("disk_full", "1 while the node takes no writes because its disk is full, else 0.")
+	descDiskFree   = describe("disk_free_bytes", "Bytes that can still be written to the disk of the data directory.")
 	descTerm       = describe("raft_term", "Term of the raft log.")
 	descCommit     = describe("raft_commit_index", "Index of the last log entry known to be committed.")
 	descApplied    = describe("raft_applied_index", "Index of the last log entry that was decided here.")
@@ -136,6 +141,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge(descLeader, number(m.IsLeader))
 	gauge(descStale, number(m.Stale))
+	gauge(descDiskFull, number(m.DiskFull))
+	gauge(descDiskFree, float64(m.DiskFreeBytes))
 	gauge(descTerm, float64(m.Term))
 	gauge(descCommit, float64(m.CommitIndex))
 	gauge(descApplied, float64(m.AppliedIndex))

@@ -68,8 +68,10 @@ type Status struct {
 	// State is the node's role: StateLeader, StateFollower or StateCandidate.
 	State string `json:"state"`
 	// Stale says that the node hears of no leader: its reads may be old.
-	Stale     bool             `json:"stale"`
-	Log       LogStatus        `json:"log"`
+	Stale bool      `json:"stale"`
+	Log   LogStatus `json:"log"`
+	// Disk is the room on the node's disk.
+	Disk      DiskStatus       `json:"disk"`
 	Databases []DatabaseStatus `json:"databases"`
 }
 
@@ -96,6 +98,17 @@ type NodeStatus struct {
 	Raft    string    `json:"raft"`
 	HTTP    string    `json:"http"`
 	Socket  string    `json:"socket"`
+}
+
+// DiskStatus is the room on the disk of a node's data directory.
+type DiskStatus struct {
+	// Full says that the node takes no writes, and does not lead if another member can, until there is room again.
+	Full bool `json:"full"`
+	// Since is when it became full, zero while it is not.
+	Since time.Time `json:"since,omitzero"`
+	// FreeBytes is what can be written, ReservedBytes what is kept in reserve beside that.
+	FreeBytes     int64 `json:"free_bytes"`
+	ReservedBytes int64 `json:"reserved_bytes"`
 }
 
 // ClusterStatus is the cluster as the answering node sees it.

@@ -157,6 +157,9 @@ func (d *Dir) open(want Want) error {
 	if err := d.acquire(); err != nil {
 		return err
 	}
+	if err := d.relieve(); err != nil {
+		return err
+	}
 	if err := probe(d.path); err != nil {
 		return err
 	}
@@ -241,7 +244,7 @@ func (d *Dir) onlyOurs() error {
 	}
 	for _, e := range entries {
 		switch e.Name() {
-		case lockFile, recordFile + ".tmp", "lost+found":
+		case lockFile, recordFile + ".tmp", ballastFile, "lost+found":
 		case raftDir, databasesDir:
 			sub, err := os.ReadDir(filepath.Join(d.path, e.Name()))
 			if err != nil {

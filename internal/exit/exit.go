@@ -26,6 +26,7 @@ const (
 	Differs     = 5 // the nodes hold different bytes
 	Conflict    = 6 // the name is taken, or the database is in use
 	Unknown     = 7 // timed out: whether it took effect is not known
+	Device      = 8 // the disk of the node failed
 )
 
 // codedError is an error that has its exit code with it.

@@ -29,8 +29,12 @@ type Status struct {
 		AppliedIndex uint64   `json:"applied_index"`
 		Members      []Member `json:"members"`
 	} `json:"cluster"`
-	State     string     `json:"state"` // leader, follower or candidate
-	Stale     bool       `json:"stale"` // no leader has spoken to this node lately
+	State string `json:"state"` // leader, follower or candidate
+	Stale bool   `json:"stale"` // no leader has spoken to this node lately
+	Disk  struct {
+		Full      bool  `json:"full"`
+		FreeBytes int64 `json:"free_bytes"`
+	} `json:"disk"`
 	Databases []Database `json:"databases"`
 }
 

@@ -29,6 +29,7 @@ func apiError(err error) error {
 		{replicate.ErrNotLeader, api.ErrNoLeader},
 		{replicate.ErrShutdown, api.ErrUnavailable},
 		{replicate.ErrFenced, api.ErrUnavailable},
+		{replicate.ErrDiskFull, api.ErrUnavailable},
 	} {
 		if errors.Is(err, k.from) {
 			return &kindError{err, k.to}
@@ -55,6 +56,7 @@ func (b backend) Status(ctx context.Context) (api.Status, error) {
 			Blocked: st.Log.Blocked, BlockedMS: st.Log.BlockedMS,
 		},
 		Cluster: b.cluster(st), State: st.State, Stale: st.Stale, Databases: []api.DatabaseStatus{},
+		Disk: api.DiskStatus{Full: st.Disk.Full, Since: st.Disk.Since, FreeBytes: st.Disk.Free, ReservedBytes: st.Disk.Reserved},
 	}
 	for _, d := range st.Databases {
 		r.Databases = append(r.Databases, database(d))
@@ -233,7 +235,7 @@ func (b backend) Ready(context.Context) error {
 func (b backend) Metrics() api.Metrics {
 	st, m := b.n.svc.LocalStatus(), b.n.svc.Metrics()
 	r := api.Metrics{
-		IsLeader: st.State == api.StateLeader, Stale: st.Stale, Term: st.Cluster.Term,
+		IsLeader: st.State == api.StateLeader, Stale: st.Stale, Term: st.Cluster.Term, DiskFull: st.Disk.Full, DiskFreeBytes: st.Disk.Free,
 		CommitIndex: st.Cluster.CommitIndex, AppliedIndex: st.Cluster.AppliedIndex,
 		LogSizeBytes: st.Log.Bytes, LogLimitBytes: st.Log.Limit, LogBlockedSeconds: float64(st.Log.BlockedMS) / 1000,
 		Databases: map[string]int{}, Begins: m.Begins, Commits: m.Commits, Applied: m.Applied, ReplicatedBytes: m.ReplicatedBytes,

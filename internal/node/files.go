@@ -9,6 +9,7 @@ import (
 
 	"github.com/uglyer/ha-sqlite/replicate"
 	"github.com/uglyer/ha-sqlite/vfs"
+	"github.com/uglyer/ha-sqlite/wal"
 )
 
 // files gives package replicate the database files. Whatever touches their content goes through package
@@ -74,7 +75,7 @@ func syncDir(path string) error {
 	}
 	defer d.Close()
 	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync directory %s: %w", path, err)
+		return fmt.Errorf("sync directory %s: %w: %w", path, wal.ErrSync, err)
 	}
 	return nil
 }

@@ -37,6 +37,7 @@ type Node struct {
 	started time.Time
 
 	dir   *datadir.Dir
+	space *datadir.Space
 	store *logstore.Store
 	port  *peer.Port
 	svc   *replicate.Service
@@ -51,6 +52,7 @@ type Node struct {
 	wg      sync.WaitGroup
 	done    chan struct{}
 	stop    sync.Once
+	ended   sync.Once
 	mu      sync.Mutex
 	err     error
 	onClose []func() error
@@ -63,34 +65,49 @@ const snapshotsKept = 2
 var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
 
 // Start starts a node and returns once it serves. It enters its cluster in the background.
-func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
+func Start(cfg Config, log *slog.Logger) (*Node, error) {
 	cfg = cfg.WithDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Node{cfg: cfg, log: log, started: time.Now().UTC(), cancel: cancel, done: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() { started <- n.start(ctx) }()
+	select {
+	case err := <-started:
+		if err != nil {
+			return nil, err
+		}
+		return n, nil
+	case <-n.done: // abandoned, and start may wait for ever
+		return nil, n.failure()
+	}
+}
+
+func (n *Node) start(ctx context.Context) (err error) {
+	cfg := n.cfg
 	defer func() {
 		if err != nil {
-			cancel()
+			n.cancel()
 			n.closeAll()
 		}
 	}()
 	if err := n.openStores(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := n.listenPeers(); err != nil {
-		return nil, err
+		return err
 	}
 	httpListener, err := api.Listen(cfg.HTTP, n.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	n.onClose = append(n.onClose, ignoreClosed(httpListener.Close))
 	n.httpAddr = httpListener.Addr().String()
 	snapshots, err := logstore.OpenSnapshots(n.dir.RaftDir(), snapshotsKept, hclog.NewNullLogger())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := logstore.Check(n.store, snapshots, n.raftAddr); err != nil {
-		return nil, err
+		return err
 	}
 	fileAccess := files{fileMode: n.dir.FileMode(), gid: n.dir.Group(), making: new(sync.Mutex)}
 	n.svc, err = replicate.Start(replicate.Options{
@@ -98,15 +115,20 @@ func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 		Port: n.port, Store: n.store, Snapshots: snapshots,
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
+<<<<<<< HEAD
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
+=======
+		LogLimit: cfg.LogLimit, CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
+		Space: n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
+>>>>>>> faults
 	}, n.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	n.members.Store(n.svc)
 	n.link = link.NewServer(&sessions{svc: n.svc, nodeID: n.id, cluster: n.cluster, files: fileAccess, pending: map[string]int{}}, n.log)
 	if err := n.serveSocket(); err != nil {
-		return nil, errors.Join(err, n.svc.Shutdown(context.Background()))
+		return errors.Join(err, n.svc.Shutdown(context.Background()))
 	}
 	n.http = api.NewServer(backend{n}, backend{n}, n.log)
 	n.goroutine(func() {
@@ -118,12 +140,16 @@ func Start(cfg Config, log *slog.Logger) (_ *Node, err error) {
 	n.goroutine(func() {
 		select {
 		case err := <-n.svc.Fatal():
+			if errors.Is(err, replicate.ErrDevice) {
+				n.abandon(err)
+				return
+			}
 			n.fail(err)
 		case <-ctx.Done():
 		}
 	})
 	n.log.Info("node ready", "http", n.httpAddr, "raft", n.raftAddr, "socket", n.socket)
-	return n, nil
+	return nil
 }
 
 func (n *Node) goroutine(f func()) {
@@ -141,10 +167,13 @@ func (n *Node) openStores() (err error) {
 		return err
 	}
 	n.onClose = append(n.onClose, n.dir.Close)
+	n.space = n.dir.Space(reserveBytes(cfg.LogLimit))
 	n.id = n.dir.Record().NodeID
 	n.log = n.log.With("node", n.id)
 	n.store, err = logstore.Open(n.dir.RaftDir(), logstore.Kind(n.dir.Record().LogKind), logstore.Options{
-		MustExist: n.cluster() != [16]byte{}, Logger: hclog.NewNullLogger(),
+		MustExist: n.cluster() != [16]byte{}, Logger: hclog.NewNullLogger(), SegmentBytes: int(segmentBytes(cfg.LogLimit)),
+		Free: n.space.Free, Release: n.space.Release,
+		OnBroken: func(err error) { n.abandon(fmt.Errorf("raft log: %w: %w", replicate.ErrDevice, err)) },
 	})
 	if err != nil {
 		return err
@@ -276,6 +305,22 @@ func (n *Node) fail(err error) {
 	}
 }
 
+// abandon ends the node after a failed sync: nothing is written any more, not even for a clean shutdown. The process
+// has to end.
+func (n *Node) abandon(err error) {
+	n.mu.Lock()
+	first := n.err == nil
+	if first {
+		n.err = err
+	}
+	n.mu.Unlock()
+	if !first {
+		return
+	}
+	n.log.Error("the node ends at once", "err", err)
+	n.ended.Do(func() { close(n.done) })
+}
+
 func (n *Node) failure() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -295,8 +340,11 @@ func (n *Node) Wait() error {
 // checkpointed and recorded. It is as clean as it can be until ctx ends.
 func (n *Node) Shutdown(ctx context.Context) error {
 	var err error
+	if errors.Is(n.failure(), ErrDevice) {
+		return nil // nothing may be written any more
+	}
 	n.stop.Do(func() {
-		defer close(n.done)
+		defer n.ended.Do(func() { close(n.done) })
 		n.log.Info("stopping")
 		err = errors.Join(n.http.Shutdown(ctx), n.svc.Prepare(ctx), n.link.Shutdown(ctx), n.svc.Shutdown(ctx))
 		n.cancel()

@@ -199,13 +199,16 @@ func supervise(cfg node.Config, log *slog.Logger, f Funcs, signals <-chan os.Sig
 			return abandon(log, second, quit)
 		}
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- n.Wait() }()
 	if stop == nil {
-		ended := make(chan error, 1)
-		go func() { ended <- n.Wait() }()
 		select {
 		case err := <-ended:
 			if err == nil {
 				return nil
+			}
+			if errors.Is(err, node.ErrDevice) {
+				return exit.With(exit.Device, fmt.Errorf("node cannot go on: %w", err))
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), limit)
 			defer cancel()
@@ -218,15 +221,22 @@ func supervise(cfg node.Config, log *slog.Logger, f Funcs, signals <-chan os.Sig
 	defer cancel()
 	down := make(chan error, 1)
 	go func() { down <- n.Shutdown(ctx) }()
-	select {
-	case err := <-down:
-		if err != nil {
-			return fmt.Errorf("shut down node: %w", err)
+	for {
+		select {
+		case err := <-down:
+			if err != nil {
+				return fmt.Errorf("shut down node: %w", err)
+			}
+			log.Info("node stopped")
+			return nil
+		case err := <-ended:
+			if errors.Is(err, node.ErrDevice) { // the shutdown may wait for ever
+				return exit.With(exit.Device, fmt.Errorf("node cannot go on: %w", err))
+			}
+			ended = nil
+		case second := <-signals:
+			return abandon(log, second, quit)
 		}
-		log.Info("node stopped")
-		return nil
-	case second := <-signals:
-		return abandon(log, second, quit)
 	}
 }
 

@@ -57,6 +57,14 @@ func TestSupervise(t *testing.T) {
 			}, code: 1, text: "start node: directory is held"},
 		{name: "node cannot go on",
 			script: func(n *fakeNode, _ chan<- os.Signal) { n.ended <- errors.New("newer entry") }, code: 1, text: "node cannot go on: newer entry", shutdown: 1},
+		{name: "the disk failed",
+			script: func(n *fakeNode, _ chan<- os.Signal) { n.ended <- fmt.Errorf("sync: %w", node.ErrDevice) }, code: 8, text: "see to the device"},
+		{name: "the disk failed during the shutdown", node: fakeNode{down: func(context.Context) error { select {} }},
+			script: func(n *fakeNode, s chan<- os.Signal) {
+				s <- syscall.SIGTERM
+				synctest.Wait()
+				n.ended <- node.ErrDevice
+			}, code: 8, text: "see to the device", shutdown: 1},
 		{name: "node ends by itself",
 			script: func(n *fakeNode, _ chan<- os.Signal) { n.ended <- nil }},
 		{name: "shutdown fails", node: fakeNode{down: func(context.Context) error { return errors.New("disk full") }},

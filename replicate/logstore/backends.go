@@ -57,9 +57,8 @@ func reserveFile(path string, n int64) error {
 		return err
 	}
 	defer f.Close() //nolint:errcheck // nothing was written
-	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
-	if errors.Is(err, unix.EIO) {
-		return err
+	if err := allocateHidden(f, n); err != nil && !noSpace(err) {
+		return fmt.Errorf("reserve room in %s: %w", path, err)
 	}
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/types"
-	"golang.org/x/sys/unix"
 )
 
 // segmentFS is raft-wal's file system. It differs from its own one where a disk
@@ -49,7 +48,7 @@ func (s *segmentFS) prepare(n int64, cut bool) error {
 	// The index that seals a segment has 4 bytes for each entry, and no entry has less than 32.
 	end := s.tail.end + n
 	end += end/8 + 4096
-	if !s.spare && (cut || end > s.bytes || time.Since(s.tried) > roomRetry) {
+	if !s.spare && (cut || end > s.bytes || end > s.bytes/2 && time.Since(s.tried) > roomRetry) {
 		s.tried = time.Now()
 		if err := s.makeSpare(); err != nil && (cut || end > s.bytes || !noSpace(err)) {
 			return err
@@ -210,20 +209,6 @@ func (s *segmentFile) reserve(size int64) error {
 	}
 	s.allocated = size
 	return nil
-}
-
-// allocate reserves blocks for a range of a file, which grows to hold it.
-func allocate(f *os.File, off, n int64) error {
-	for {
-		err := unix.Fallocate(int(f.Fd()), 0, off, n)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
-			return nil
-		}
-		return err
-	}
 }
 
 // WriteAt implements types.WritableFile.

@@ -15,6 +15,25 @@ func noSpace(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(e
 // Full reports whether the last write found no room.
 func (s *Store) Full() bool { return s.full.Load() }
 
+// Room looks whether the log has room now: for the segment that comes next, too.
+func (s *Store) Room() error {
+	if !s.writeMu.TryLock() {
+		return s.fullNow()
+	}
+	defer s.writeMu.Unlock()
+	if err := s.Failed(); err != nil {
+		return err
+	}
+	return s.prepare(0, true)
+}
+
+func (s *Store) fullNow() error {
+	if s.Full() {
+		return ErrFull
+	}
+	return nil
+}
+
 // prepareEntries is prepare for entries that are to be stored. After the removal of entries that a leader has
 // replaced it waits for room: raft believes that they are still there, and would from then on look in vain for
 // one of them whenever it is sent another.

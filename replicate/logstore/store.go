@@ -452,7 +452,7 @@ func (s *Store) deleteRange(minIndex, maxIndex uint64) error {
 		return fmt.Errorf("delete log entries %d to %d of %d to %d: only the head or the tail can go", minIndex, maxIndex, first, last)
 	}
 	tail := minIndex > first
-	if err := s.prepare(0, tail); err != nil {
+	if err := s.prepare(0, tail || maxIndex >= last); err != nil { // a new segment begins at once
 		return err
 	}
 	// What is to go stops counting before it goes: a Durable beside this must

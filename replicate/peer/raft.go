@@ -131,22 +131,46 @@ func (c *raftConn) Close() error {
 // in the request when AppendEntries returns, so what is cut off here is sent by
 // its next round. (A log store cannot do it: an error of GetLog drops the whole
 // batch.)
-func LimitBatches(t *raft.NetworkTransport, maxBytes int) *Transport {
-	return &Transport{NetworkTransport: t, max: maxBytes}
+//
+// While mayCampaign gives an error, this node asks for no votes; nil allows it always. raft has no other way to
+// keep a voter from standing for election. A candidate that the leader chose asks all the same.
+func LimitBatches(t *raft.NetworkTransport, maxBytes int, mayCampaign func() error) *Transport {
+	return &Transport{NetworkTransport: t, max: maxBytes, mayCampaign: mayCampaign}
 }
 
 // Transport is raft's, with a bound on batches and, after Gate, a gate for answers.
 type Transport struct {
 	*raft.NetworkTransport
-	max  int
-	wait func(index uint64, cancel <-chan struct{}) error // nil: no gate
+	max         int
+	mayCampaign func() error                                     // nil: always
+	wait        func(index uint64, cancel <-chan struct{}) error // nil: no gate
 }
 
 // Gate withholds from raft what a follower answers to AppendEntries until wait returns for the last entry of the
 // request: until this node, the leader, has it on its own disk (logstore.Parallel). Where wait fails, the
 // answer never counts.
 func Gate(t *Transport, wait func(index uint64, cancel <-chan struct{}) error) *Transport {
-	return &Transport{NetworkTransport: t.NetworkTransport, max: t.max, wait: wait}
+	return &Transport{NetworkTransport: t.NetworkTransport, max: t.max, mayCampaign: t.mayCampaign, wait: wait}
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *Transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if t.mayCampaign != nil {
+		if err := t.mayCampaign(); err != nil {
+			return err
+		}
+	}
+	return t.NetworkTransport.RequestPreVote(id, target, args, resp)
+}
+
+// RequestVote implements raft.Transport.
+func (t *Transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if t.mayCampaign != nil && !args.LeadershipTransfer {
+		if err := t.mayCampaign(); err != nil {
+			return err
+		}
+	}
+	return t.NetworkTransport.RequestVote(id, target, args, resp)
 }
 
 var (

@@ -33,7 +33,7 @@ func cluster(t *testing.T, wait func(r *raft.Raft, index uint64, cancel <-chan s
 		conf.CommitTimeout = 5 * time.Millisecond
 		conf.LogOutput = io.Discard
 		store := raft.NewInmemStore()
-		limited := LimitBatches(trans, 1000)
+		limited := LimitBatches(trans, 1000, nil)
 		var self atomic.Pointer[raft.Raft]
 		if wait != nil {
 			limited = Gate(limited, func(index uint64, cancel <-chan struct{}) error { return wait(self.Load(), index, cancel) })

@@ -46,10 +46,14 @@ type slot struct {
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir()}
-	w.cluster = testcluster.Start(t, localcluster.Options{
+	return newWorldWith(t, seed, localcluster.Options{
 		Args: []string{"--snapshot-entries", "50", "--trailing-entries", "20", "--write-lease", lease.String()},
 	})
+}
+
+func newWorldWith(t *testing.T, seed uint64, opts localcluster.Options) *world {
+	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir()}
+	w.cluster = testcluster.Start(t, opts)
 	for _, n := range w.cluster.Nodes() {
 		w.slots = append(w.slots, &slot{node: n})
 	}

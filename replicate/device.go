@@ -1,0 +1,77 @@
+package replicate
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// ErrDevice is wrapped by an error of Fatal after which nothing may be written any more: a sync failed. The
+// process ends without a clean shutdown, and its next start finds out what is on disk.
+var ErrDevice = errors.New("the disk failed: see to the device, then start the node again, which finds out what is on it")
+
+// syncFile makes a file or a directory durable.
+func syncFile(f *os.File) error {
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("%w: %w", wal.ErrSync, err)
+	}
+	return nil
+}
+
+// stopIfSyncFailed stops the node after an error of a sync: a second sync would succeed without the data.
+func (s *Service) stopIfSyncFailed(err error) {
+	if errors.Is(err, wal.ErrSync) {
+		s.stop(fmt.Errorf("%w: %w", ErrDevice, err))
+	}
+}
+
+// watchedFiles stops the node when a sync of a database fails.
+type watchedFiles struct {
+	Files
+	s *Service
+}
+
+// Create implements Files.
+func (w watchedFiles) Create(path string, pageSize uint32, autoVacuum uint8) error {
+	err := w.Files.Create(path, pageSize, autoVacuum)
+	w.s.stopIfSyncFailed(err)
+	return err
+}
+
+// Open implements Files.
+func (w watchedFiles) Open(path string) (LiveFile, error) {
+	live, err := w.Files.Open(path)
+	w.s.stopIfSyncFailed(err)
+	if err != nil {
+		return nil, err
+	}
+	return watchedLive{live, w.s}, nil
+}
+
+type watchedLive struct {
+	LiveFile
+	s *Service
+}
+
+// Checkpoint implements LiveFile.
+func (w watchedLive) Checkpoint(truncate bool) (walFrames, backfilled int, err error) {
+	walFrames, backfilled, err = w.LiveFile.Checkpoint(truncate)
+	w.s.stopIfSyncFailed(err)
+	return walFrames, backfilled, err
+}
+
+// SyncWAL implements LiveFile.
+func (w watchedLive) SyncWAL() error {
+	err := w.LiveFile.SyncWAL()
+	w.s.stopIfSyncFailed(err)
+	return err
+}
+
+// Close implements LiveFile.
+func (w watchedLive) Close() error {
+	err := w.LiveFile.Close()
+	w.s.stopIfSyncFailed(err)
+	return err
+}
