@@ -33,6 +33,8 @@ const (
 	diskRetry    = 5 * time.Second
 	// criticalBytes is when the reserve is given up: metadata of files need room, too.
 	criticalBytes = 2 << 20
+	// diskSlack is the room beside a segment of the log for what is being written when the disk counts as full.
+	diskSlack = 16 << 20
 )
 
 // disk is what a node knows of its disk.
@@ -65,7 +67,7 @@ type diskReport struct {
 }
 
 func newDisk(space Space, segment, reserve int64) *disk {
-	low := segment + 2*MaxTransactionBytes
+	low := segment + diskSlack
 	return &disk{space: space, low: low, enough: low + low/2, reserve: reserve}
 }
 
