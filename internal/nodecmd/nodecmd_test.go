@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -59,7 +60,7 @@ func TestSupervise(t *testing.T) {
 			script: func(n *fakeNode, _ chan<- os.Signal) { n.ended <- errors.New("newer entry") }, code: 1, text: "node cannot go on: newer entry", shutdown: 1},
 		{name: "the disk failed",
 			script: func(n *fakeNode, _ chan<- os.Signal) { n.ended <- fmt.Errorf("sync: %w", node.ErrDevice) }, code: 8, text: "see to the device"},
-		{name: "the disk failed during the shutdown", node: fakeNode{down: func(context.Context) error { select {} }},
+		{name: "the disk failed during the shutdown", node: fakeNode{down: hang},
 			script: func(n *fakeNode, s chan<- os.Signal) {
 				s <- syscall.SIGTERM
 				synctest.Wait()
