@@ -115,12 +115,8 @@ func (n *Node) start(ctx context.Context) (err error) {
 		Port: n.port, Store: n.store, Snapshots: snapshots,
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
-<<<<<<< HEAD
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
-=======
-		LogLimit: cfg.LogLimit, CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
 		Space: n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
->>>>>>> faults
 	}, n.log)
 	if err != nil {
 		return err

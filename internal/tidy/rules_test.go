@@ -62,41 +62,20 @@ func TestPackagesImportOnlyWhatTheTableAllows(t *testing.T) {
 // locks on it, and the next plain SQLite process to leave deletes the log
 // under it.
 var opens = map[string]string{
-<<<<<<< HEAD
-	"internal/config/config.go":       "the configuration",
-	"internal/datadir/datadir.go":     "the lock file of the data directory",
-	"internal/datadir/probe.go":       "a file of its own, to probe the file system",
-	"internal/datadir/probe_linux.go": "/proc/self/mountinfo",
-	"internal/datadir/record.go":      "hasqlite.json and directories to sync them",
-	"internal/node/files.go":          "directories, to sync them",
-	"internal/shell/command.go":       "what .read is given",
-	"internal/shell/shell.go":         "the line history",
-	"internal/localcluster/node.go":   "logs of nodes",
-	"internal/shimtest/node.go":       "databases of its own, before any process opens them",
-	"internal/testcluster/cluster.go": "logs of nodes",
-	"internal/bench/rounds.go":        "the growing file of the reference measurement",
-	"replicate/kept.go":               "images in the spool",
-	"replicate/logstore/dir.go":       "directories, to sync them",
-	"replicate/logstore/snapshots.go": "marks in the directory of snapshots",
-	"replicate/spool.go":              "parts of large transactions",
-	"replicate/record.go":             "the record beside a database, and directories to sync them",
-	"test/fault/journal.go":           "journals of writers",
-	"vfs/live.go":                     "directories, to sync them",
-=======
+	"internal/bench/rounds.go":           "the growing file of the reference measurement",
 	"internal/config/config.go":          "the configuration",
 	"internal/datadir/ballast.go":        "the reserve for a full disk",
 	"internal/datadir/datadir.go":        "the lock file of the data directory",
 	"internal/datadir/probe.go":          "a file of its own, to probe the file system",
 	"internal/datadir/probe_linux.go":    "/proc/self/mountinfo",
 	"internal/datadir/record.go":         "hasqlite.json and directories to sync them",
+	"internal/localcluster/node.go":      "logs of nodes",
 	"internal/node/files.go":             "directories, to sync them",
 	"internal/shell/command.go":          "what .read is given",
 	"internal/shell/shell.go":            "the line history",
-	"internal/localcluster/node.go":      "logs of nodes",
 	"internal/shimtest/node.go":          "databases of its own, before any process opens them",
 	"internal/testcluster/cluster.go":    "logs of nodes",
 	"internal/testcluster/disk_linux.go": "images of disks, their mount points, and the file that fills them",
-	"internal/bench/rounds.go":           "the growing file of the reference measurement",
 	"replicate/kept.go":                  "images in the spool",
 	"replicate/logstore/backends.go":     "raft-wal's metadata, to reserve blocks for them",
 	"replicate/logstore/dir.go":          "directories, to sync them",
@@ -104,9 +83,9 @@ var opens = map[string]string{
 	"replicate/logstore/segments.go":     "segments of the raft log",
 	"replicate/logstore/snapshots.go":    "marks in the directory of snapshots",
 	"replicate/record.go":                "the record beside a database, and directories to sync them",
+	"replicate/spool.go":                 "parts of large transactions",
 	"test/fault/journal.go":              "journals of writers",
 	"vfs/live.go":                        "directories, to sync them",
->>>>>>> faults
 }
 
 // openers are the functions that open a file by its path.
