@@ -33,8 +33,9 @@ const (
 	diskRetry    = 5 * time.Second
 	// criticalBytes is when the reserve is given up: metadata of files need room, too.
 	criticalBytes = 2 << 20
-	// diskSlack is the room beside a segment of the log for what is being written when the disk counts as full.
-	diskSlack = 16 << 20
+	// workBytes is what stays for transactions that have begun, and for what is decided to reach the files, when no
+	// more begin. One that is larger meets a full disk, and is refused.
+	workBytes = 16 << 20
 )
 
 // disk is what a node knows of its disk.
@@ -67,7 +68,7 @@ type diskReport struct {
 }
 
 func newDisk(space Space, segment, reserve int64) *disk {
-	low := segment + diskSlack
+	low := segment + workBytes
 	return &disk{space: space, low: low, enough: low + low/2, reserve: reserve}
 }
 

@@ -7,7 +7,7 @@ var ErrDevice = replicate.ErrDevice
 
 const (
 	maxSegmentBytes = 64 << 20
-	minSegmentBytes = 1 << 20
+	minSegmentBytes = 4 << 20
 	maxReserveBytes = 64 << 20
 	minReserveBytes = 4 << 20
 )

@@ -158,12 +158,13 @@ func (s *segmentFS) Create(dir, name string, size uint64) (types.WritableFile, e
 	return s.tail, nil
 }
 
-// Delete implements types.VFS.
+// Delete implements types.VFS. It is called once the metadata do not speak of the
+// segment any more: one that comes back is removed at the next start.
 func (*segmentFS) Delete(dir, name string) error {
 	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return syncDir(dir)
+	return nil
 }
 
 // OpenReader implements types.VFS.
