@@ -14,6 +14,26 @@ type activeSet struct {
 	mu         sync.Mutex
 	set        map[*replica]struct{}
 	unattended int // of them with open files and no handle
+	closed     int // databases since memory was given back last
+	trimmed    time.Time
+}
+
+// Memory of closed databases is given back after so many, and not more often than this.
+const (
+	trimClosed   = 64
+	trimInterval = 10 * time.Second
+)
+
+func (a *activeSet) trim(f Files) {
+	a.mu.Lock()
+	due := a.closed >= trimClosed && time.Since(a.trimmed) >= trimInterval
+	if due {
+		a.closed, a.trimmed = 0, time.Now()
+	}
+	a.mu.Unlock()
+	if due {
+		f.Trim()
+	}
 }
 
 // listLocked puts d into the set of active databases.
@@ -62,6 +82,9 @@ func (d *replica) attendLocked() {
 		a.unattended++
 	} else {
 		a.unattended--
+		if d.live == nil {
+			a.closed++
+		}
 	}
 }
 

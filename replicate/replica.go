@@ -55,6 +55,8 @@ type Files interface {
 	Stat(path string) (FileStat, error)
 	// WALEmpty reports that there is no write-ahead log with content beside the file.
 	WALEmpty(path string) bool
+	// Trim gives memory that closed files have left behind back to the system.
+	Trim()
 	// Remove deletes the database's directory. Nothing has it open.
 	Remove(path string) error
 }

@@ -49,6 +49,7 @@ func (s *Service) janitor() {
 			d.unlistIfIdle()
 		}
 		idle.step(s)
+		s.active.trim(s.files)
 	}
 }
 

@@ -24,6 +24,9 @@
 #ifndef _WIN32
 #include <sys/stat.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #ifdef _WIN32
 #define LIVE_VFS "win32"
@@ -84,6 +87,9 @@ static int liveConnect(const char *zPath, sqlite3 **pDb, sqlite3_stmt **ppRead){
   int rc = sqlite3_open_v2(zPath, pDb, SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX,
                            LIVE_VFS);
   if( rc!=SQLITE_OK ) return rc;
+  /* A node has thousands of these, which prepare one statement each. */
+  rc = sqlite3_db_config(*pDb, SQLITE_DBCONFIG_LOOKASIDE, NULL, 0, 0);
+  if( rc!=SQLITE_OK ) return rc;
   sqlite3_extended_result_codes(*pDb, 1);
   /*
   ** Most pragmas would parse the schema, which need not be one that this process
@@ -98,6 +104,8 @@ static int liveConnect(const char *zPath, sqlite3 **pDb, sqlite3_stmt **ppRead){
   sqlite3_busy_timeout(*pDb, 5000);
   rc = liveRead(pRead);
   sqlite3_busy_timeout(*pDb, 0);
+  /* Nothing reads pages through the cache of this connection from now on. */
+  (void)sqlite3_db_release_memory(*pDb);
   *ppRead = pRead;
   return rc;
 }
@@ -221,6 +229,7 @@ int hasqlite_live_recover(hasqlite_live *p){
   int rc;
   sqlite3_mutex_enter(mutex);
   rc = liveRead(p->pRead);
+  (void)sqlite3_db_release_memory(p->db);
   sqlite3_mutex_leave(mutex);
   return rc;
 }
@@ -320,4 +329,11 @@ int hasqlite_live_create(const char *zPath, const void *pData, int nData, int mo
   free(zFull);
   free(pFile);
   return rc;
+}
+
+void hasqlite_live_trim(void){
+#ifdef __GLIBC__
+  /* Small blocks that are freed in the order of use leave holes in every arena. */
+  (void)malloc_trim(0);
+#endif
 }

@@ -169,6 +169,9 @@ func OpenLive(path string) (*Live, error) {
 	return l, nil
 }
 
+// TrimMemory gives the memory that closed handles have left behind back to the system. It takes milliseconds.
+func TrimMemory() { C.hasqlite_live_trim() }
+
 // Path returns the path the database was opened with.
 func (l *Live) Path() string { return l.path }
 

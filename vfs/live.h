@@ -77,4 +77,7 @@ int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int *pnLog, int *pnCkp
 int hasqlite_live_create(const char *zPath, const void *pData, int nData, int mode,
                          int *pExists);
 
+/* Give memory that closed connections have left back to the system. */
+void hasqlite_live_trim(void);
+
 #endif

@@ -121,5 +121,8 @@ func (f files) removeUnused(path string, exists func(path string) bool) {
 	os.Remove(filepath.Dir(path)) // fails if anything is in it
 }
 
+// Trim implements replicate.Files.
+func (f files) Trim() { vfs.TrimMemory() }
+
 // Remove implements replicate.Files.
 func (f files) Remove(path string) error { return os.RemoveAll(filepath.Dir(path)) }
