@@ -3,7 +3,8 @@
 # make test       all tests, after installing what a Debian machine lacks for them
 # make check      what a change has to pass: formatting, vet, staticcheck, tests with the
 #                 race detector, the C code under the sanitizers, short fuzzing
-# make bench      the measurements of the README
+# make bench      what is promised about speed, measured in one run, in some five minutes; RQLITED=binary
+#                 compares with rqlite, BENCHARGS="-json FILE" writes the figures
 # make fuzz       every fuzz target for FUZZTIME each
 # make soak       200 rounds of faults on a cluster
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles

@@ -17,12 +17,15 @@ import (
 	"github.com/uglyer/ha-sqlite/replicate/peer"
 )
 
-// Timeouts for a local network. CommitTimeout is how long a follower may wait to hear of a commit
+// Timeouts for a local network. A follower stands for election after one to two heartbeat timeouts without a sign of the
+// leader, which sends one every 50 to 100 ms from a goroutine that waits for no disk: a pause of 300 ms of any process, or
+// a disk that stalls, is no reason. A leader that reaches no majority for the lease steps down. A leader whose
+// process died is replaced sooner: takeover.go. CommitTimeout is how long a follower may wait to hear of a commit
 // (RULES A3): raft's own default of 50 ms would be the latency of every write lock that changes nodes.
 const (
-	heartbeatTimeout = 1000 * time.Millisecond
-	electionTimeout  = 1000 * time.Millisecond
-	leaseTimeout     = 800 * time.Millisecond
+	heartbeatTimeout = 500 * time.Millisecond
+	electionTimeout  = 500 * time.Millisecond
+	leaseTimeout     = 500 * time.Millisecond
 	commitTimeout    = 5 * time.Millisecond
 	// restoreTimeout is what raft allows for a snapshot of the scale's size; ours are small manifests whose
 	// restore fetches pages for as long as it takes (RULES A5).
@@ -52,8 +55,8 @@ func (s *Service) openRaft() error {
 	// The deadline of InstallSnapshot is Timeout x size / TimeoutScale, at least Timeout.
 	transport.TimeoutScale = 1
 	s.raftLog = logstore.NewParallel(s.store, s.leadsOthers, s.giveUp)
-	gated := peer.Gate(peer.LimitBatches(transport, logstore.MaxBatchBytes, s.mayCampaign), s.raftLog.Wait)
-	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.raftLog, s.store, s.opts.Snapshots, gated)
+	s.transport = peer.Gate(peer.LimitBatches(transport, logstore.MaxBatchBytes, s.mayCampaign), s.raftLog.Wait)
+	r, err := raft.NewRaft(cfg, stateMachine{s.fsm, s}, s.raftLog, s.store, s.opts.Snapshots, s.transport)
 	if err != nil {
 		s.raftLog.Stop()
 		return fmt.Errorf("start raft: %w", err)

@@ -12,26 +12,27 @@ import (
 
 // Methods of the calls between nodes.
 const (
-	methodHello     uint8 = 1 // open to strangers: who is there
-	methodJoin      uint8 = 2 // open to strangers
-	methodCommit    uint8 = 3
-	methodAcquire   uint8 = 4
-	methodRelease   uint8 = 5
-	methodReadIndex uint8 = 6
-	methodCatalog   uint8 = 7
-	methodStatus    uint8 = 8
-	methodHandles   uint8 = 10
-	methodMember    uint8 = 11
-	methodReclaim   uint8 = 12
-	methodPressure  uint8 = 13
-	methodProgress  uint8 = 18
-	methodCaughtUp  uint8 = 19
-	methodParts     uint8 = 14 // a stream
-	methodLarge     uint8 = 15
-	methodTouch     uint8 = 16
-	methodDisk      uint8 = 24
-	methodFetch     uint8 = 32 // a stream
-	methodVerify    uint8 = 33 // a stream
+	methodHello      uint8 = 1 // open to strangers: who is there
+	methodJoin       uint8 = 2 // open to strangers
+	methodCommit     uint8 = 3
+	methodAcquire    uint8 = 4
+	methodRelease    uint8 = 5
+	methodReadIndex  uint8 = 6
+	methodCatalog    uint8 = 7
+	methodStatus     uint8 = 8
+	methodHandles    uint8 = 10
+	methodMember     uint8 = 11
+	methodReclaim    uint8 = 12
+	methodPressure   uint8 = 13
+	methodProgress   uint8 = 18
+	methodCaughtUp   uint8 = 19
+	methodParts      uint8 = 14 // a stream
+	methodLarge      uint8 = 15
+	methodTouch      uint8 = 16
+	methodDisk       uint8 = 24
+	methodLeaderGone uint8 = 27
+	methodFetch      uint8 = 32 // a stream
+	methodVerify     uint8 = 33 // a stream
 )
 
 // Codes of errors that the caller has to tell apart.
@@ -138,6 +139,8 @@ func (s *Service) registerMethods() {
 	s.port.HandleStream(methodVerify, func(ctx context.Context, from string, req []byte, w io.Writer) error {
 		return coded(s.serveVerify(ctx, from, req, w))
 	})
+	handle(methodLeaderGone, jsonMethod(s.judgeLeader))
+	s.port.OnRaftEnded(s.raftEnded)
 	s.port.OnDisconnect(func(id string) { s.locks.DropNode(id) })
 }
 

@@ -58,13 +58,15 @@ type Service struct {
 	port    *peer.Port
 	store   *logstore.Store
 	raftLog *logstore.Parallel // the store as raft sees it
-	fsm     *FSM
-	raft    *raft.Raft
-	locks   *LockTable
-	metrics counters
-	spools  *spools
-	ticks   sync.Map // id of a large transaction of this node -> func() that hears of its progress
-	now     func() time.Time
+
+	transport *peer.Transport
+	fsm       *FSM
+	raft      *raft.Raft
+	locks     *LockTable
+	metrics   counters
+	spools    *spools
+	ticks     sync.Map // id of a large transaction of this node -> func() that hears of its progress
+	now       func() time.Time
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -90,6 +92,7 @@ type Service struct {
 	replayIndex uint64
 	replayTerm  uint64
 	restored    bool          // the snapshot of the start was loaded: a later restore comes from the leader
+	successor   atomic.Uint64 // the term in which this node looks whether to succeed a dead leader
 	proposing   atomic.Uint64 // the term whose first entry is on its way or decided
 	pressure    pressure
 	logBound    logBound

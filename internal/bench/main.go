@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,32 +12,47 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/localcluster"
 )
 
 // options are the flags.
 type options struct {
-	rounds  int
-	commits int
-	selects int
-	rows    int
-	dir     string
-	node    string
-	raftLog string
-	json    bool
+	rounds    int
+	commits   int
+	selects   int
+	rows      int
+	databases int
+	many      time.Duration
+	failovers int
+	catchup   int
+	bulk      int
+	idle      int
+	dir       string
+	node      string
+	raftLog   string
+	json      string
+	rqlited   string
 }
 
 func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "interleaved `rounds`")
 	flag.IntVar(&o.commits, "commits", 1000, "transactions in a round, on the leader and on a follower each")
-	flag.IntVar(&o.selects, "selects", 300000, "point SELECTs in a round, with and without the VFS each")
+	flag.IntVar(&o.selects, "selects", 100000, "point SELECTs in a turn, with and without the VFS each")
 	flag.IntVar(&o.rows, "rows", 100_000, "rows of the table that is selected from")
+	flag.IntVar(&o.databases, "databases", 64, "databases with a writer each; 0 leaves that out")
+	flag.DurationVar(&o.many, "many", 3*time.Second, "`time` of a round with that many writers")
+	flag.IntVar(&o.failovers, "failovers", 20, "how often the leader is killed")
+	flag.IntVar(&o.catchup, "catchup", 30000, "transactions of one row that a stopped follower misses; 0 leaves that out")
+	flag.IntVar(&o.bulk, "bulk", 400, "`MiB` that a stopped follower misses; 0 leaves that out")
+	flag.IntVar(&o.idle, "idle", 0, "idle databases that a node starts with; takes long to prepare, 0 leaves it out")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`directory` on the file system to measure on")
 	flag.StringVar(&o.node, "node", "", "hasqlite-node `binary`; empty builds it")
 	flag.StringVar(&o.raftLog, "raft-log", "wal", "log `store` of the nodes: wal or boltdb")
-	flag.BoolVar(&o.json, "json", false, "print the report as JSON")
+	flag.StringVar(&o.json, "json", "", "write the report as JSON to this `file` too, - for standard output instead of the tables")
+	flag.StringVar(&o.rqlited, "rqlited", os.Getenv("RQLITED"), "rqlited `binary` to compare with, $RQLITED; empty leaves that out")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Stdout, o)
@@ -65,37 +79,88 @@ func run(ctx context.Context, out io.Writer, o options) (err error) {
 			return fmt.Errorf("build the node: %w\n%s", err, text)
 		}
 	}
-	cluster, err := localcluster.Start(ctx, localcluster.Options{
-		Command: []string{o.node}, Dir: filepath.Join(dir, "cluster"), Args: []string{"--raft-log", o.raftLog},
-	})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, cluster.Close()) }()
-
-	r := Report{
+	r := &Report{
 		Machine: fmt.Sprintf("%s/%s, %d processors, raft log %s", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), o.raftLog),
 		Rounds:  o.rounds,
 	}
+	if err := measure(ctx, r, dir, o); err != nil {
+		return err
+	}
+	if o.json == "-" {
+		return r.writeJSON(out)
+	}
+	if o.json != "" {
+		f, err := os.Create(o.json)
+		if err != nil {
+			return fmt.Errorf("create the report: %w", err)
+		}
+		if err := errors.Join(r.writeJSON(f), f.Close()); err != nil {
+			return fmt.Errorf("write the report: %w", err)
+		}
+	}
+	return r.print(out)
+}
+
+// measure runs all parts. Each part that follows the rounds has a cluster of its own, so that none inherits a state.
+func measure(ctx context.Context, r *Report, dir string, o options) error {
+	if err := o.withCluster(ctx, filepath.Join(dir, "rounds"), func(c *localcluster.Cluster) error { return rounds(ctx, r, dir, c, o) }); err != nil {
+		return err
+	}
+	if o.failovers > 0 {
+		if err := o.withCluster(ctx, filepath.Join(dir, "failover"), func(c *localcluster.Cluster) error { return failovers(ctx, r, c, o.failovers) }); err != nil {
+			return err
+		}
+	} else {
+		r.Skipped = append(r.Skipped, "failover: -failovers is 0")
+	}
+	if o.catchup > 0 || o.bulk > 0 {
+		if err := o.withCluster(ctx, filepath.Join(dir, "catchup"), func(c *localcluster.Cluster) error { return catchups(ctx, r, c, o) }); err != nil {
+			return err
+		}
+	} else {
+		r.Skipped = append(r.Skipped, "catch-up: -catchup and -bulk are 0")
+	}
+	if o.idle > 0 {
+		return o.withCluster(ctx, filepath.Join(dir, "idle"), func(c *localcluster.Cluster) error { return idles(ctx, r, c, o.idle) })
+	}
+	r.Skipped = append(r.Skipped, "idle databases: ask for them with -idle 10000")
+	return nil
+}
+
+func (o options) withCluster(ctx context.Context, dir string, f func(*localcluster.Cluster) error) (err error) {
+	cluster, err := localcluster.Start(ctx, localcluster.Options{Command: []string{o.node}, Dir: dir, Args: []string{"--raft-log", o.raftLog}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cluster.Close(), os.RemoveAll(dir)) }()
+	return f(cluster)
+}
+
+// rounds measures everything that is compared by ratios.
+func rounds(ctx context.Context, r *Report, dir string, cluster *localcluster.Cluster, o options) (err error) {
 	b, err := prepare(ctx, dir, cluster, o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 	for round := range o.rounds {
-		if err := b.round(ctx, &r, uint32(round)); err != nil {
+		if err := b.round(ctx, r, uint32(round)); err != nil {
 			return fmt.Errorf("round %d: %w", round+1, err)
 		}
 	}
-	r.ratio("point SELECTs by CPU time, VFS / plain SQLite", selectVFS, selectPlain, 0.95)
-	r.ratio("transactions on the leader / reference R", commitLeader, reference, 0.5)
-	r.ratio("transactions on a follower / on the leader", commitFollower, commitLeader, 0.5)
-	r.ratio("transactions on the leader / two StoreLogs", commitLeader, storeLogs, 0)
-	r.ratio("transactions on the leader / plain SQLite with synchronous=FULL", commitLeader, commitPlain, 0)
-	if o.json {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(r)
+	r.ratio("1-row transactions: leader / reference R", commitLeader, reference, 0.7)
+	if o.rqlited != "" {
+		r.ratio("1-row transactions: leader / rqlite, one client", commitLeader, rqliteOne, 2.5)
+		r.ratio("rows in transactions of 100: leader / rqlite, batches of 100", rowsLeader, rqliteRows, 3)
+	} else {
+		r.Skipped = append(r.Skipped, "rqlite: name its binary with RQLITED")
 	}
-	return r.print(out)
+	if o.databases > 0 {
+		b.manyRow(r)
+	}
+	r.ratio("1-row transactions: follower / leader", commitFollower, commitLeader, 0.5)
+	r.ratio("point SELECTs by CPU time: VFS / plain SQLite", selectVFS, selectPlain, 0.95)
+	r.ratio("1-row transactions: leader / two StoreLogs", commitLeader, storeLogs, 0)
+	r.ratio("1-row transactions: leader / plain SQLite with synchronous=FULL", commitLeader, commitPlain, 0)
+	return nil
 }

@@ -25,6 +25,9 @@ const (
 	commitLeader   = "1-row transactions on the leader"
 	commitFollower = "1-row transactions on a follower"
 	commitPlain    = "1-row transactions, plain SQLite"
+	rowsLeader     = "rows in transactions of 100 on the leader"
+	rqliteOne      = "1-row inserts, rqlite"
+	rqliteRows     = "rows in batches of 100, rqlite"
 	reference      = "R: two appends of 4 KiB with fdatasync"
 	storeLogs      = "two StoreLogs of the raft log"
 	p50            = ", median latency"
@@ -34,6 +37,9 @@ const (
 const (
 	blockBytes = 4096
 	database   = "bench.db"
+	batchRows  = 100
+	// insertRow is what every writer writes, here and on rqlite.
+	insertRow = `INSERT INTO work(payload) VALUES('one row of a transaction of its own')`
 )
 
 // bench is what the rounds work on.
@@ -48,6 +54,8 @@ type bench struct {
 	log      *logstore.Store
 	logIndex uint64
 	growing  *os.File
+	many     *manyWriters // nil: left out
+	rqlite   *rqlite      // nil: left out
 }
 
 // prepare makes the tables on both sides and opens everything.
@@ -92,6 +100,16 @@ func prepare(ctx context.Context, dir string, cluster *localcluster.Cluster, o o
 	if b.growing, err = os.Create(filepath.Join(dir, "growing")); err != nil {
 		return nil, fmt.Errorf("create the reference file: %w", err)
 	}
+	if o.databases > 0 {
+		if b.many, err = openMany(ctx, cluster, leader, o.databases); err != nil {
+			return nil, err
+		}
+	}
+	if o.rqlited != "" {
+		if b.rqlite, err = startRqlite(ctx, o.rqlited, filepath.Join(dir, "rqlite")); err != nil {
+			return nil, err
+		}
+	}
 	return b, nil
 }
 
@@ -134,6 +152,12 @@ func (b *bench) close() error {
 	if b.growing != nil {
 		errs = append(errs, b.growing.Close())
 	}
+	if b.many != nil {
+		errs = append(errs, b.many.close())
+	}
+	if b.rqlite != nil {
+		errs = append(errs, b.rqlite.close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -147,6 +171,17 @@ func (b *bench) round(ctx context.Context, r *Report, number uint32) error {
 		func() error { return b.commitRound(ctx, r, commitFollower, b.follower) },
 		func() error { return b.storeRound(r) },
 		func() error { return b.commitRound(ctx, r, commitPlain, b.plain) },
+		func() error { return b.batchRound(ctx, r) },
+	}
+	if b.rqlite != nil {
+		steps = append(steps,
+			func() error {
+				return timed(r, rqliteOne, max(b.commits/4, 1), func() error { return b.rqlite.execute(ctx, 1) })
+			},
+			func() error { return b.rqlite.batches(ctx, r, max(b.commits/50, 1)) })
+	}
+	if b.many != nil {
+		steps = append(steps, func() error { return b.many.round(ctx, r, b.options.many) })
 	}
 	if number%2 == 1 {
 		slices.Reverse(steps)
@@ -184,7 +219,7 @@ func (b *bench) selectRound(r *Report, seed uint32) error {
 }
 
 func (b *bench) commitRound(ctx context.Context, r *Report, name string, db *sql.DB) error {
-	stmt, err := db.PrepareContext(ctx, `INSERT INTO work(payload) VALUES('one row of a transaction of its own')`)
+	stmt, err := db.PrepareContext(ctx, insertRow)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -193,6 +228,37 @@ func (b *bench) commitRound(ctx context.Context, r *Report, name string, db *sql
 		_, err := stmt.ExecContext(ctx)
 		return err
 	})
+}
+
+// batchRound writes transactions of many rows on the leader.
+func (b *bench) batchRound(ctx context.Context, r *Report) error {
+	stmt, err := b.leader.PrepareContext(ctx, insertRow)
+	if err != nil {
+		return fmt.Errorf("%s: %w", rowsLeader, err)
+	}
+	defer stmt.Close()
+	count := max(b.commits/10, 1)
+	begun := time.Now()
+	for range count {
+		tx, err := b.leader.BeginTx(ctx, nil)
+		if err != nil {
+			return fmt.Errorf("%s: %w", rowsLeader, err)
+		}
+		one := tx.StmtContext(ctx, stmt)
+		for range batchRows {
+			if _, err = one.ExecContext(ctx); err != nil {
+				break
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", rowsLeader, errors.Join(err, tx.Rollback()))
+		}
+		if err := tx.Commit(); err != nil {
+			return fmt.Errorf("%s: %w", rowsLeader, err)
+		}
+	}
+	r.add(rowsLeader, "rows/s", float64(count*batchRows)/time.Since(begun).Seconds())
+	return nil
 }
 
 // referenceRound writes what a commit cannot avoid on a single machine: two appends, one after the other, both synced.

@@ -1,13 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 	"text/tabwriter"
 )
 
-// Measure is one thing that is measured once in every round.
+// Measure is one thing that is measured once in every round, or once for every repetition.
 type Measure struct {
 	Name   string    `json:"name"`
 	Unit   string    `json:"unit"`
@@ -15,22 +16,36 @@ type Measure struct {
 	Median float64   `json:"median"`
 }
 
-// Ratio compares the medians of two measures of one run.
-type Ratio struct {
+// Row is one line of the result: a figure, most often the quotient of two medians of one run, and what it has to be.
+type Row struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"`
-	Want  float64 `json:"want"` // at least; 0 for a ratio that is only shown
+	Unit  string  `json:"unit,omitempty"`
+	Want  float64 `json:"want"` // 0: only shown
+	Most  bool    `json:"most"` // Want is the most; otherwise the least
+	Note  string  `json:"note,omitempty"`
+	// Instead says that another condition holds which counts as well.
+	Instead bool `json:"instead,omitempty"`
 }
 
-// Holds reports whether the ratio is what was promised.
-func (r Ratio) Holds() bool { return r.Value >= r.Want }
+// Holds reports whether the figure is what was promised.
+func (r Row) Holds() bool {
+	switch {
+	case r.Want == 0 || r.Instead:
+		return true
+	case r.Most:
+		return r.Value <= r.Want
+	}
+	return r.Value >= r.Want
+}
 
 // Report is one run.
 type Report struct {
 	Machine  string    `json:"machine"`
 	Rounds   int       `json:"rounds"`
 	Measures []Measure `json:"measures"`
-	Ratios   []Ratio   `json:"ratios"`
+	Rows     []Row     `json:"rows"`
+	Skipped  []string  `json:"skipped,omitempty"` // what was not measured, and why
 }
 
 func median(v []float64) float64 {
@@ -57,18 +72,18 @@ func (r *Report) add(name, unit string, value float64) {
 	r.Measures = append(r.Measures, Measure{Name: name, Unit: unit, Rounds: []float64{value}, Median: value})
 }
 
-func (r *Report) median(name string) float64 {
+func (r *Report) measure(name string) Measure {
 	for _, m := range r.Measures {
 		if m.Name == name {
-			return m.Median
+			return m
 		}
 	}
 	panic(fmt.Sprintf("nothing was measured as %q", name))
 }
 
-// ratio adds the quotient of two medians.
+// ratio adds the quotient of two medians, which must be at least want.
 func (r *Report) ratio(name, over, under string, want float64) {
-	r.Ratios = append(r.Ratios, Ratio{Name: name, Value: r.median(over) / r.median(under), Want: want})
+	r.Rows = append(r.Rows, Row{Name: name, Value: r.measure(over).Median / r.measure(under).Median, Want: want})
 }
 
 // print writes the tables for people.
@@ -84,16 +99,37 @@ func (r *Report) print(out io.Writer) error {
 	}
 	fmt.Fprintln(out)
 	t = tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "ratio\tvalue\twanted\t\t")
-	for _, x := range r.Ratios {
+	fmt.Fprintln(t, "result\tvalue\twanted\t\t")
+	for _, x := range r.Rows {
 		want, verdict := "", ""
 		if x.Want > 0 {
-			want, verdict = fmt.Sprintf("≥ %.2f", x.Want), "holds"
+			sign := "≥"
+			if x.Most {
+				sign = "≤"
+			}
+			want, verdict = fmt.Sprintf("%s %g %s", sign, x.Want, x.Unit), "holds"
 			if !x.Holds() {
 				verdict = "MISSED"
 			}
 		}
-		fmt.Fprintf(t, "%s\t%.3f\t%s\t%s\t\n", x.Name, x.Value, want, verdict)
+		fmt.Fprintf(t, "%s\t%.4g %s\t%s\t%s\t\n", x.Name, x.Value, x.Unit, want, verdict)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, x := range r.Rows {
+		if x.Note != "" {
+			fmt.Fprintf(out, "%s: %s\n", x.Name, x.Note)
+		}
+	}
+	for _, s := range r.Skipped {
+		fmt.Fprintln(out, "not measured:", s)
+	}
+	return nil
+}
+
+func (r *Report) writeJSON(out io.Writer) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
 }

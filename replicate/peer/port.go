@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -95,15 +96,17 @@ type Port struct {
 	handshakes chan struct{}
 	accepted   atomic.Int64
 
-	mu       sync.Mutex
-	closed   bool
-	links    map[*link]bool // value: this side pings
-	conns    map[net.Conn]struct{}
-	out      map[string]*outbound
-	inbound  map[string]*serverConn
-	onGone   []func(string)
-	onLost   []func(string)
-	lastSaid map[string]string // last dial error logged, by peer
+	mu      sync.Mutex
+	closed  bool
+	links   map[*link]bool // value: this side pings
+	conns   map[net.Conn]struct{}
+	out     map[string]*outbound
+	inbound map[string]*serverConn
+	onGone  []func(string)
+	onLost  []func(string)
+
+	onRaftEnded []func(string)
+	lastSaid    map[string]string // last dial error logged, by peer
 }
 
 // Listen opens the port. ident is asked at every handshake, since a node
@@ -192,6 +195,44 @@ func (p *Port) OnLost(f func(peerID string)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.onLost = append(p.onLost, f)
+}
+
+// OnRaftEnded registers f, which is called with a peer's id after a connection on which raft there sent its requests to
+// raft here has ended. A process that dies ends all of its connections at once.
+func (p *Port) OnRaftEnded(f func(peerID string)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.onRaftEnded = append(p.onRaftEnded, f)
+}
+
+func (p *Port) raftEnded(peerID string) {
+	p.mu.Lock()
+	tell := p.onRaftEnded
+	if p.closed {
+		tell = nil
+	}
+	p.mu.Unlock()
+	for _, f := range tell {
+		f(peerID)
+	}
+}
+
+// Refuses reports whether the machine of a peer answers and nobody listens at the peer's address there: the process
+// is gone. Silence, and a peer that answers, are no proof.
+func (p *Port) Refuses(ctx context.Context, peerID string) bool {
+	addr, ok := p.resolve(peerID)
+	if !ok {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.opt.dialTimeout)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err == nil {
+		conn.Close() //nolint:errcheck // it was only asked for
+		return false
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // Connected tells whether a live connection to or from the peer exists.
@@ -384,7 +425,10 @@ func (p *Port) greet(conn net.Conn) {
 	conn.SetDeadline(time.Time{}) //nolint:errcheck // a dead connection shows at the read
 	switch h.kind {
 	case kindRaft:
-		p.raft.deliver(&raftConn{Conn: conn, gone: drop})
+		p.raft.deliver(&raftConn{Conn: conn, gone: func() {
+			drop()
+			p.raftEnded(h.sender)
+		}})
 	case kindStream:
 		p.serveStream(conn, h.sender)
 		drop()

@@ -75,8 +75,14 @@ func (tcpAddr) Network() string { return "tcp" }
 // String implements net.Addr.
 func (a tcpAddr) String() string { return string(a) }
 
-// Dial implements raft.StreamLayer for addresses made by ServerAddr.
+// Dial implements raft.StreamLayer for addresses made by ServerAddr. This node's own address is a connection within the
+// process.
 func (r *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	if string(address) == r.p.addr {
+		near, far := net.Pipe()
+		go r.deliver(&raftConn{Conn: far, gone: func() {}})
+		return near, nil
+	}
 	id, addr, ok := strings.Cut(string(address), "@")
 	if !ok {
 		return nil, fmt.Errorf("dial raft at %s: the address names no node: %w", address, ErrUnknownPeer)
@@ -258,6 +264,16 @@ func (p *pipeline) Close() error {
 		p.once.Do(func() { close(p.closed) })
 	}
 	return p.AppendPipeline.Close()
+}
+
+// StandForElection makes raft on this node a candidate at once, as a leader that hands over does: its peers vote
+// although they still believe in the former leader. self is this node.
+func (t *Transport) StandForElection(self raft.ServerID) error {
+	req := raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self)}}
+	if err := t.NetworkTransport.TimeoutNow(self, t.LocalAddr(), &req, new(raft.TimeoutNowResponse)); err != nil {
+		return fmt.Errorf("stand for election: %w", err)
+	}
+	return nil
 }
 
 func cutBatch(args *raft.AppendEntriesRequest, maxBytes int) {

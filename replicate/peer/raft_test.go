@@ -13,7 +13,7 @@ import (
 )
 
 // cluster runs raft on three ports. wait is the gate of each, nil for none.
-func cluster(t *testing.T, wait func(r *raft.Raft, index uint64, cancel <-chan struct{}) error) (rafts map[string]*raft.Raft, fsms map[string]*raft.MockFSM, stores map[string]*raft.InmemStore, ports map[string]*node) {
+func cluster(t *testing.T, wait func(r *raft.Raft, index uint64, cancel <-chan struct{}) error) (rafts map[string]*raft.Raft, fsms map[string]*raft.MockFSM, stores map[string]*raft.InmemStore, ports map[string]*node, transports map[string]*Transport) {
 	n := newNetwork()
 	var servers []raft.Server
 	ports = map[string]*node{}
@@ -22,6 +22,7 @@ func cluster(t *testing.T, wait func(r *raft.Raft, index uint64, cancel <-chan s
 		servers = append(servers, raft.Server{ID: raft.ServerID(id), Address: raft.ServerAddress(ports[id].Addr())})
 	}
 	rafts, fsms, stores = map[string]*raft.Raft{}, map[string]*raft.MockFSM{}, map[string]*raft.InmemStore{}
+	transports = map[string]*Transport{}
 	for id, p := range ports {
 		trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			ServerAddressProvider: p, Stream: p.RaftLayer(), MaxPool: 3, Timeout: 2 * time.Second, Logger: hclog.NewNullLogger(),
@@ -49,10 +50,10 @@ func cluster(t *testing.T, wait func(r *raft.Raft, index uint64, cancel <-chan s
 		r, err := raft.NewRaft(conf, fsm, store, store, raft.NewInmemSnapshotStore(), limited)
 		must(err)
 		self.Store(r)
-		rafts[id], fsms[id], stores[id] = r, fsm, store
+		rafts[id], fsms[id], stores[id], transports[id] = r, fsm, store, limited
 		t.Cleanup(func() { r.Shutdown().Error(); trans.Close() })
 	}
-	return rafts, fsms, stores, ports
+	return rafts, fsms, stores, ports, transports
 }
 
 func waitLeader(t *testing.T, rafts map[string]*raft.Raft) (leader *raft.Raft) {
@@ -70,7 +71,7 @@ func waitLeader(t *testing.T, rafts map[string]*raft.Raft) (leader *raft.Raft) {
 }
 
 func TestRaftRunsOverThePort(t *testing.T) {
-	rafts, fsms, _, ports := cluster(t, nil)
+	rafts, fsms, _, ports, _ := cluster(t, nil)
 	leader := waitLeader(t, rafts)
 	const entries = 200
 	var last raft.ApplyFuture
@@ -99,7 +100,7 @@ func TestRaftRunsOverThePort(t *testing.T) {
 func TestNothingIsCommittedBeforeTheLeaderHasIt(t *testing.T) {
 	var shut atomic.Bool
 	open := make(chan struct{})
-	rafts, fsms, stores, _ := cluster(t, func(_ *raft.Raft, _ uint64, cancel <-chan struct{}) error {
+	rafts, fsms, stores, _, _ := cluster(t, func(_ *raft.Raft, _ uint64, cancel <-chan struct{}) error {
 		if !shut.Load() {
 			return nil
 		}
@@ -140,6 +141,68 @@ func TestNothingIsCommittedBeforeTheLeaderHasIt(t *testing.T) {
 	}
 	for id := range rafts {
 		eventually(t, id+" has applied it", func() bool { return len(fsms[id].Logs()) == 2 })
+	}
+}
+
+// Its peers vote for a node that stands for election although they hear from a leader.
+func TestAFollowerStandsForElectionOnDemand(t *testing.T) {
+	rafts, _, _, _, transports := cluster(t, nil)
+	leader := waitLeader(t, rafts)
+	if err := leader.Barrier(10 * time.Second).Error(); err != nil {
+		t.Fatal(err)
+	}
+	for id, r := range rafts {
+		if r == leader {
+			continue
+		}
+		eventually(t, id+" follows", func() bool { _, l := r.LeaderWithID(); return l != "" && r.LastIndex() == leader.LastIndex() })
+		if err := transports[id].StandForElection(raft.ServerID(id)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, id+" leads", func() bool { return r.State() == raft.Leader })
+		return
+	}
+}
+
+func TestAPeerWhoseProcessIsGoneIsToldFromASilentOne(t *testing.T) {
+	n := newNetwork()
+	a, b := n.start(t, member("a")), n.start(t, member("b"))
+	n.set("silent", silentPeer(t, member("silent")))
+	ended := make(chan string, 1)
+	b.OnRaftEnded(func(id string) { ended <- id })
+	addr, err := a.ServerAddr("b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := a.RaftLayer().Dial(addr, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := b.RaftLayer().Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]bool{"a": false, "silent": false, "unknown": false} {
+		if got := b.Refuses(t.Context(), id); got != want {
+			t.Errorf("%s refuses connections: %v, want %v", id, got, want)
+		}
+	}
+	select {
+	case id := <-ended:
+		t.Fatalf("the connection from %s ended early", id)
+	default:
+	}
+	conn.Close()
+	a.Close()
+	if _, err := far.Read(make([]byte, 1)); err == nil {
+		t.Fatal("read from a closed connection")
+	}
+	far.Close()
+	if id := <-ended; id != "a" {
+		t.Fatalf("the connection from %q ended", id)
+	}
+	if !b.Refuses(t.Context(), "a") {
+		t.Error("nobody listens, and it is not noticed")
 	}
 }
 

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/internal/localcluster"
+)
+
+// Names of the measures of a follower that was away.
+const (
+	catchupOne  = "catch-up of a follower, 1-row transactions"
+	catchupBulk = "catch-up of a follower, bulk"
+)
+
+// catchups stops a follower, writes meanwhile, and measures from the start of its process until its files show everything.
+func catchups(ctx context.Context, r *Report, c *localcluster.Cluster, o options) error {
+	if o.catchup > 0 {
+		leader, err := c.WaitLeader(ctx)
+		if err != nil {
+			return err
+		}
+		m, err := openMany(ctx, c, leader, max(o.databases, 1))
+		if err != nil {
+			return err
+		}
+		names := make([]string, len(m.dbs))
+		for i := range names {
+			names[i] = fmt.Sprintf("many/%d.db", i)
+		}
+		took, err := catchup(ctx, c, names, func() error {
+			_, err := m.write(ctx, func(written int64) bool { return written < int64(o.catchup) })
+			return err
+		})
+		if err := errors.Join(err, m.close()); err != nil {
+			return fmt.Errorf("%s: %w", catchupOne, err)
+		}
+		r.add(catchupOne, "1/s", float64(o.catchup)/took.Seconds())
+		r.Rows = append(r.Rows, Row{
+			Name: catchupOne, Value: r.measure(catchupOne).Median, Unit: "1/s", Want: 20000,
+			Note: fmt.Sprintf("%d transactions in %d databases, from the start of the process: %.2f s", o.catchup, len(names), took.Seconds()),
+		})
+	}
+	if o.bulk > 0 {
+		took, err := bulkCatchup(ctx, c, o.bulk)
+		if err != nil {
+			return fmt.Errorf("%s: %w", catchupBulk, err)
+		}
+		r.add(catchupBulk, "MB/s", float64(o.bulk)*1.048576/took.Seconds())
+		r.Rows = append(r.Rows, Row{
+			Name: catchupBulk, Value: r.measure(catchupBulk).Median, Unit: "MB/s", Want: 200,
+			Note: fmt.Sprintf("%d MiB in one database, from the start of the process: %.2f s", o.bulk, took.Seconds()),
+		})
+	}
+	return nil
+}
+
+func bulkCatchup(ctx context.Context, c *localcluster.Cluster, mebibytes int) (took time.Duration, err error) {
+	leader, err := c.WaitLeader(ctx)
+	if err != nil {
+		return 0, err
+	}
+	db := openOne(leader.DSN("bulk.db", "_synchronous=FULL&_busy_timeout=10000"))
+	defer func() { err = errors.Join(err, db.Close()) }()
+	if _, err := db.ExecContext(ctx, `CREATE TABLE item(id INTEGER PRIMARY KEY, payload BLOB)`); err != nil {
+		return 0, fmt.Errorf("prepare: %w", err)
+	}
+	if _, err := c.WaitConverged(ctx, "bulk.db"); err != nil {
+		return 0, err
+	}
+	const step = 4
+	return catchup(ctx, c, []string{"bulk.db"}, func() error {
+		for done := 0; done < mebibytes; done += step {
+			// Pages that no compression makes smaller, eight rows each.
+			_, err := db.ExecContext(ctx, `WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < ?)
+				INSERT INTO item(payload) SELECT randomblob(500) FROM c`, step*256*8)
+			if err != nil {
+				return fmt.Errorf("write: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+func catchup(ctx context.Context, c *localcluster.Cluster, names []string, write func() error) (time.Duration, error) {
+	f, err := c.Follower(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := f.Shutdown(ctx); err != nil {
+		return 0, err
+	}
+	if err := write(); err != nil {
+		return 0, err
+	}
+	leader, err := c.WaitLeader(ctx)
+	if err != nil {
+		return 0, err
+	}
+	want, err := positions(ctx, leader, names)
+	if err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	if err := f.Start(); err != nil {
+		return 0, err
+	}
+	err = localcluster.Poll(ctx, 10*time.Millisecond, func() (bool, error) {
+		got, err := positions(ctx, f, names)
+		if err != nil {
+			return false, err
+		}
+		for i := range want {
+			if got[i] != want[i] {
+				return false, fmt.Errorf("%s is at %v of %v", names[i], got[i], want[i])
+			}
+		}
+		return true, nil
+	})
+	return time.Since(begun), err
+}
+
+// positions are what a node's files show.
+func positions(ctx context.Context, n *localcluster.Node, names []string) ([]localcluster.Position, error) {
+	s, err := n.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]localcluster.Position, len(s.Databases))
+	for _, d := range s.Databases {
+		all[d.Name] = d.File
+	}
+	out := make([]localcluster.Position, len(names))
+	for i, name := range names {
+		p, ok := all[name]
+		if !ok {
+			return nil, fmt.Errorf("%s: no database %s", n.ID, name)
+		}
+		out[i] = p
+	}
+	return out, nil
+}
