@@ -6,6 +6,7 @@
 # make bench      what is promised about speed, measured in one run, in some five minutes; RQLITED=binary
 #                 compares with rqlite, BENCHARGS="-json FILE" writes the figures
 # make fuzz       every fuzz target for FUZZTIME each
+# make growth     what WALs grow to under readers that hold snapshots for HOLD
 # make soak       200 rounds of faults on a cluster
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 
@@ -15,6 +16,7 @@ CC := gcc
 endif
 FUZZTIME ?= 10s
 ROUNDS   ?= 200
+HOLD     ?= 3m
 HOURS    ?= 1h
 PLOT     ?=
 BENCHARGS ?=
@@ -29,7 +31,7 @@ LDFLAGS   := -X github.com/uglyer/ha-sqlite/internal/buildinfo.version=$(VERSION
 CLUSTER_TESTS = ./test/...
 OTHER_TESTS   = $$($(GO) list ./... | grep -v /ha-sqlite/test/)
 
-.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench soak endure clean
+.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth soak endure clean
 
 all: build extension
 
@@ -85,6 +87,9 @@ fuzz:
 
 bench: install-deps
 	$(GO) run ./internal/bench $(BENCHARGS)
+
+growth: install-deps
+	$(GO) test -count=1 -timeout 2h -v ./test/growth -hold $(HOLD) -load $(HOLD)
 
 soak: install-deps
 	$(GO) test -count=1 -timeout 6h -v -run TestClusterKeepsItsWord ./test/fault -rounds $(ROUNDS)

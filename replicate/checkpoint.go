@@ -1,17 +1,97 @@
 package replicate
 
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
 const (
 	// checkpointFrames is the length of the WAL at which the node checkpoints it, SQLite's own default.
 	checkpointFrames = 1000
-	// truncateBytes is the size of the WAL file at which a checkpoint also truncates it.
-	truncateBytes = 64 << 20
+	// truncateBytes is the size of the WAL file at which the node cuts it. Under readers that overlap without end
+	// no writer ever finds the log unread, and begins it anew: the node holds writers back for a moment then.
+	truncateBytes = 16 << 20
+	// fenceWait is for how long writers are held back, fenceWaitMost the same for a log far beyond truncateBytes;
+	// of the time writers are held back for at most one part in fenceRest.
+	fenceWait     = 50 * time.Millisecond
+	fenceWaitMost = 500 * time.Millisecond
+	fenceRest     = 20
+	// stuckAfter is the age at which a reader counts as one that will not end soon. Writers do not wait for it.
+	stuckAfter = time.Second
 )
 
-// runCheckpoint copies the WAL into the main file. Only the node does so: applications get BUSY.
+// checkpoints is what a replica knows of its WAL. Under replica.mu.
+type checkpoints struct {
+	running  bool      // one runs or is due
+	next     uint32    // frames at which the next is due
+	last     uint32    // frames when a commit was seen last
+	gate     *walGate  // while the log is cut, else nil
+	notUntil time.Time // no gate before
+	backlog  uint32    // frames that are not in the database file
+	since    time.Time // when the backlog began; zero without one
+	readers  map[readerKey]reader
+}
+
+// readerKey tells one reader from the next that uses the same lock slot: a reader that begins later has a
+// later mark, or a log that was begun anew.
+type readerKey struct {
+	slot  int
+	mark  uint32
+	salts [8]byte
+}
+
+type reader struct {
+	pid  int // 0: not known
+	from time.Time
+	seen time.Time // last
+}
+
+// readerGone is after how long a reader that is not seen any more counts as ended: the kernel's table of locks
+// changes while it is read, and misses one now and then.
+const readerGone = 1500 * time.Millisecond
+
+// notice follows the length of the log.
+func (c *checkpoints) notice(frames uint32) {
+	if frames < c.last || c.next == 0 {
+		c.next = checkpointFrames // the log was begun anew
+	}
+	c.last = frames
+}
+
+// oldest is the reader that has held its snapshot the longest.
+func (c *checkpoints) oldest(now time.Time) (r reader, age time.Duration, ok bool) {
+	for _, k := range c.readers {
+		if d := now.Sub(k.from); !ok || d > age {
+			r, age, ok = k, d, true
+		}
+	}
+	return r, age, ok
+}
+
+// stuck reports a reader that writers should not wait for.
+func (c *checkpoints) stuck(now time.Time) bool {
+	_, age, ok := c.oldest(now)
+	return ok && age >= stuckAfter
+}
+
+// checkpointLocked starts a checkpoint, unless one runs.
+func (d *replica) checkpointLocked() {
+	if d.ckpt.running {
+		return
+	}
+	d.ckpt.running = true
+	d.svc.goroutine(d.runCheckpoint)
+}
+
+// runCheckpoint copies the WAL into the main file, and cuts it when it is long. Only the node does so:
+// applications get BUSY.
 func (d *replica) runCheckpoint() {
 	defer func() {
 		d.mu.Lock()
-		d.checkpoint = false
+		d.ckpt.running = false
 		d.mu.Unlock()
 	}()
 	if d.takeCopierIO() != nil {
@@ -20,35 +100,208 @@ func (d *replica) runCheckpoint() {
 	defer d.endCopierIO()
 	d.mu.Lock()
 	live := d.live
-	last := d.lastFrames
-	frames := d.fingerprint.MaxFrame
 	d.mu.Unlock()
 	if live == nil {
 		return
+	}
+	marks := d.lookAtWAL(live)
+	if marks.Backfilled < marks.MaxFrame {
+		frames, backfilled, err := live.Checkpoint(false)
+		d.checkpointed(false, frames == backfilled, err)
+		marks = d.lookAtWAL(live)
 	}
 	size, err := live.WALSize()
 	if err != nil {
 		d.log.Warn("size of the WAL unknown", "err", err)
 		return
 	}
-	if frames > last && frames-last < checkpointFrames/4 && size < truncateBytes {
-		return // a reader holds the log; try again after more frames
+	now := time.Now()
+	d.mu.Lock()
+	d.ckpt.next = marks.MaxFrame + checkpointFrames
+	if marks.Backfilled < marks.MaxFrame && !d.ckpt.stuck(now) {
+		d.ckpt.next = marks.MaxFrame + checkpointFrames/4
 	}
-	walFrames, backfilled, err := live.Checkpoint(size >= truncateBytes)
+	cut := size >= truncateBytes && !d.ckpt.stuck(now) && now.After(d.ckpt.notUntil)
+	d.mu.Unlock()
+	if cut {
+		d.cutWAL(live, size)
+		d.lookAtWAL(live)
+	}
+}
+
+// walGate keeps the writers of this node from beginning while the log is cut.
+type walGate struct {
+	copied chan struct{} // closed when all of the log is in the database file
+	open   chan struct{} // closed at the end
+}
+
+// errCut is an answer to a writer that began before the log was copied. SQLite takes its snapshot before it
+// asks for the write lock: the writer must give it up and come back, as its busy handler does, or nobody
+// could cut the log that it reads. Its next snapshot is of the database file alone.
+var errCut = errors.New("the write-ahead log is being cut")
+
+// pass waits until the log is cut.
+func (g *walGate) pass(ctx context.Context) error {
+	select {
+	case <-g.copied: // it has come back
+		select {
+		case <-g.open:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	default:
+	}
+	select {
+	case <-g.copied:
+		return errCut
+	case <-g.open: // given up
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// cutWAL holds the writers of this node back for a moment, so that all of the log can be copied, readers that
+// are in the log come to their end, and those that begin need the database file alone. Then it cuts the log.
+func (d *replica) cutWAL(live LiveFile, size int64) {
+	wait := fenceWait
+	for over := size / truncateBytes; over > 1 && wait < fenceWaitMost; over /= 2 {
+		wait = min(2*wait, fenceWaitMost)
+	}
+	start := time.Now()
+	gate := &walGate{copied: make(chan struct{}), open: make(chan struct{})}
+	d.mu.Lock()
+	d.ckpt.gate = gate
+	for h := range d.handles {
+		if !h.granted && h.giveUp != nil {
+			h.giveUp() // it holds an older snapshot while it waits for its turn
+		}
+	}
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		d.ckpt.gate = nil
+		d.ckpt.notUntil = time.Now().Add(fenceRest * time.Since(start))
+		d.mu.Unlock()
+		close(gate.open)
+	}()
+	pause := func() bool { return time.Since(start) < wait && d.svc.pauseFor(d.svc.ctx, time.Millisecond) }
+	for d.writing() {
+		if !pause() {
+			return // a long transaction; the next commit or the janitor tries again
+		}
+	}
+	for {
+		frames, backfilled, err := live.Checkpoint(false)
+		d.checkpointed(false, frames == backfilled, err)
+		if err == nil && frames == backfilled {
+			break
+		}
+		if !pause() {
+			return
+		}
+	}
+	close(gate.copied)
+	frames, backfilled, err := live.Truncate(wait)
+	d.checkpointed(true, frames == backfilled, err)
+}
+
+// writing reports whether an application on this node has a write transaction open.
+func (d *replica) writing() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.local != nil {
+		return true
+	}
+	for h := range d.handles {
+		if h.granted {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *replica) checkpointed(truncate, all bool, err error) {
 	result := checkpointOK
 	switch {
+	case errors.Is(err, wal.ErrBusy), err == nil && !all:
+		result = checkpointBusy
 	case err != nil:
 		result = checkpointError
 		d.svc.metrics.error("checkpoint")
 		d.log.Warn("checkpoint", "err", err)
-	case backfilled < walFrames:
-		result = checkpointBusy
 	}
-	d.svc.metrics.checkpoint(size >= truncateBytes, result)
+	d.svc.metrics.checkpoint(truncate, result)
+}
+
+// lookAtWAL notes how much of the log is not in the database file, and who reads it since when.
+func (d *replica) lookAtWAL(live LiveFile) wal.Marks {
+	marks, err := live.Marks()
+	if err != nil {
+		return wal.Marks{} // it is being recovered, or closed
+	}
+	holders := d.svc.holders.of(d.svc.files, d.path)
+	now := time.Now()
 	d.mu.Lock()
-	d.lastFrames = 0
-	if result != checkpointOK {
-		d.lastFrames = frames
+	defer d.mu.Unlock()
+	c := &d.ckpt
+	c.backlog = marks.MaxFrame - min(marks.Backfilled, marks.MaxFrame)
+	switch {
+	case c.backlog == 0:
+		c.since = time.Time{}
+	case c.since.IsZero():
+		c.since = now
 	}
+	readers := map[readerKey]reader{}
+	for _, h := range holders {
+		i := h.slot - firstReadSlot
+		if i < 0 || i >= len(marks.Read) {
+			continue
+		}
+		key := readerKey{h.slot, marks.Read[i], marks.Salts}
+		if i == 0 {
+			if c.backlog == 0 {
+				continue // it needs nothing of the log and keeps nothing out of it
+			}
+			key.mark = marks.Backfilled
+		}
+		r, known := c.readers[key]
+		if !known {
+			r.from = now
+		}
+		r.seen = now
+		if r.pid == 0 {
+			r.pid = h.pid
+		}
+		readers[key] = r
+	}
+	for key, r := range c.readers {
+		if _, still := readers[key]; !still && key.salts == marks.Salts && now.Sub(r.seen) < readerGone {
+			readers[key] = r
+		}
+	}
+	c.readers = readers
+	return marks
+}
+
+// watchWAL is the janitor's look at an open database: it tries again what readers kept from being done.
+func (d *replica) watchWAL() {
+	d.mu.Lock()
+	live, running := d.live, d.ckpt.running
+	look := live != nil && !running && (d.ckpt.last >= checkpointFrames || d.ckpt.backlog > 0 || len(d.ckpt.readers) > 0)
 	d.mu.Unlock()
+	if live == nil || running {
+		return
+	}
+	size, err := live.WALSize()
+	if err != nil || !look && size < truncateBytes {
+		return
+	}
+	marks := d.lookAtWAL(live)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if marks.MaxFrame-min(marks.MaxFrame, marks.Backfilled) >= checkpointFrames || size >= truncateBytes && !d.ckpt.stuck(time.Now()) {
+		d.checkpointLocked()
+	}
 }

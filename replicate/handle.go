@@ -62,7 +62,8 @@ type Handle struct {
 	basefp  wal.Fingerprint
 	since   time.Time // when the write lock was granted
 	closed  bool
-	parts   *pieces // of a transaction that is being sent
+	parts   *pieces            // of a transaction that is being sent
+	giveUp  context.CancelFunc // ends the begin that waits
 
 	// Of the goroutine that serves the handle.
 	waited      bool        // the files changed while the last begin waited
@@ -136,7 +137,7 @@ func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	pos, fp, err := h.begin(ctx)
+	pos, fp, err := h.begin(ctx, cancel)
 	h.lastAttempt = time.Now()
 	took := h.lastAttempt.Sub(now)
 	if err == nil {
@@ -153,7 +154,7 @@ func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	return pos, fp, &BusyError{err}
 }
 
-func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
+func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position, wal.Fingerprint, error) {
 	d := h.db
 	if h.opts.ReadOnly {
 		return Position{}, wal.Fingerprint{}, errReadOnlyHandle
@@ -163,8 +164,14 @@ func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	}
 	// What the application's snapshot shows, or less: SQLite took it before it asked.
 	d.mu.Lock()
-	known, before := d.known, d.position
+	known, before, gate := d.known, d.position, d.ckpt.gate
+	h.giveUp = giveUp
 	d.mu.Unlock()
+	if gate != nil {
+		if err := gate.pass(ctx); err != nil {
+			return Position{}, wal.Fingerprint{}, err
+		}
+	}
 	var at TXID
 	if !h.resume() {
 		h.reserveMu.Lock()
@@ -211,6 +218,14 @@ func (h *Handle) begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 			case <-ctx.Done():
 				return Position{}, wal.Fingerprint{}, ctx.Err()
 			}
+		}
+		if gate := d.ckpt.gate; gate != nil {
+			d.mu.Unlock()
+			h.waited = true
+			if err := gate.pass(ctx); err != nil {
+				return Position{}, wal.Fingerprint{}, err
+			}
+			continue
 		}
 		if d.known && d.fenced == nil {
 			break

@@ -42,7 +42,7 @@ type Membership struct {
 	RaftAddr        string // this node's port, as others reach it
 	// Adopt stores the identity of the cluster. It is called before anything of that cluster is accepted.
 	Adopt   func(cluster [16]byte, lineage uint64) error
-	Lineage uint64
+	Lineage func() uint64 // as it is stored now
 }
 
 // NewClusterID returns a random cluster id.
@@ -87,7 +87,7 @@ func (s *Service) Enter(ctx context.Context, m Membership) error {
 
 func (s *Service) bootstrap(m Membership, servers []raft.Server) error {
 	id := NewClusterID()
-	if err := m.Adopt(id, m.Lineage); err != nil {
+	if err := m.Adopt(id, m.Lineage()); err != nil {
 		return err
 	}
 	if err := s.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
@@ -186,8 +186,12 @@ func (s *Service) serveJoin(ctx context.Context, _ string, q JoinRequest) (JoinR
 		return JoinReply{}, errors.New("this node belongs to no cluster yet")
 	}
 	s.mu.RLock()
-	reply := JoinReply{Cluster: cluster, Lineage: s.membership.Lineage}
+	lineage := s.membership.Lineage
 	s.mu.RUnlock()
+	if lineage == nil {
+		return JoinReply{}, errors.New("this node is starting")
+	}
+	reply := JoinReply{Cluster: cluster, Lineage: lineage()}
 	for _, srv := range s.servers() {
 		if string(srv.ID) == q.ID && string(srv.Address) == q.Raft {
 			return reply, nil

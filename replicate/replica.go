@@ -36,6 +36,9 @@ type LiveFile interface {
 	Peek() (fp wal.Fingerprint, pageSize, backfilled uint32, err error)
 	Pin() (*wal.Snapshot, error)
 	Checkpoint(truncate bool) (walFrames, backfilled int, err error)
+	// Truncate waits for readers that end within wait; writers wait for it.
+	Truncate(wait time.Duration) (walFrames, backfilled int, err error)
+	Marks() (wal.Marks, error)
 	SyncWAL() error
 	WALSize() (int64, error)
 	Epoch() (uint32, error)
@@ -143,10 +146,9 @@ type replica struct {
 	late        time.Time // since when the applier waits for native slot 0; zero when it does not
 	waiters     map[*positionWaiter]struct{}
 	pins        map[*pinRequest]struct{}
-	checkpoint  bool  // one is running or due
 	checking    bool  // a check runs beside everything else
 	stuck       error // why the applier cannot write the files
-	lastFrames  uint32
+	ckpt        checkpoints
 
 	listed     bool     // in the set of active databases
 	unattended bool     // counted as open for no application here
@@ -274,9 +276,9 @@ func (d *replica) advanceLocked(p Position, fp wal.Fingerprint) {
 			d.pinLocked(r)
 		}
 	}
-	if fp.MaxFrame >= checkpointFrames && !d.checkpoint {
-		d.checkpoint = true
-		d.svc.goroutine(d.runCheckpoint)
+	d.ckpt.notice(fp.MaxFrame)
+	if fp.MaxFrame >= d.ckpt.next {
+		d.checkpointLocked()
 	}
 }
 

@@ -97,6 +97,7 @@ type Service struct {
 	pressure    pressure
 	logBound    logBound
 	disk        *disk
+	holders     holderTable
 	leadMu      sync.Mutex // orders opening and closing the lock table
 	started     time.Time
 	membership  Membership

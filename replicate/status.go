@@ -41,14 +41,20 @@ type MemberStatus struct {
 
 // DatabaseStatus is one database on one node.
 type DatabaseStatus struct {
-	Name        string    `json:"name"`
-	ID          string    `json:"id"`
-	Decided     Position  `json:"decided"`
-	File        *Position `json:"file"` // nil while it is not known
-	Lag         uint64    `json:"lag"`  // transactions decided and not in the files
-	PageSize    uint32    `json:"page_size"`
-	Pages       uint32    `json:"pages"`
-	WALBytes    int64     `json:"wal_bytes"`
+	Name     string    `json:"name"`
+	ID       string    `json:"id"`
+	Decided  Position  `json:"decided"`
+	File     *Position `json:"file"` // nil while it is not known
+	Lag      uint64    `json:"lag"`  // transactions decided and not in the files
+	PageSize uint32    `json:"page_size"`
+	Pages    uint32    `json:"pages"`
+	WALBytes int64     `json:"wal_bytes"`
+	// BacklogFrames are in the WAL and not in the database file, BacklogMS for how long there has been a backlog.
+	BacklogFrames uint32 `json:"backlog_frames,omitempty"`
+	BacklogMS     int64  `json:"backlog_ms,omitempty"`
+	// ReaderAgeMS is the age of the oldest read transaction that keeps frames in the WAL, ReaderPID its process.
+	ReaderPID   int       `json:"reader_pid,omitempty"`
+	ReaderAgeMS int64     `json:"reader_age_ms,omitempty"`
 	Handles     int       `json:"handles"`
 	State       string    `json:"state"` // ok, idle, fenced, catching_up, late, deleted
 	Detail      string    `json:"detail,omitempty"`
@@ -82,6 +88,13 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 	if d.live != nil {
 		if n, err := d.live.WALSize(); err == nil {
 			r.WALBytes = n
+		}
+		now := time.Now()
+		if r.BacklogFrames = d.ckpt.backlog; !d.ckpt.since.IsZero() {
+			r.BacklogMS = now.Sub(d.ckpt.since).Milliseconds()
+		}
+		if reader, age, ok := d.ckpt.oldest(now); ok {
+			r.ReaderPID, r.ReaderAgeMS = reader.pid, age.Milliseconds()
 		}
 	} else {
 		r.State = "idle"

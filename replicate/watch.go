@@ -32,6 +32,7 @@ func (s *Service) janitor() {
 				return
 			}
 			d.watch()
+			d.watchWAL()
 			d.closeIdle(s.opts.IdleClose)
 			d.mu.Lock()
 			due := d.live != nil && d.known && time.Since(d.lastScrub) > scrubInterval

@@ -234,7 +234,8 @@ int hasqlite_live_recover(hasqlite_live *p){
   return rc;
 }
 
-int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int *pnLog, int *pnCkpt){
+int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int msWait, int *pnLog,
+                             int *pnCkpt){
   if( p->ckpt==NULL ){
     sqlite3_stmt *pRead = NULL;
     int rc = liveConnect(p->zPath, &p->ckpt, &pRead);
@@ -245,7 +246,8 @@ int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int *pnLog, int *pnCkp
       return rc;
     }
   }
-  /* There is no busy handler, so nothing waits. */
+  /* With 0 there is no busy handler, and nothing waits. */
+  sqlite3_busy_timeout(p->ckpt, msWait);
   return sqlite3_wal_checkpoint_v2(p->ckpt, "main", eMode, pnLog, pnCkpt);
 }
 

@@ -26,6 +26,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	_ "github.com/mattn/go-sqlite3" // the one SQLite library of the process
@@ -38,7 +39,7 @@ var (
 	ErrExists = errors.New("database file exists")
 	// ErrPinned is returned by [Live.Checkpoint] while a snapshot is open. Try
 	// again when it is closed.
-	ErrPinned = errors.New("a snapshot is open")
+	ErrPinned = fmt.Errorf("a snapshot is open: %w", wal.ErrBusy)
 	// ErrNotDatabase is returned by [OpenLive] when the content of the file is to
 	// blame: no database in WAL mode, or a damaged one. Any other error may pass.
 	ErrNotDatabase = errors.New("not a usable database file")
@@ -200,6 +201,20 @@ func (l *Live) Close() error {
 // It waits for nobody: a lock in its way gives [wal.ErrBusy], an open snapshot
 // [ErrPinned]. Transactions go on meanwhile; Pin waits until it is done.
 func (l *Live) Checkpoint(truncate bool) (walFrames, backfilled int, err error) {
+	if truncate {
+		return l.checkpoint(C.SQLITE_CHECKPOINT_TRUNCATE, 0)
+	}
+	return l.checkpoint(C.SQLITE_CHECKPOINT_PASSIVE, 0)
+}
+
+// Truncate is Checkpoint with truncate, and waits for a writer and for readers
+// that are in the way, as long as they end within wait. Nobody can write
+// meanwhile.
+func (l *Live) Truncate(wait time.Duration) (walFrames, backfilled int, err error) {
+	return l.checkpoint(C.SQLITE_CHECKPOINT_TRUNCATE, wait)
+}
+
+func (l *Live) checkpoint(mode C.int, wait time.Duration) (walFrames, backfilled int, err error) {
 	l.life.RLock()
 	defer l.life.RUnlock()
 	if l.closed {
@@ -211,12 +226,8 @@ func (l *Live) Checkpoint(truncate bool) (walFrames, backfilled int, err error) 
 		return 0, 0, fmt.Errorf("checkpoint %s: %w", l.path, ErrPinned)
 	}
 	defer l.pins.Unlock()
-	mode := C.int(C.SQLITE_CHECKPOINT_PASSIVE)
-	if truncate {
-		mode = C.SQLITE_CHECKPOINT_TRUNCATE
-	}
 	frames, copied := C.int(-1), C.int(-1)
-	rc := C.hasqlite_live_checkpoint(l.c, mode, &frames, &copied)
+	rc := C.hasqlite_live_checkpoint(l.c, mode, C.int(wait.Milliseconds()), &frames, &copied)
 	walFrames, backfilled = max(0, int(frames)), max(0, int(copied))
 	if rc != C.SQLITE_OK {
 		return walFrames, backfilled, fmt.Errorf("checkpoint %s: %w", l.path, liveError(rc))

@@ -62,12 +62,13 @@ int hasqlite_live_size(hasqlite_live *p, int which, sqlite3_int64 *pSize);
 int hasqlite_live_recover(hasqlite_live *p);
 
 /*
-** Run a checkpoint of mode eMode (SQLITE_CHECKPOINT_*) without waiting for
-** anybody, on a connection of its own: other functions may be called meanwhile,
+** Run a checkpoint of mode eMode (SQLITE_CHECKPOINT_*), waiting at most msWait
+** milliseconds for readers and writers, on a connection of its own: other functions may be called meanwhile,
 ** except this one. Sets the frames in the log and those copied, -1 where not
 ** known.
 */
-int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int *pnLog, int *pnCkpt);
+int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int msWait, int *pnLog,
+                             int *pnCkpt);
 
 /*
 ** Create the database file zPath with the nData bytes pData and permissions

@@ -180,6 +180,38 @@ func (h *Handle) Peek() (f Fingerprint, pageSize, backfilled uint32, err error) 
 	return hdr.Fingerprint(), hdr.PageSize, backfilled, nil
 }
 
+// Marks is how far the log is copied, and what readers may still need of it.
+type Marks struct {
+	MaxFrame   uint32 // last frame of the log
+	Backfilled uint32 // frames that are in the database file
+	Salts      [8]byte
+	// Read are the marks of lock slots 3 to 7: a reader that holds slot 3 uses the database file alone, one
+	// that holds another slot the log up to that frame. A slot that nobody holds means nothing.
+	Read [readMarks]uint32
+}
+
+// Marks reads the marks without taking a lock.
+func (h *Handle) Marks() (Marks, error) {
+	h.life.RLock()
+	defer h.life.RUnlock()
+	if h.closed {
+		return Marks{}, ErrClosed
+	}
+	hdr, backfilled, err := h.peek()
+	if err != nil {
+		return Marks{}, err
+	}
+	m := Marks{MaxFrame: hdr.MaxFrame, Backfilled: backfilled, Salts: hdr.Salts}
+	mem, err := h.shm.Map(0)
+	if err != nil {
+		return Marks{}, fmt.Errorf("map wal-index region 0: %w", err)
+	}
+	for i := range m.Read {
+		m.Read[i] = loadWord(mem, readMarkOffset+4*i)
+	}
+	return m, nil
+}
+
 // Epoch returns the word by which the node tells open handles that they are
 // stale.
 func (h *Handle) Epoch() (uint32, error) {

@@ -14,7 +14,7 @@ import (
 
 func newCluster(c *cli) *cobra.Command {
 	return group("cluster", "Show and change the members of the cluster",
-		newClusterStatus(c), newClusterAdd(c), newClusterRemove(c), newClusterTransfer(c))
+		newClusterStatus(c), newClusterAdd(c), newClusterRemove(c), newClusterTransfer(c), newClusterRecover(c))
 }
 
 // readyInterval is how often --wait asks.

@@ -107,13 +107,33 @@ func newDBInfo(c *cli) *cobra.Command {
 					{"name", d.Name}, {"id", d.ID}, {"decided position", d.Decided.String()}, {"position of the file", d.File.String()},
 					{"bookmark", d.Decided.String() + "@" + d.ID}, {"transactions behind", strconv.FormatUint(d.Lag, 10)},
 					{"size", fmt.Sprintf("%s (%d pages of %d bytes)", bytesText(int64(d.Pages)*int64(d.PageSize)), d.Pages, d.PageSize)},
-					{"wal", bytesText(d.WALBytes)}, {"open handles", strconv.Itoa(d.Handles)}, {"write lock held by", holder},
+					{"wal", walText(d)}, {"oldest reader", readerText(d)}, {"open handles", strconv.Itoa(d.Handles)}, {"write lock held by", holder},
 					{"state", d.State}, {"detail", dash(d.Detail)},
 				})
 			})
 		},
 	}
 }
+
+func walText(d api.DatabaseStatus) string {
+	text := bytesText(d.WALBytes)
+	if d.BacklogFrames > 0 {
+		text += fmt.Sprintf(", %d frames not in the file for %s", d.BacklogFrames, age(d.BacklogMS))
+	}
+	return text
+}
+
+func readerText(d api.DatabaseStatus) string {
+	switch {
+	case d.ReaderAgeMS == 0:
+		return "-"
+	case d.ReaderPID == 0:
+		return "for " + age(d.ReaderAgeMS)
+	}
+	return fmt.Sprintf("process %d for %s", d.ReaderPID, age(d.ReaderAgeMS))
+}
+
+func age(ms int64) string { return (time.Duration(ms) * time.Millisecond).String() }
 
 func newDBDelete(c *cli) *cobra.Command {
 	var force bool

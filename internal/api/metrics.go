@@ -44,6 +44,12 @@ type Metrics struct {
 	// DiskFull: the node takes no writes for want of room. DiskFreeBytes is that room.
 	DiskFull      bool
 	DiskFreeBytes int64
+	// BacklogFrames are the frames of all WALs that are not in the database
+	// files, BacklogSeconds the longest time for which one had a backlog,
+	// OldestReaderSeconds the age of the oldest reader that keeps frames.
+	BacklogFrames       uint64
+	BacklogSeconds      float64
+	OldestReaderSeconds float64
 	// Databases counts databases by the Database constants.
 	Databases map[string]int
 	// Handles counts open application handles.
@@ -104,6 +110,9 @@ var (
 	descLog        = describe("log_size_bytes", "Size of the entries in the raft log of this node.")
 	descLogLimit   = describe("log_limit_bytes", "Limit of log_size_bytes (--log-limit).")
 	descLogBlocked = describe("log_blocked_seconds", "For how long the raft log could not be compacted; status says why. 0 while it can.")
+	descBacklog    = describe("checkpoint_backlog_frames", "Frames of all WALs that are not in the database files.")
+	descBacklogAge = describe("checkpoint_backlog_seconds", "Longest time for which the WAL of a database has had such frames.")
+	descReader     = describe("oldest_reader_seconds", "Age of the oldest read transaction that keeps frames in a WAL.")
 	descDatabases  = describe("databases", "Databases by the state of this node's copy.", "state")
 	descHandles    = describe("open_handles", "Database handles that applications have open on this node.")
 	descBegins     = describe("begins_total", "Write transactions that asked to begin, by outcome.", "outcome")
@@ -147,6 +156,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descCommit, float64(m.CommitIndex))
 	gauge(descApplied, float64(m.AppliedIndex))
 	gauge(descLag, float64(m.ApplyLagEntries))
+	gauge(descBacklog, float64(m.BacklogFrames))
+	gauge(descBacklogAge, m.BacklogSeconds)
+	gauge(descReader, m.OldestReaderSeconds)
 	gauge(descLog, float64(m.LogSizeBytes))
 	gauge(descLogLimit, float64(m.LogLimitBytes))
 	gauge(descLogBlocked, m.LogBlockedSeconds)

@@ -147,6 +147,15 @@ type DatabaseStatus struct {
 	PageSize uint32 `json:"page_size"`
 	Pages    uint32 `json:"pages"`
 	WALBytes int64  `json:"wal_bytes"`
+	// BacklogFrames are in the WAL and not yet in the database file;
+	// BacklogMS is for how long there has been a backlog.
+	BacklogFrames uint32 `json:"backlog_frames"`
+	BacklogMS     int64  `json:"backlog_ms"`
+	// ReaderPID is the process with the oldest read transaction that keeps
+	// frames in the WAL, 0 if there is none or it is not known, and
+	// ReaderAgeMS the age of that transaction as far as it was watched.
+	ReaderPID   int   `json:"reader_pid"`
+	ReaderAgeMS int64 `json:"reader_age_ms"`
 	// Handles is the number of open application handles on this node.
 	Handles int `json:"handles"`
 	// State is one of the Database constants; Detail says more in words.

@@ -366,6 +366,61 @@ func (d *Dir) SetCluster(id ClusterID, lineage uint64) error {
 	})
 }
 
+// NextLineage records durably that the cluster goes on without its former
+// members, and returns the number of its lineage: a node of another one is
+// refused by every peer.
+func (d *Dir) NextLineage() (uint64, error) {
+	err := d.update(func(r *Record) error {
+		if r.Cluster == (ClusterID{}) {
+			return fmt.Errorf("the node is of no cluster: %w", ErrOtherCluster)
+		}
+		r.Lineage++
+		return nil
+	})
+	return d.Record().Lineage, err
+}
+
+// setAsidePrefix begins the names of directories that SetAside makes.
+const setAsidePrefix = "set-aside-"
+
+// SetAside moves the state of a node out of the way, into a directory below,
+// and makes the node one that belongs to no cluster. It returns the path of
+// that directory, empty if there was nothing to move.
+func (d *Dir) SetAside(now time.Time) (string, error) {
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return "", fmt.Errorf("set aside: %w", err)
+	}
+	aside := ""
+	for _, e := range entries {
+		if !e.IsDir() || strings.HasPrefix(e.Name(), setAsidePrefix) {
+			continue
+		}
+		if sub, err := os.ReadDir(filepath.Join(d.path, e.Name())); err == nil && len(sub) == 0 {
+			continue
+		}
+		if aside == "" {
+			aside = filepath.Join(d.path, setAsidePrefix+now.UTC().Format("20060102T150405.000000000"))
+			if err := os.Mkdir(aside, 0o700); err != nil {
+				return "", fmt.Errorf("set aside: %w", err)
+			}
+		}
+		if err := os.Rename(filepath.Join(d.path, e.Name()), filepath.Join(aside, e.Name())); err != nil {
+			return aside, fmt.Errorf("set aside: %w", err)
+		}
+	}
+	if aside != "" {
+		if err := errors.Join(syncDir(aside), syncDir(d.path)); err != nil {
+			return aside, fmt.Errorf("set aside: %w", err)
+		}
+	}
+	err = d.update(func(r *Record) error {
+		r.Cluster, r.Lineage = ClusterID{}, 0
+		return nil
+	})
+	return aside, err
+}
+
 // SetLogKind records durably how the raft log is stored.
 func (d *Dir) SetLogKind(kind string) error {
 	return d.update(func(r *Record) error {

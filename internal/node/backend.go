@@ -80,6 +80,7 @@ func database(d replicate.DatabaseStatus) api.DatabaseStatus {
 	r := api.DatabaseStatus{
 		Name: d.Name, ID: d.ID, Decided: position(d.Decided), Lag: d.Lag, PageSize: d.PageSize, Pages: d.Pages,
 		WALBytes: d.WALBytes, Handles: d.Handles, State: d.State, Detail: d.Detail, HolderPID: d.HolderPID, HolderAgeMS: d.HolderAgeMS,
+		BacklogFrames: d.BacklogFrames, BacklogMS: d.BacklogMS, ReaderPID: d.ReaderPID, ReaderAgeMS: d.ReaderAgeMS,
 	}
 	if d.File != nil {
 		r.File = position(*d.File)
@@ -249,6 +250,9 @@ func (b backend) Metrics() api.Metrics {
 		r.Databases[d.State]++
 		r.Handles += d.Handles
 		r.WALSizeBytes += d.WALBytes
+		r.BacklogFrames += uint64(d.BacklogFrames)
+		r.BacklogSeconds = max(r.BacklogSeconds, float64(d.BacklogMS)/1000)
+		r.OldestReaderSeconds = max(r.OldestReaderSeconds, float64(d.ReaderAgeMS)/1000)
 		r.ApplyLagEntries = max(r.ApplyLagEntries, d.Lag)
 	}
 	return r

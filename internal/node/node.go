@@ -276,7 +276,7 @@ func (n *Node) enter(ctx context.Context) {
 	}
 	err := n.svc.Enter(ctx, replicate.Membership{
 		Join: n.cfg.Join, BootstrapExpect: n.cfg.BootstrapExpect, NonVoter: n.cfg.NonVoter, RaftAddr: n.raftAddr,
-		Adopt: adopt, Lineage: n.dir.Record().Lineage,
+		Adopt: adopt, Lineage: func() uint64 { return n.dir.Record().Lineage },
 	})
 	if err != nil && ctx.Err() == nil && !errors.Is(err, replicate.ErrShutdown) {
 		n.fail(fmt.Errorf("enter the cluster: %w", err))

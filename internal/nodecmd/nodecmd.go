@@ -38,6 +38,8 @@ var _ Runner = (*node.Node)(nil)
 type Funcs struct {
 	Start   func(cfg node.Config, log *slog.Logger) (Runner, error)
 	Migrate func(data, to string, log *slog.Logger) error
+	Recover func(opts node.RecoverOptions, log *slog.Logger) (*node.Recovery, error)
+	Rejoin  func(data string, log *slog.Logger) (string, error)
 }
 
 // Real returns the functions of package node.
@@ -51,6 +53,8 @@ func Real() Funcs {
 			return n, nil
 		},
 		Migrate: node.Migrate,
+		Recover: node.Recover,
+		Rejoin:  node.Rejoin,
 	}
 }
 
@@ -104,7 +108,7 @@ func New(name string, f Funcs) *cobra.Command {
 			panic(err) // a name in this table is no option
 		}
 	}
-	cmd.AddCommand(newMigrate(name, f))
+	cmd.AddCommand(newMigrate(name, f), newRecover(name, f), newRejoin(name, f))
 	return cmd
 }
 

@@ -85,6 +85,7 @@ var opens = map[string]string{
 	"replicate/logstore/mend.go":         "the last segment of the raft log, before raft-wal does",
 	"replicate/logstore/segments.go":     "segments of the raft log",
 	"replicate/logstore/snapshots.go":    "marks in the directory of snapshots",
+	"replicate/readers_linux.go":         "/proc/locks",
 	"replicate/record.go":                "the record beside a database, and directories to sync them",
 	"replicate/spool.go":                 "parts of large transactions",
 	"test/fault/journal.go":              "journals of writers",

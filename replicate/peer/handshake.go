@@ -223,7 +223,7 @@ func judge(h hello, me Identity) (stranger bool, refusal string) {
 		return false, fmt.Sprintf("node %q belongs to cluster %s, not %s", me.NodeID, hex.EncodeToString(me.Cluster[:]), hex.EncodeToString(h.cluster[:]))
 	}
 	if h.lineage != me.Lineage {
-		return false, fmt.Sprintf("node %q is of lineage %d of the cluster, not %d: the cluster was recovered by force, and one of the two nodes has to be added anew", me.NodeID, me.Lineage, h.lineage)
+		return false, fmt.Sprintf("node %q is of lineage %d of the cluster, not %d: the cluster was recovered by force, and the node of the lower lineage comes back with nothing of its own only (hasqlite-node rejoin)", me.NodeID, me.Lineage, h.lineage)
 	}
 	return false, ""
 }
