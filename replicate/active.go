@@ -1,8 +1,6 @@
 package replicate
 
 import (
-	"errors"
-	"os"
 	"sync"
 	"time"
 )
@@ -56,7 +54,7 @@ func (d *replica) unlistIfIdle() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	busy := d.live != nil || len(d.queue) > 0 || len(d.handles) > 0 || d.local != nil || d.applying || d.checking ||
-		d.fenced != nil || d.healing || d.stuck != nil || d.kept != nil || d.provisional || len(d.waiters) > 0 || len(d.pins) > 0
+		d.fenced != nil || d.healing || d.stuck != nil || d.pending != nil || d.behind || d.provisional || len(d.waiters) > 0 || len(d.pins) > 0
 	if !d.listed || busy && !d.removed {
 		return
 	}
@@ -160,9 +158,6 @@ func (s *Service) makeRoom() {
 // sweepPart is the part of all databases whose files the janitor looks at each second when they are idle.
 const sweepPart = 10
 
-// sweepRecords bounds how many records it reads in a second. Later it compares with what it has read.
-const sweepRecords = 128
-
 // idleSweep looks for foreign writers in the files of idle databases (RULES B13), a part of them at a time.
 type idleSweep struct {
 	rest []*replica
@@ -179,56 +174,30 @@ func (w *idleSweep) step(s *Service) {
 		s.mu.RUnlock()
 		w.part = (len(w.rest) + sweepPart - 1) / sweepPart
 	}
-	records := 0
 	for n := min(w.part, len(w.rest)); n > 0 && s.ctx.Err() == nil; n-- {
 		d := w.rest[0]
 		w.rest[0] = nil
 		w.rest = w.rest[1:]
-		if d.checkIdle(records < sweepRecords) {
-			records++
-		}
+		d.checkIdle()
 	}
 	if len(w.rest) == 0 {
 		w.rest = nil
 	}
 }
 
-// checkIdle compares the stat of an idle database with what it was when it was closed. A change means that somebody
-// wrote it: it is opened, which checks every page. It reports whether it read the record; without mayRead it only
-// compares with an earlier reading.
-func (d *replica) checkIdle(mayRead bool) (read bool) {
+// checkIdle compares the stat of an idle database with its record. A change means that somebody wrote it: it is
+// opened, which checks every page.
+func (d *replica) checkIdle() {
 	d.mu.Lock()
 	idle := d.live == nil && d.fenced == nil && !d.deleted && !d.removed && len(d.queue) == 0
-	want, have := d.closedStat, d.closedStat != FileStat{}
 	d.mu.Unlock()
-	if !idle {
-		return false
+	if !idle || !d.ioMu.TryLock() {
+		return
 	}
-	if have {
-		st, err := d.svc.files.Stat(d.path)
-		if err == nil && st == want && d.svc.files.WALEmpty(d.path) {
-			return false
-		}
-	} else if !mayRead {
-		return false
-	}
-	if _, err := os.Stat(d.recordPath()); err != nil {
-		return false // never opened, or not closed cleanly: the next open reads every page anyway
-	}
-	if !d.ioMu.TryLock() {
-		return false
-	}
-	rec, err := d.readRecord()
-	if rec != nil {
-		d.mu.Lock()
-		if d.live == nil {
-			d.closedStat = rec.Stat
-		}
-		d.mu.Unlock()
-	}
+	_, _, changed := d.closedRecord()
 	d.ioMu.Unlock()
-	if rec != nil || errors.Is(err, os.ErrNotExist) {
-		return true
+	if !changed {
+		return
 	}
 	d.log.Warn("an idle database changed on disk, checking it")
 	d.beside(func() {
@@ -236,5 +205,4 @@ func (d *replica) checkIdle(mayRead bool) (read bool) {
 			d.log.Warn("check a changed idle database", "err", err)
 		}
 	})
-	return true
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -45,9 +47,21 @@ func (d *replica) apply(w *worker) {
 			d.mu.Unlock()
 			return
 		}
-		it := d.queue[0]
+		if len(d.queue) == 0 { // behind
+			d.mu.Unlock()
+			w.lend()
+			wait = d.applyPages(wait)
+			continue
+		}
+		it, behind := d.queue[0], d.behind
 		local := d.local
+		batch := d.batchLocked()
 		d.mu.Unlock()
+		if behind && !it.deleted {
+			w.lend()
+			wait = d.applyPages(wait)
+			continue
+		}
 		if local != nil && local.id == it.id && !it.deleted {
 			w.lend()
 			d.awaitLocal(local)
@@ -55,7 +69,12 @@ func (d *replica) apply(w *worker) {
 				continue
 			}
 		}
-		err := d.applyItem(it)
+		done, err := 1, error(nil)
+		if len(batch) > 1 {
+			done, err = d.applyMerged(batch)
+		} else {
+			err = d.applyItem(it)
+		}
 		var device deviceError
 		switch {
 		case err == nil:
@@ -68,6 +87,12 @@ func (d *replica) apply(w *worker) {
 			d.svc.pauseFor(d.svc.ctx, wait)
 			wait = min(2*wait, maxApplyRetry)
 			continue
+		case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, errIncomplete), errors.Is(err, errSpoolLost):
+			// The log was cut off while this copy was blocked: a peer has the pages (RULES A4).
+			d.mu.Lock()
+			d.behind = true
+			d.mu.Unlock()
+			continue
 		default:
 			// A database that was deleted meanwhile is not fenced: its removal is next.
 			d.fence(fmt.Errorf("apply transaction %s at log index %d: %w", it.position.TXID, it.index, err))
@@ -76,11 +101,30 @@ func (d *replica) apply(w *worker) {
 		d.trouble(nil)
 		d.mu.Lock()
 		// A restore may have emptied the queue meanwhile.
-		if len(d.queue) > 0 && d.queue[0].index == it.index {
+		for n := 0; n < done && len(d.queue) > 0 && len(batch) > n && d.queue[0].index == batch[n].index; n++ {
 			d.dropQueueHeadLocked()
 		}
 		d.mu.Unlock()
 	}
+}
+
+// applyPages brings files that are behind the log up to date from a peer. It returns how long to wait after
+// the next failure.
+func (d *replica) applyPages(wait time.Duration) time.Duration {
+	err := d.catchUp(d.svc.ctx, false)
+	if err == nil || errors.Is(err, ErrDeleted) || d.svc.ctx.Err() != nil {
+		if err == nil {
+			d.trouble(nil)
+			d.log.Info("local copy brought up to date from a peer")
+		}
+		d.mu.Lock()
+		d.behind = d.behind && err != nil && !errors.Is(err, ErrDeleted)
+		d.mu.Unlock()
+		return minApplyRetry
+	}
+	d.trouble(fmt.Errorf("catch up from a peer: %w", err))
+	d.svc.pauseFor(d.svc.ctx, wait)
+	return min(2*wait, maxApplyRetry)
 }
 
 const (
@@ -135,9 +179,11 @@ func (d *replica) applyItem(it item) error {
 		return err
 	}
 	d.mu.Lock()
-	pos := d.position
+	pos, behind := d.position, d.behind
 	d.mu.Unlock()
 	switch {
+	case behind:
+		return errIncomplete
 	case it.position.TXID < pos.TXID:
 		return nil
 	case it.position.TXID == pos.TXID:
@@ -184,7 +230,7 @@ func (d *replica) applyItem(it item) error {
 	if err := d.appendIO(txn, it.position, hdr.PageCount, pages, delta); err != nil {
 		return err
 	}
-	d.svc.metrics.apply(len(payload), time.Since(start))
+	d.svc.metrics.apply(1, len(payload), time.Since(start))
 	return nil
 }
 
@@ -220,7 +266,7 @@ func (d *replica) appendIO(txn *wal.Txn, to Position, pageCount uint32, pages []
 		return deviceError{err}
 	}
 	d.mu.Lock()
-	d.sums = d.sums.apply(delta)
+	d.stepSumsLocked(delta)
 	d.advanceLocked(to, fp)
 	d.mu.Unlock()
 	if d.svc.opts.VerifyFull {
@@ -257,7 +303,7 @@ func (d *replica) confirmIO(txn *wal.Txn) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.position == pos {
-		d.fingerprint, d.sums = fp, sums
+		d.fingerprint, d.verified = fp, true
 	}
 	return nil
 }
@@ -322,7 +368,7 @@ func (d *replica) removeFiles() {
 	}
 	d.mu.Lock()
 	d.removed = true
-	d.dropKeptLocked()
+	d.dropCatchupLocked()
 	live := d.live
 	d.live, d.known = nil, false
 	d.attendLocked()
@@ -331,7 +377,7 @@ func (d *replica) removeFiles() {
 	if live != nil {
 		errs = append(errs, live.Close())
 	}
-	errs = append(errs, d.svc.files.Remove(d.path))
+	errs = append(errs, d.svc.files.Remove(d.path), d.svc.sums.Forget(d.id))
 	d.svc.forget(d)
 	if err := errors.Join(errs...); err != nil {
 		d.log.Warn("files of a deleted database stay behind", "err", err)

@@ -319,7 +319,7 @@ func (h *Handle) End(published bool, seen wal.Fingerprint, empty bool) {
 	mine := local != nil && local.handle == h
 	if mine {
 		if published && d.known {
-			d.sums = d.sums.apply(local.delta)
+			d.stepSumsLocked(local.delta)
 			d.advanceLocked(local.post, seen)
 		}
 		d.endLocalLocked(local)
@@ -368,10 +368,18 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	local := &localCommit{id: NewEntryID(), handle: h, pre: h.base, post: Position{TXID: h.base.TXID + 1}, done: make(chan struct{})}
 	d.local = local
 	live, sums := d.live, d.sums // nothing moves them while local is set
+	verified := d.verified
 	d.mu.Unlock()
 
 	outcome, text := OutcomeRefused, ""
 	entry, err := local.encode(d, sums, pageCount, pages)
+	if err == nil && !verified {
+		// After an unclean stop pages may differ that nobody has compared: what a foreign program wrote must not
+		// be built on.
+		if err = d.checkOldPages(live, sums, h.basefp, pages); err != nil {
+			d.svc.goroutine(func() { d.suspectAfterCommit(err) })
+		}
+	}
 	if err != nil {
 		text = err.Error()
 	} else {
@@ -530,10 +538,11 @@ func (d *replica) resolve(local *localCommit) {
 	d.mu.Lock()
 	switch {
 	case err == nil && sum == local.post.Checksum && sum != pos.Checksum:
-		d.sums = sums
+		d.setSumsLocked(sums)
+		d.verified = true
 		d.advanceLocked(local.post, txn.Fingerprint())
 	case err == nil && sum == pos.Checksum:
-		d.sums, d.fingerprint = sums, txn.Fingerprint()
+		d.fingerprint, d.verified = txn.Fingerprint(), true
 	case err == nil:
 		err = fmt.Errorf("checksum %s is neither %s nor %s: %w", sum, pos, local.post, errForeign)
 	}

@@ -436,10 +436,10 @@ func (d *replica) applyLargeIO(ctx context.Context, live LiveFile, it item) erro
 		return deviceError{err}
 	}
 	d.mu.Lock()
-	d.sums = d.sums.apply(delta)
+	d.stepSumsLocked(delta)
 	d.advanceLocked(it.position, fp)
 	d.mu.Unlock()
-	d.svc.metrics.apply(int(it.size), time.Since(start))
+	d.svc.metrics.apply(1, int(it.size), time.Since(start))
 	if d.svc.opts.VerifyFull {
 		return d.confirmIO(nil)
 	}

@@ -17,6 +17,7 @@ type counters struct {
 	appliedBytes  atomic.Uint64
 	fences, heals atomic.Uint64
 	fetchedPages  atomic.Uint64
+	shippedPages  atomic.Uint64
 	leaderChanges atomic.Uint64
 	checkpoints   [2][3]atomic.Uint64
 
@@ -33,7 +34,8 @@ type CheckpointKey struct{ Mode, Result string }
 type Metrics struct {
 	Begins, Commits          map[string]uint64 // by outcome
 	Applied, ReplicatedBytes uint64            // transactions written by appliers; bytes of entries proposed and applied here
-	FetchedPages             uint64            // written while catching up from peers
+	FetchedPages             uint64            // from peers, to catch up
+	ShippedPages             uint64            // to peers that catch up
 	Checkpoints              map[CheckpointKey]uint64
 	LeaderChanges            uint64
 	Fences, Heals            uint64
@@ -65,8 +67,8 @@ func (c *counters) commit(o Outcome, took time.Duration) {
 	c.commitSeconds.Observe(took)
 }
 
-func (c *counters) apply(bytes int, took time.Duration) {
-	c.applied.Add(1)
+func (c *counters) apply(transactions, bytes int, took time.Duration) {
+	c.applied.Add(uint64(transactions))
 	c.appliedBytes.Add(uint64(bytes))
 	c.applySeconds.Observe(took)
 }
@@ -94,7 +96,7 @@ func (s *Service) Metrics() Metrics {
 	c := &s.metrics
 	m := Metrics{
 		Begins: map[string]uint64{}, Commits: map[string]uint64{}, Checkpoints: map[CheckpointKey]uint64{}, Errors: map[string]uint64{},
-		Applied: c.applied.Load(), ReplicatedBytes: c.proposedBytes.Load() + c.appliedBytes.Load(), FetchedPages: c.fetchedPages.Load(),
+		Applied: c.applied.Load(), ReplicatedBytes: c.proposedBytes.Load() + c.appliedBytes.Load(), FetchedPages: c.fetchedPages.Load(), ShippedPages: c.shippedPages.Load(),
 		LeaderChanges: c.leaderChanges.Load(), Fences: c.fences.Load(), Heals: c.heals.Load(),
 		BeginSeconds: c.beginSeconds.Read(), CommitSeconds: c.commitSeconds.Read(), ApplySeconds: c.applySeconds.Read(),
 	}

@@ -1,107 +1,184 @@
 package replicate
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/uglyer/ha-sqlite/replicate/pagesums"
 	"github.com/uglyer/ha-sqlite/snapshot"
 )
 
-// record is what a database leaves behind when it is closed with everything checkpointed: the position
-// of its file, the checksum of each page, and the file's stat, by which a later open knows that nobody
-// wrote it meanwhile (RULES B13).
-type record struct {
-	Position Position
-	PageSize uint32
-	Stat     FileStat
-	Sums     []uint64
+// The durable record of a database (RULES A3, B9) says at which position its files are known to be durable, with the
+// checksum of every page there. It is written when a raft snapshot makes the files durable, when the files are closed,
+// and when pages came from a peer; between two of them only the pages that changed are written.
+
+// capture is what the next record of a database will say, taken at one moment.
+type capture struct {
+	record  pagesums.Record
+	all     sumTable          // every page, or
+	changes []pagesums.Change // those that changed since the record at prev
+	prev    TXID
+	dirty   pageSet
+	table   uint64 // d.table then
 }
 
-const (
-	recordMagic      = "HASQREC1"
-	recordHeaderSize = 8 + 8 + 8 + 4 + 4*8 + 8
-)
-
-func (r *record) encode() []byte {
-	b := make([]byte, 0, recordHeaderSize+8*len(r.Sums)+4)
-	b = append(b, recordMagic...)
-	for _, v := range []uint64{uint64(r.Position.TXID), uint64(r.Position.Checksum)} {
-		b = binary.LittleEndian.AppendUint64(b, v)
-	}
-	b = binary.LittleEndian.AppendUint32(b, r.PageSize)
-	for _, v := range []uint64{uint64(r.Stat.SizeBytes), uint64(r.Stat.ModTimeNanos), uint64(r.Stat.ChangeNanos), r.Stat.Inode, uint64(len(r.Sums))} {
-		b = binary.LittleEndian.AppendUint64(b, v)
-	}
-	for _, s := range r.Sums {
-		b = binary.LittleEndian.AppendUint64(b, s)
-	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+// setSumsLocked replaces the table of page checksums. The next record holds all of it.
+func (d *replica) setSumsLocked(sums sumTable) {
+	d.sums, d.recorded, d.dirty = sums, 0, pageSet{}
+	d.table++
 }
 
-func decodeRecord(b []byte) (*record, error) {
-	if len(b) < recordHeaderSize+4 || string(b[:8]) != recordMagic {
-		return nil, fmt.Errorf("decode database record: %d bytes without its magic", len(b))
+// stepSumsLocked changes the table by one transaction.
+func (d *replica) stepSumsLocked(delta *sumDelta) {
+	d.sums = d.sums.apply(delta)
+	for _, pgno := range delta.pgnos {
+		d.dirty.add(pgno)
 	}
-	body := b[:len(b)-4]
-	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
-		return nil, errors.New("decode database record: checksum differs")
-	}
-	u64 := func(off int) uint64 { return binary.LittleEndian.Uint64(body[off:]) }
-	r := &record{
-		Position: Position{TXID(u64(8)), Checksum(u64(16))},
-		PageSize: binary.LittleEndian.Uint32(body[24:]),
-		Stat:     FileStat{SizeBytes: int64(u64(28)), ModTimeNanos: int64(u64(36)), ChangeNanos: int64(u64(44)), Inode: u64(52)},
-	}
-	n := u64(60)
-	if n != uint64(len(body)-recordHeaderSize)/8 || uint64(len(body)-recordHeaderSize)%8 != 0 {
-		return nil, fmt.Errorf("decode database record: %d page sums announced, %d bytes follow", n, len(body)-recordHeaderSize)
-	}
-	r.Sums = make([]uint64, n)
-	for i := range r.Sums {
-		r.Sums[i] = u64(recordHeaderSize + 8*i)
-	}
-	return r, nil
 }
 
-func (d *replica) recordPath() string { return filepath.Join(filepath.Dir(d.path), "record") }
-
-// readRecord returns the record if the files are still those it describes, nil if they are not.
-func (d *replica) readRecord() (*record, error) {
-	b, err := os.ReadFile(d.recordPath())
-	if err != nil {
-		return nil, err
-	}
-	r, err := decodeRecord(b)
-	if err != nil {
-		return nil, err
-	}
-	st, err := d.svc.files.Stat(d.path)
-	if err != nil || st != r.Stat || r.PageSize != d.pageSize || !d.svc.files.WALEmpty(d.path) {
-		return nil, err
-	}
-	return r, nil
-}
-
-// removeRecord makes it certain that nobody reads the record again. The files change from now on: a record
-// that came back after a power failure could look as if it described them, because a checkpoint syncs the
-// pages of the file and not its times.
-func (d *replica) removeRecord() error {
-	err := os.Remove(d.recordPath())
-	if errors.Is(err, os.ErrNotExist) {
+// captureLocked takes what a record of the position now is made of, nil if there is nothing new to record. The caller
+// holds recordMu until it was stored.
+func (d *replica) captureLocked() *capture {
+	if !d.known || d.fenced != nil {
 		return nil
 	}
-	if err == nil {
-		err = syncDir(filepath.Dir(d.path))
+	c := &capture{prev: d.recorded, table: d.table, record: pagesums.Record{
+		ID: d.id, TXID: uint64(d.position.TXID), Checksum: uint64(d.position.Checksum), PageSize: d.pageSize, PageCount: uint32(len(d.sums)),
+	}}
+	if d.recorded == 0 || d.svc.sums.WantsAll(d.id, uint64(d.recorded), d.dirty.n, len(d.sums)) {
+		c.all = append(sumTable{}, d.sums...)
+	} else {
+		c.changes = make([]pagesums.Change, 0, d.dirty.n)
+		d.dirty.each(func(pgno uint32) {
+			if int(pgno) <= len(d.sums) {
+				c.changes = append(c.changes, pagesums.Change{Pgno: pgno, Sum: d.sums[pgno-1]})
+			}
+		})
+	}
+	c.dirty, d.dirty = d.dirty, pageSet{}
+	return c
+}
+
+// store appends the record; it is durable with the next sync of the store. The caller holds recordMu and has seen
+// to it that the files are durable at the position.
+func (d *replica) store(c *capture) error {
+	var err error
+	if c.all != nil {
+		err = d.svc.sums.PutAll(c.record, c.all)
+	} else {
+		err = d.svc.sums.PutChanges(c.record, uint64(c.prev), c.changes)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.table != c.table { // replaced meanwhile
+		return err
 	}
 	if err != nil {
-		return fmt.Errorf("remove the record of database %q: %w", d.name, err)
+		d.recorded = 0
+		return fmt.Errorf("record database %q: %w", d.name, err)
 	}
+	d.recorded = TXID(c.record.TXID)
 	return nil
+}
+
+// recordNow makes files and record durable at the position that the files show.
+func (d *replica) recordNow() error {
+	d.recordMu.Lock()
+	defer d.recordMu.Unlock()
+	d.mu.Lock()
+	c, live := d.captureLocked(), d.live
+	d.mu.Unlock()
+	if c == nil || live == nil {
+		return nil
+	}
+	err := live.SyncWAL()
+	if err == nil {
+		err = d.store(c)
+	}
+	if err == nil {
+		err = d.svc.syncRecords()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.recorded = 0
+		return fmt.Errorf("record database %q: %w", d.name, err)
+	}
+	d.durable = max(d.durable, TXID(c.record.TXID))
+	return nil
+}
+
+// syncRecords makes all records durable. A sync that fails once is not tried again: the next one may say that
+// all is well when it is not.
+func (s *Service) syncRecords() error {
+	err := s.sums.Sync()
+	s.stopIfBroken(err)
+	return err
+}
+
+// stopIfBroken stops the node when the store of page checksums can take nothing any more.
+func (s *Service) stopIfBroken(err error) {
+	if errors.Is(err, pagesums.ErrSync) && s.ctx.Err() == nil {
+		s.stop(fmt.Errorf("%w: %w", ErrDevice, err))
+	}
+}
+
+// closedRecord returns the record of files that were closed and are unchanged since, by size, times and inode
+// (RULES B9). changed reports that there is one, and that somebody has written the files.
+func (d *replica) closedRecord() (_ pagesums.Record, ok, changed bool) {
+	rec, ok := d.svc.sums.Find(d.id)
+	if !ok || rec.Closed == nil {
+		return rec, false, false
+	}
+	st, err := d.svc.files.Stat(d.path)
+	if err != nil || st != FileStat(*rec.Closed) || !d.svc.files.WALEmpty(d.path) {
+		return rec, false, true
+	}
+	return rec, rec.PageSize == d.pageSize, rec.PageSize != d.pageSize
+}
+
+// openRecord is called before the files are opened. It returns the page checksums of files that were closed and are
+// unchanged, and makes certain that nobody takes them for unchanged files again.
+func (d *replica) openRecord() (_ pagesums.Record, sums sumTable, err error) {
+	rec, ok, changed := d.closedRecord()
+	switch {
+	case ok:
+		rec, sums, ok = d.svc.sums.Load(d.id)
+		if !ok || rec.Closed == nil || Checksum(rec.Checksum) != sumTable(sums).checksum() {
+			sums = nil
+		}
+		err = d.svc.sums.Opened(d.id)
+		d.svc.stopIfBroken(err)
+	case changed: // what the record says of pages that the log does not touch means nothing: all are read
+		d.log.Warn("the files of a database changed while nobody had it open, all of it is read")
+		if err = d.svc.sums.Forget(d.id); err == nil {
+			err = d.svc.syncRecords()
+		}
+	}
+	if err != nil {
+		return rec, nil, fmt.Errorf("open database %q: %w", d.name, err)
+	}
+	return rec, sums, nil
+}
+
+// adoptRecord trusts the page sums of a database that was closed cleanly and is unchanged since.
+func (d *replica) adoptRecord(rec pagesums.Record, sums sumTable, live LiveFile) {
+	fp, pageSize, _, err := live.Peek()
+	if err != nil || pageSize != rec.PageSize || fp.PageCount != uint32(len(sums)) {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known || TXID(rec.TXID) < d.base.TXID {
+		return
+	}
+	d.setSumsLocked(sums)
+	d.recorded = TXID(rec.TXID)
+	d.known, d.verified = true, true
+	d.advanceLocked(Position{TXID(rec.TXID), Checksum(rec.Checksum)}, fp)
 }
 
 func syncDir(path string) error {
@@ -121,7 +198,7 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 	defer d.ioMu.Unlock()
 	d.mu.Lock()
 	live := d.live
-	busy := live == nil || len(d.handles) > 0 || d.local != nil || len(d.queue) > 0 || d.healing || len(d.pins) > 0 ||
+	busy := live == nil || len(d.handles) > 0 || d.local != nil || len(d.queue) > 0 || d.healing || d.behind || len(d.pins) > 0 ||
 		len(d.waiters) > 0 || time.Since(d.lastUsed) < idle
 	d.mu.Unlock()
 	if busy {
@@ -138,41 +215,37 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 	if err != nil {
 		return false
 	}
+	d.recordMu.Lock()
+	defer d.recordMu.Unlock()
 	d.mu.Lock()
 	if len(d.handles) > 0 || d.local != nil { // an application came meanwhile
 		d.mu.Unlock()
 		return false
 	}
-	rec := &record{Position: d.position, PageSize: d.pageSize, Sums: d.sums, Stat: stat}
-	known := d.known && d.fenced == nil
-	d.live, d.known, d.sums = nil, false, nil
+	rec := d.captureLocked()
+	known := rec != nil && statErr == nil && fp.Matches(d.fingerprint) && d.verified
+	if rec != nil { // the queue has forgotten what came before: this is where a later search begins
+		d.base, d.durable = d.position, max(d.durable, d.position.TXID)
+	}
+	d.live, d.known, d.sums, d.dirty = nil, false, nil, pageSet{}
 	d.decoder, d.oldPage = snapshot.Decoder{}, nil
 	d.attendLocked()
-	if known { // the queue has forgotten what came before: this is where a later search begins
-		d.base, d.durable = rec.Position, max(d.durable, rec.Position.TXID)
-	}
-	known = known && statErr == nil && fp.Matches(d.fingerprint)
 	d.mu.Unlock()
 	if err := live.Close(); err != nil {
 		d.log.Warn("close idle database", "err", err)
+		known = false
+	}
+	if rec == nil {
 		return true
 	}
-	if !known {
-		return true
+	if after, err := d.svc.files.Stat(d.path); known && err == nil && after == stat {
+		closed := pagesums.Stat(stat)
+		rec.record.Closed = &closed
 	}
-	if after, err := d.svc.files.Stat(d.path); err != nil || after != stat {
-		return true // somebody wrote: the next open reads every page
+	// It need not be durable now: without it the one before counts, and the log.
+	if err := d.store(rec); err != nil {
+		d.log.Warn("record an idle database", "err", err)
 	}
-	if err := writeFileSync(d.recordPath(), rec.encode()); err != nil {
-		d.svc.stopIfSyncFailed(err)
-		d.log.Warn("write the record of an idle database", "err", err)
-		return true
-	}
-	d.mu.Lock()
-	if d.live == nil {
-		d.closedStat = stat
-	}
-	d.mu.Unlock()
 	return true
 }
 
@@ -197,3 +270,6 @@ func writeFileSync(path string, b []byte) error {
 	}
 	return syncDir(filepath.Dir(path))
 }
+
+// errAbsent says that the files of a database are not here: they are fetched from a peer before anybody opens them.
+var errAbsent = errors.New("this node has no copy of the database yet")

@@ -31,8 +31,10 @@ const (
 	methodTouch      uint8 = 16
 	methodDisk       uint8 = 24
 	methodLeaderGone uint8 = 27
-	methodFetch      uint8 = 32 // a stream
 	methodVerify     uint8 = 33 // a stream
+	methodRound      uint8 = 34 // a stream
+	methodPages      uint8 = 35 // a stream
+	methodDurable    uint8 = 36
 )
 
 // Codes of errors that the caller has to tell apart.
@@ -130,8 +132,12 @@ func (s *Service) registerMethods() {
 	handle(methodDisk, jsonMethod(s.serveDisk))
 	s.port.Handle(methodHello, whenUp(jsonMethodFrom(s.serveHello)), peer.OpenToStrangers())
 	s.port.Handle(methodJoin, whenUp(jsonMethodFrom(s.serveJoin)), peer.OpenToStrangers())
-	s.port.HandleStream(methodFetch, func(ctx context.Context, from string, req []byte, w io.Writer) error {
-		return coded(s.serveFetch(ctx, from, req, w))
+	handle(methodDurable, jsonMethod(s.serveDurable))
+	s.port.HandleStream(methodRound, func(ctx context.Context, from string, req []byte, w io.Writer) error {
+		return coded(s.serveRound(ctx, from, req, w))
+	})
+	s.port.HandleStream(methodPages, func(ctx context.Context, from string, req []byte, w io.Writer) error {
+		return coded(s.servePages(ctx, from, req, w))
 	})
 	s.port.HandleStream(methodParts, func(ctx context.Context, from string, req []byte, w io.Writer) error {
 		return coded(s.serveParts(ctx, from, req, w))

@@ -60,6 +60,9 @@ type Files interface {
 	WALEmpty(path string) bool
 	// Trim gives memory that closed files have left behind back to the system.
 	Trim()
+	// Place gives a file that is complete and synced the path of a database, durably. It fails with
+	// os.ErrExist, and changes nothing, if there is a file already. The file may keep its old name too.
+	Place(file, path string) error
 	// Remove deletes the database's directory. Nothing has it open.
 	Remove(path string) error
 }
@@ -113,6 +116,9 @@ type replica struct {
 	name string
 	path string
 
+	catchMu  sync.Mutex // one catch-up at a time; taken before ioMu
+	recordMu sync.Mutex // one record at a time; taken after ioMu and before mu
+
 	ioMu    sync.Mutex
 	decoder snapshot.Decoder // of the applier; its memory is used again, under ioMu
 	oldPage []byte           // likewise
@@ -126,7 +132,12 @@ type replica struct {
 	position    Position
 	fingerprint wal.Fingerprint
 	sums        sumTable
-	kept        *image   // fetched by a restore, and not installed yet
+	table       uint64   // counts the times that sums was replaced
+	dirty       pageSet  // pages that changed since the record at recorded
+	recorded    TXID     // of the record that the next one continues; 0: that holds all pages
+	verified    bool     // every page was compared since the position was found
+	behind      bool     // the log does not have what the files lack: a peer has
+	pending     *target  // fetched from a peer, and not installed yet
 	base        Position // decided position the files are known to have reached (invariant of restore)
 	durable     TXID     // file position that is known to be synced
 	decided     Position
@@ -148,14 +159,14 @@ type replica struct {
 	pins        map[*pinRequest]struct{}
 	checking    bool  // a check runs beside everything else
 	stuck       error // why the applier cannot write the files
+	progress    progress
 	ckpt        checkpoints
 
-	listed     bool     // in the set of active databases
-	unattended bool     // counted as open for no application here
-	evicting   bool     // about to be closed to make room
-	closedStat FileStat // of the files as they were closed, zero if that is not known
-	worker     *worker  // that runs the applier; of the applier
-	turn       *worker  // the same while the applier has ioMu; under ioMu
+	listed     bool    // in the set of active databases
+	unattended bool    // counted as open for no application here
+	evicting   bool    // about to be closed to make room
+	worker     *worker // that runs the applier; of the applier
+	turn       *worker // the same while the applier has ioMu; under ioMu
 }
 
 type positionWaiter struct {
@@ -173,13 +184,18 @@ type pinRequest struct {
 }
 
 func newReplica(svc *Service, st DatabaseState) *replica {
-	return &replica{
+	d := &replica{
 		svc: svc, log: svc.log.With("db", st.Name), id: st.ID, name: st.Name,
 		path:     svc.databasePath(st.ID),
 		pageSize: st.PageSize, autoVacuum: st.AutoVacuum,
 		base: st.Position, durable: st.Position.TXID, decided: st.Position,
 		lastUsed: time.Now(), lastScrub: time.Now(),
 	}
+	// A database that was blocked when the log was cut off may be behind the manifest: only the record tells.
+	if rec, ok := svc.sums.Find(st.ID); !ok || TXID(rec.TXID) < st.Position.TXID {
+		d.durable = 0
+	}
+	return d
 }
 
 // enqueue adds a decided change. It is called in log order and never blocks.
@@ -228,7 +244,10 @@ func (d *replica) deletedError() error {
 // idleLocked reports that the applier has nothing to do, or must not: a fenced copy takes no change but its
 // removal.
 func (d *replica) idleLocked() bool {
-	return len(d.queue) == 0 || d.removed || d.fenced != nil && !d.queue[0].deleted
+	if len(d.queue) == 0 {
+		return !d.behind || d.removed || d.deleted || d.fenced != nil
+	}
+	return d.removed || d.fenced != nil && !d.queue[0].deleted
 }
 
 // kickLocked starts the applier if it has work and does not run.
@@ -239,7 +258,7 @@ func (d *replica) kickLocked() {
 	if !d.svc.replayed() {
 		return // the log's tail is not confirmed yet; the service kicks every database when it is
 	}
-	if d.local != nil && d.local.id == d.queue[0].id && !d.queue[0].deleted {
+	if d.local != nil && len(d.queue) > 0 && d.local.id == d.queue[0].id && !d.queue[0].deleted {
 		if d.late.IsZero() {
 			d.late = time.Now()
 		}
@@ -344,156 +363,6 @@ func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
 		return d.fenced
 	}
 	return fmt.Errorf("wait for transaction %s of database %q, the files show %s: %w", txid, d.name, d.position.TXID, ctx.Err())
-}
-
-// openLocked opens the live handle if it is not open. The caller holds ioMu, not mu.
-func (d *replica) openIO() (LiveFile, error) {
-	d.mu.Lock()
-	live := d.live
-	removed, pageSize, autoVacuum := d.removed, d.pageSize, d.autoVacuum
-	d.mu.Unlock()
-	if live != nil {
-		return live, nil
-	}
-	if removed {
-		return nil, ErrDeleted
-	}
-	d.svc.makeRoom()
-	if err := d.svc.files.Create(d.path, pageSize, autoVacuum); err != nil {
-		return nil, deviceError{fmt.Errorf("create database %q: %w", d.name, err)}
-	}
-	rec, recErr := d.readRecord()
-	if err := d.removeRecord(); err != nil {
-		return nil, deviceError{err}
-	}
-	live, err := d.svc.files.Open(d.path)
-	if err != nil {
-		err = fmt.Errorf("open database %q: %w", d.name, err)
-		if !errors.Is(err, ErrUnusable) { // no descriptor, no permission, no space: that passes
-			err = deviceError{err}
-		}
-		return nil, err
-	}
-	d.mu.Lock()
-	d.live = live
-	d.closedStat = FileStat{}
-	d.lastUsed = time.Now()
-	d.listLocked()
-	d.attendLocked()
-	d.mu.Unlock()
-	if recErr == nil && rec != nil {
-		d.adoptRecord(rec, live)
-	}
-	return live, nil
-}
-
-// adoptRecord trusts the page sums of a database that was closed cleanly and is unchanged since.
-func (d *replica) adoptRecord(rec *record, live LiveFile) {
-	fp, pageSize, _, err := live.Peek()
-	if err != nil || pageSize != rec.PageSize || fp.PageCount != uint32(len(rec.Sums)) {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.known || rec.Position.TXID < d.base.TXID {
-		return
-	}
-	d.sums = sumTable(rec.Sums)
-	d.known = true
-	d.advanceLocked(rec.Position, fp)
-}
-
-// locate finds the file position when it is not known: the checksum of all pages names it among the
-// positions that the log has decided. While it is unknown nothing is applied. See RULES A3: equal sums
-// are equal bytes, and nothing is redone below the position found.
-func (d *replica) locate(ctx context.Context) {
-	if err := d.svc.waitReplayed(ctx); err != nil {
-		return
-	}
-	if err := d.lockIO(ctx); err != nil {
-		return
-	}
-	defer d.ioMu.Unlock()
-	if err := d.locateOrFenceIO(ctx); err != nil && ctx.Err() == nil {
-		d.log.Debug("position of the local copy not found", "err", err)
-	}
-}
-
-// locateOrFenceIO is locateIO for everybody but the applier: files that are at no position are fenced.
-func (d *replica) locateOrFenceIO(ctx context.Context) error {
-	err := d.locateIO(ctx)
-	var device deviceError
-	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFenced) || errors.Is(err, ErrDeleted) || errors.As(err, &device) {
-		return err
-	}
-	return d.fence(fmt.Errorf("find the position of the local copy: %w", err))
-}
-
-func (d *replica) locateIO(ctx context.Context) error {
-	d.mu.Lock()
-	known, fenced, kept := d.known, d.fenced, d.kept
-	d.mu.Unlock()
-	if known || fenced != nil {
-		return fenced
-	}
-	if kept != nil {
-		return d.installKeptIO(ctx, kept)
-	}
-	live, err := d.openIO()
-	if err != nil {
-		return err
-	}
-	d.mu.Lock()
-	known = d.known
-	d.mu.Unlock()
-	if known { // the record of a clean close was enough
-		return nil
-	}
-	txn, err := d.beginIO(ctx, live)
-	if err != nil {
-		return err
-	}
-	defer txn.End()
-	sums, sum, err := readSums(txn, d.pageSize)
-	if err != nil {
-		return err
-	}
-	err = d.findIO(txn, sums, sum)
-	if err == nil {
-		return nil
-	}
-	if kept = d.loadKept(); kept == nil {
-		return err
-	}
-	d.mu.Lock()
-	d.kept = kept
-	d.mu.Unlock()
-	// The node stopped before it could install what a restore had fetched.
-	if err := txn.End(); err != nil {
-		return err
-	}
-	return d.installKeptIO(ctx, kept)
-}
-
-// findIO looks a checksum of the whole file up among the positions that it can have.
-func (d *replica) findIO(txn *wal.Txn, sums sumTable, sum Checksum) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	found, ok := d.base, sum == d.base.Checksum
-	for _, it := range d.queue {
-		if !it.deleted && it.position.Checksum == sum {
-			found, ok = it.position, true // the highest that is confirmed counts
-		}
-	}
-	if !ok {
-		return fmt.Errorf("checksum %s of %d pages is none of the positions %s to %s", sum, len(sums), d.base, d.decided)
-	}
-	d.sums = sums
-	d.known = true
-	d.log.Debug("file position found", "txid", found.TXID.String(), "base", d.base.TXID.String())
-	d.advanceLocked(found, txn.Fingerprint())
-	d.dropKeptLocked()
-	return nil
 }
 
 // beginIO takes native slot 0 and notes for how long it had to wait for an application.
@@ -653,35 +522,3 @@ func (d *replica) lockIO(ctx context.Context) error {
 
 // ioPoll is how often somebody who may give up looks whether the files are free.
 const ioPoll = time.Millisecond
-
-// makeDurable returns when the files show at least TXID txid and that is synced. It needs no turn at the
-// files: an applier may hold that while it waits for an application.
-func (d *replica) makeDurable(ctx context.Context, txid TXID) error {
-	d.mu.Lock()
-	done := d.durable >= txid || d.removed || d.deleted
-	d.mu.Unlock()
-	if done {
-		return nil
-	}
-	if err := d.waitPosition(ctx, txid); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	at, live := d.position.TXID, d.live
-	d.mu.Unlock()
-	if live == nil { // closed in between: closing checkpoints and syncs
-		return nil
-	}
-	if err := live.SyncWAL(); err != nil {
-		d.mu.Lock()
-		closed := d.live != live
-		d.mu.Unlock()
-		if !closed {
-			return fmt.Errorf("sync the log of database %q: %w", d.name, err)
-		}
-	}
-	d.mu.Lock()
-	d.durable = max(d.durable, at)
-	d.mu.Unlock()
-	return nil
-}

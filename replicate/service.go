@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/uglyer/ha-sqlite/replicate/logstore"
+	"github.com/uglyer/ha-sqlite/replicate/pagesums"
 	"github.com/uglyer/ha-sqlite/replicate/peer"
 )
 
@@ -86,6 +87,12 @@ type Service struct {
 	appliers *pool  // bounds who writes into files at a time
 	copiers  *turns // bounds checkpoints, which sync
 
+	sums     *pagesums.Store
+	rounds   servedRounds  // what peers read here
+	catchups chan struct{} // a token for each database that catches up at a time
+	catchup  throttle      // of what is fetched from peers
+	rereads  sync.Mutex    // one paced re-read at a time
+
 	replay      chan struct{} // closed when the log's tail at start is confirmed or replaced
 	raftUp      chan struct{} // closed when raft is set
 	replayOnce  sync.Once
@@ -115,10 +122,17 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	}
 	s.appliers = newPool(applierWidth(), s.goroutine)
 	s.files = watchedFiles{opts.Files, s}
+	s.catchups, s.catchup.rate = make(chan struct{}, catchupsAtOnce), opts.CatchupRate
 	if err := s.clearSpool(); err != nil {
 		cancel()
 		return nil, err
 	}
+	sums, err := pagesums.Open(filepath.Join(opts.Dir, "sums"))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	s.sums = sums
 	// A leader may remember handles of this node's former life.
 	s.handleSeq.Store(rand.Uint64() << 32)
 	s.locks = NewLockTable(SystemClock{}, opts.WriteLease)
@@ -135,7 +149,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s.replayIndex, s.replayTerm = last, term
 	if err := s.openRaft(); err != nil {
 		cancel()
-		return nil, err
+		return nil, errors.Join(err, sums.Close())
 	}
 	if err := s.spools.clear(); err != nil {
 		cancel()
@@ -378,167 +392,6 @@ func (s *Service) waitReplayed(ctx context.Context) error {
 	}
 }
 
-// beforePersist makes a snapshot's positions durable in the files (RULES A5). The log may be compacted
-// only after that, so an error keeps it.
-func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) error {
-	ctx, cancel := context.WithTimeout(ctx, persistPatience)
-	defer cancel()
-	defer context.AfterFunc(s.ctx, cancel)()
-	return inParallel(len(states), persistWidth, func(i int) error {
-		d, ok := s.replica(states[i].ID)
-		if !ok {
-			return nil // deleted since
-		}
-		if err := d.makeDurable(ctx, states[i].Position.TXID); err != nil && !errors.Is(err, ErrDeleted) {
-			return fmt.Errorf("keep the log: %w", err)
-		}
-		return nil
-	})
-}
-
-const persistPatience = 10 * time.Second
-
-// afterRestore follows the state machine to a snapshot's state. At start the files already have it; when
-// the leader sent it, the pages that are missing are fetched before this node acknowledges anything on top.
-func (s *Service) afterRestore(states []DatabaseState) error {
-	s.mu.Lock()
-	fromLeader := s.restored
-	keep := make(map[DatabaseID]bool, len(states))
-	for _, st := range states {
-		keep[st.ID] = true
-		if d, ok := s.replicas[st.ID]; ok {
-			d.adopt(st)
-			d.rebase(st)
-		} else {
-			s.replicas[st.ID] = newReplica(s, st)
-		}
-	}
-	var gone []*replica
-	for id, d := range s.replicas {
-		if !keep[id] {
-			gone = append(gone, d)
-		}
-	}
-	s.mu.Unlock()
-	for _, d := range gone {
-		d.enqueue(item{deleted: true})
-	}
-	if !fromLeader {
-		return nil
-	}
-	s.log.Info("catching up from peers", "databases", len(states))
-	work := make(chan DatabaseState)
-	errs := make(chan error, len(states))
-	var wg sync.WaitGroup
-	for range min(4, len(states)) {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			for st := range work {
-				if d, ok := s.replica(st.ID); ok {
-					errs <- d.reach(s.ctx, st.Position)
-				}
-			}
-		}()
-	}
-	for _, st := range states {
-		work <- st
-	}
-	close(work)
-	wg.Wait()
-	close(errs)
-	var all []error
-	for err := range errs {
-		all = append(all, err)
-	}
-	if err := errors.Join(all...); err != nil {
-		return err
-	}
-	s.finishReplay()
-	return nil
-}
-
-// rebase drops what was queued before a snapshot that the leader sent.
-func (d *replica) rebase(st DatabaseState) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for len(d.queue) > 0 {
-		d.dropQueueHeadLocked()
-	}
-	d.decided = st.Position
-}
-
-// reach brings the files to position p or later, from a peer if need be, and syncs them.
-func (d *replica) reach(ctx context.Context, p Position) error {
-	err := d.reachSoon(ctx, p)
-	for wait := 50 * time.Millisecond; err != nil; wait = min(2*wait, 2*time.Second) {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		cerr := d.catchUp(ctx, true)
-		if errors.Is(cerr, ErrDeleted) {
-			return nil // and so will this node decide; nothing of it is used until then (RULES A5)
-		}
-		if cerr == nil {
-			break
-		}
-		d.log.Warn("catch up from a peer, will try again", "err", cerr)
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
-	}
-	d.mu.Lock()
-	d.base = p
-	d.mu.Unlock()
-	return d.makeDurable(ctx, p.TXID) // a kept image is
-}
-
-// reachSoon is reachIO for as long as no application keeps it waiting.
-func (d *replica) reachSoon(ctx context.Context, p Position) error {
-	ctx, cancel := context.WithTimeout(ctx, holdPatience)
-	defer cancel()
-	if err := d.lockIO(ctx); err != nil {
-		return err
-	}
-	defer d.ioMu.Unlock()
-	return d.reachIO(ctx, p)
-}
-
-// reachIO is nil when the files already show p or a later position.
-func (d *replica) reachIO(ctx context.Context, p Position) error {
-	d.mu.Lock()
-	known, pos := d.known, d.position
-	d.mu.Unlock()
-	if known && pos.TXID >= p.TXID {
-		return nil
-	}
-	if known {
-		return fmt.Errorf("the files are at %s, the snapshot at %s", pos, p)
-	}
-	live, err := d.openIO()
-	if err != nil {
-		return err
-	}
-	txn, err := d.beginIO(ctx, live)
-	if err != nil {
-		return err
-	}
-	defer txn.End()
-	sums, sum, err := readSums(txn, d.pageSize)
-	if err != nil {
-		return err
-	}
-	if sum != p.Checksum {
-		return fmt.Errorf("the files have checksum %s, the snapshot %s", sum, p)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.sums, d.known = sums, true
-	d.advanceLocked(p, txn.Fingerprint())
-	return nil
-}
-
 // Prepare begins a shutdown: no write begins any more, and commits in flight get their verdicts. The
 // applications' connections may be closed after it.
 func (s *Service) Prepare(ctx context.Context) error {
@@ -572,6 +425,7 @@ func (s *Service) Shutdown(ctx context.Context) error {
 	s.end()
 	open := s.activeReplicas()
 	_ = inParallel(len(open), shutdownWidth, func(i int) error { open[i].closeForShutdown(); return nil })
+	errs = append(errs, s.sums.Close())
 	return errors.Join(errs...)
 }
 

@@ -61,6 +61,9 @@ type DatabaseStatus struct {
 	HolderPID   int       `json:"holder_pid,omitempty"`
 	HolderAgeMS int64     `json:"holder_age_ms,omitempty"`
 	CommitTime  time.Time `json:"commit_time"`
+	// CatchupPages of CatchupTotal differing pages have come from a peer; 0 and 0 if none are fetched now.
+	CatchupPages uint32 `json:"catchup_pages,omitempty"`
+	CatchupTotal uint32 `json:"catchup_total,omitempty"`
 }
 
 // lateAfter is for how long an applier may wait for native slot 0 before status calls the database late.
@@ -116,8 +119,14 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 		r.State, r.Detail = "late", d.stuck.Error()
 	case !d.late.IsZero() && time.Since(d.late) > lateAfter:
 		r.State, r.Detail = "late", "an application holds the native write lock of this node's copy"
-	case r.Lag > 0:
+	case r.Lag > 0 || d.behind:
 		r.State = "catching_up"
+	}
+	if p := d.progress; p.total > 0 {
+		r.CatchupPages, r.CatchupTotal = p.fetched, p.total
+		if r.State == "idle" {
+			r.State = "catching_up"
+		}
 	}
 	return r
 }

@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"fmt"
+	"math/bits"
 
 	"github.com/uglyer/ha-sqlite/snapshot"
 	"github.com/uglyer/ha-sqlite/wal"
@@ -108,6 +109,46 @@ func (t sumTable) apply(d *sumDelta) sumTable {
 		t[pgno-1] = d.sums[i]
 	}
 	return t
+}
+
+// pageSet is a set of page numbers.
+type pageSet struct {
+	words []uint64
+	n     int
+}
+
+func (s *pageSet) add(pgno uint32) {
+	i, bit := int(pgno/64), uint64(1)<<(pgno%64)
+	if i >= len(s.words) {
+		s.words = append(s.words, make([]uint64, i+1-len(s.words))...)
+	}
+	if s.words[i]&bit == 0 {
+		s.words[i] |= bit
+		s.n++
+	}
+}
+
+func (s *pageSet) has(pgno uint32) bool {
+	i := int(pgno / 64)
+	return i < len(s.words) && s.words[i]&(1<<(pgno%64)) != 0
+}
+
+// each calls f with every number, ascending.
+func (s *pageSet) each(f func(pgno uint32)) {
+	for i, w := range s.words {
+		for ; w != 0; w &= w - 1 {
+			f(uint32(64*i + bits.TrailingZeros64(w)))
+		}
+	}
+}
+
+// checksum is that of the whole database whose pages have these checksums.
+func (t sumTable) checksum() Checksum {
+	acc := uint64(snapshot.ChecksumFlag)
+	for _, s := range t {
+		acc ^= s
+	}
+	return Checksum(acc | snapshot.ChecksumFlag)
 }
 
 // pageReader reads pages of one consistent state.

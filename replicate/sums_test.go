@@ -91,33 +91,6 @@ func TestSumTableRefusesWhatIsNoTransaction(t *testing.T) {
 	}
 }
 
-func FuzzRecord(f *testing.F) {
-	r := record{Position: Position{7, 8}, PageSize: 4096, Stat: FileStat{1, 2, 3, 4}, Sums: []uint64{5, 6}}
-	f.Add(r.encode())
-	f.Add([]byte(recordMagic))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := decodeRecord(b)
-		if err == nil && !bytes.Equal(r.encode(), b) {
-			t.Fatalf("%x decodes and encodes to %x", b, r.encode())
-		}
-	})
-}
-
-func TestRecordRefusesDamage(t *testing.T) {
-	r := record{Position: Position{7, 8}, PageSize: 4096, Sums: []uint64{5, 6}}
-	b := r.encode()
-	for n := range b {
-		if _, err := decodeRecord(b[:n]); err == nil {
-			t.Fatalf("%d of %d bytes decode", n, len(b))
-		}
-		damaged := bytes.Clone(b)
-		damaged[n] ^= 1
-		if _, err := decodeRecord(damaged); err == nil {
-			t.Fatalf("a record with byte %d flipped decodes", n)
-		}
-	}
-}
-
 func FuzzCommitRequest(f *testing.F) {
 	entry, err := EncodeTransaction(nil, &Transaction{DB: DatabaseID{1}, ID: EntryID{2}, Pre: Position{1, 1}, Post: Position{2, 2}, PageSize: 512, PageCount: 1})
 	if err != nil {

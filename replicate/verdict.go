@@ -70,6 +70,24 @@ func (r *acceptedRing) at(txid, last TXID) (acceptedEntry, bool) {
 	return w[len(w)-1-int(last-txid)], true
 }
 
+// transactionWith returns the newest transaction of a database that left the checksum, as far back as entry ids
+// are kept.
+func (f *FSM) transactionWith(id DatabaseID, sum Checksum) (TXID, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	db := f.s.byID[id]
+	if db == nil {
+		return 0, false
+	}
+	w := db.accepted.window()
+	for i := len(w) - 1; i >= 0; i-- {
+		if w[i].checksum == sum {
+			return db.Position.TXID - TXID(len(w)-1-i), true
+		}
+	}
+	return 0, false
+}
+
 type rejectedEntry struct {
 	id    EntryID
 	index uint64

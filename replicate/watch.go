@@ -39,6 +39,8 @@ func (s *Service) janitor() {
 			d.mu.Unlock()
 			if due {
 				d.beside(func() {
+					s.rereads.Lock() // one database at a time
+					defer s.rereads.Unlock()
 					if err := d.scrub(s.ctx); err != nil && s.ctx.Err() == nil {
 						d.log.Warn("scrub, will try again", "err", err)
 						d.mu.Lock()
@@ -91,6 +93,9 @@ func (s *Service) Scrub(ctx context.Context, name string) error {
 
 // scrub reads every page and compares it with the table, in rounds and paced (RULES B8).
 func (d *replica) scrub(ctx context.Context) error {
+	d.mu.Lock()
+	table := d.table
+	d.mu.Unlock()
 	for from := uint32(1); from != 0; {
 		next, err := d.scrubRound(from)
 		if errors.Is(err, errMoved) { // the files are being written: a moment later
@@ -105,6 +110,7 @@ func (d *replica) scrub(ctx context.Context) error {
 	}
 	d.mu.Lock()
 	d.lastScrub = time.Now()
+	d.verified = d.verified || d.known && d.table == table
 	d.mu.Unlock()
 	return nil
 }

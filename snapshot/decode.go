@@ -49,6 +49,20 @@ func PeekHeader(b []byte) (Header, error) {
 	return h, nil
 }
 
+// PageNumbers returns the header of b and the numbers of its pages, without looking into them.
+func PageNumbers(b []byte) (Header, []uint32, error) {
+	l, err := parse(b)
+	if err != nil {
+		return Header{}, nil, fmt.Errorf("read page numbers of an LTX file of %d bytes: %w", len(b), err)
+	}
+	pgnos := make([]uint32, 0, l.frames)
+	for at := headerSize; at < l.end; { // parse has checked that the frames lie within b
+		pgnos = append(pgnos, binary.BigEndian.Uint32(b[at:]))
+		at += frameHeaderSize + int(binary.BigEndian.Uint32(b[at+6:]))
+	}
+	return l.header, pgnos, nil
+}
+
 func (d *Decoder) decode(b []byte, maxPageBytes int) (Header, []wal.Page, error) {
 	l, err := parse(b)
 	if err != nil {

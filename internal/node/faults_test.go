@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/replicate"
+	"github.com/uglyer/ha-sqlite/replicate/pagesums"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -147,17 +148,25 @@ func TestLogIsKeptWhileTheFilesAreNotDurable(t *testing.T) {
 func TestRecordIsGoneBeforeTheFilesChange(t *testing.T) {
 	all := faulty(t)
 	var left atomic.Bool
+	data := ""
 	all["n0"].opened = func(path string) {
-		if _, err := os.Stat(filepath.Join(filepath.Dir(path), "record")); err == nil {
+		if data == "" {
+			return
+		}
+		id, err := replicate.ParseDatabaseID(filepath.Base(filepath.Dir(path)))
+		if err == nil && closedOnDisk(data, id) {
 			left.Store(true)
 		}
 	}
-	c := prepared(t, 1, func(_ int, cfg *Config) { cfg.IdleClose = time.Millisecond })
+	c := prepared(t, 1, func(_ int, cfg *Config) { cfg.IdleClose, data = time.Millisecond, cfg.Data })
 	for range 2 {
 		c.idle(0, "db")
+		st, _ := c.nodes[0].svc.Lookup("db")
 		eventually(t, "an idle database has a record", func() error {
-			_, err := os.Stat(filepath.Join(filepath.Dir(c.path(0, "db")), "record"))
-			return err
+			if !closedOnDisk(data, st.ID) {
+				return errors.New("none")
+			}
+			return nil
 		})
 		db := c.open(0, "db")
 		exec(t, db, `INSERT INTO t VALUES(1)`)
@@ -167,6 +176,25 @@ func TestRecordIsGoneBeforeTheFilesChange(t *testing.T) {
 		t.Error("the files were opened while their record was there")
 	}
 	c.equal("db")
+}
+
+// closedOnDisk reports that the page checksums on disk, as another start would read them, call a database closed.
+func closedOnDisk(data string, id replicate.DatabaseID) bool {
+	dir, err := os.MkdirTemp("", "hs")
+	if err != nil {
+		return false
+	}
+	defer os.RemoveAll(dir)
+	if os.CopyFS(dir, os.DirFS(filepath.Join(data, "sums"))) != nil {
+		return false
+	}
+	s, err := pagesums.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	rec, ok := s.Find(id)
+	return ok && rec.Closed != nil
 }
 
 // Files that somebody wrote while they were idle are checked before they are used, and by themselves within

@@ -124,5 +124,37 @@ func (f files) removeUnused(path string, exists func(path string) bool) {
 // Trim implements replicate.Files.
 func (f files) Trim() { vfs.TrimMemory() }
 
+// Place implements replicate.Files.
+func (f files) Place(file, path string) error {
+	f.making.Lock()
+	defer f.making.Unlock()
+	if err := f.prepare(path); err != nil {
+		return err
+	}
+	if err := os.Chmod(file, f.fileMode); err != nil {
+		return err
+	}
+	if f.gid >= 0 {
+		if err := os.Chown(file, -1, f.gid); err != nil {
+			return err
+		}
+	}
+	// A log of a file that is gone would be taken for this one's.
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		for _, suffix := range []string{"-wal", "-shm"} {
+			if err := os.Remove(path + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	if err := os.Link(file, path); err != nil { // unlike a rename it replaces nothing
+		return err
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(filepath.Dir(path)))
+}
+
 // Remove implements replicate.Files.
 func (f files) Remove(path string) error { return os.RemoveAll(filepath.Dir(path)) }

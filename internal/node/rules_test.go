@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -259,8 +260,8 @@ func TestFilesLostWhileTheNodeWasDown(t *testing.T) {
 		{"main file cut", func(p string) error { return os.Truncate(p, 4096) }},
 		{"main file is no database", func(p string) error { return os.WriteFile(p, []byte(strings.Repeat("no database ", 1000)), 0o660) }},
 		{"directory gone", func(p string) error { return os.RemoveAll(strings.TrimSuffix(p, "/db")) }},
-		{"record of garbage", func(p string) error {
-			return os.WriteFile(strings.TrimSuffix(p, "db")+"record", []byte("HASQREC1garbage"), 0o660)
+		{"page checksums gone", func(p string) error {
+			return os.RemoveAll(filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(p))), "sums"))
 		}},
 	} {
 		t.Run(k.name, func(t *testing.T) {

@@ -16,7 +16,8 @@ var mayImport = map[string][]string{
 	"wal":                   {},
 	"vfs":                   {"wal"},
 	"snapshot":              {"wal"},
-	"replicate":             {"wal", "snapshot", "replicate/peer", "replicate/logstore", "internal/histogram"},
+	"replicate":             {"wal", "snapshot", "replicate/pagesums", "replicate/peer", "replicate/logstore", "internal/histogram"},
+	"replicate/pagesums":    {},
 	"replicate/peer":        {},
 	"replicate/logstore":    {},
 	"internal/histogram":    {},
@@ -40,7 +41,7 @@ var mayImport = map[string][]string{
 }
 
 // onlyStandard lists the packages that import nothing from outside either.
-var onlyStandard = []string{"wal", "internal/histogram", "internal/buildinfo", "internal/localcluster", "internal/tidy"}
+var onlyStandard = []string{"wal", "internal/histogram", "internal/buildinfo", "internal/localcluster", "internal/tidy", "replicate/pagesums"}
 
 func TestPackagesImportOnlyWhatTheTableAllows(t *testing.T) {
 	for _, p := range allPackages(t) {
@@ -79,14 +80,15 @@ var opens = map[string]string{
 	"internal/shimtest/node.go":          "databases of its own, before any process opens them",
 	"internal/testcluster/cluster.go":    "logs of nodes",
 	"internal/testcluster/disk_linux.go": "images of disks, their mount points, and the file that fills them",
-	"replicate/kept.go":                  "images in the spool",
+	"replicate/fetched.go":               "pages and targets of catch-ups in the spool",
+	"replicate/pagesums/store.go":        "segments of page checksums, and their directory to sync it",
 	"replicate/logstore/backends.go":     "raft-wal's metadata, to reserve blocks for them",
 	"replicate/logstore/dir.go":          "directories, to sync them",
 	"replicate/logstore/mend.go":         "the last segment of the raft log, before raft-wal does",
 	"replicate/logstore/segments.go":     "segments of the raft log",
 	"replicate/logstore/snapshots.go":    "marks in the directory of snapshots",
 	"replicate/readers_linux.go":         "/proc/locks",
-	"replicate/record.go":                "the record beside a database, and directories to sync them",
+	"replicate/record.go":                "directories, to sync them",
 	"replicate/spool.go":                 "parts of large transactions",
 	"test/fault/journal.go":              "journals of writers",
 	"vfs/live.go":                        "directories, to sync them",

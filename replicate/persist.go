@@ -1,0 +1,274 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// persistPatience is for how long a raft snapshot waits for files that are behind.
+	persistPatience = 10 * time.Second
+	// persistWorkers sync so many databases at a time.
+	persistWorkers = 8
+	// blockedPoll is how often a wait looks whether its database is blocked.
+	blockedPoll = 100 * time.Millisecond
+	// askPatience is for how long a member may take to make its files durable when another asks.
+	askPatience = 5 * time.Second
+)
+
+// errBlocked says that the files of a database cannot be written here for now: an application holds native slot 0, or
+// the device fails, or the copy is fenced.
+var errBlocked = errors.New("the files of this node's copy cannot be written for now")
+
+// beforePersist makes a snapshot's positions durable in the files, and the page checksums at them (RULES A5, B9). The
+// log may be compacted only after that, so an error keeps it. For a database whose files are blocked here it is
+// enough that a majority of the members has the position durably: this node fetches the pages from them later.
+func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) error {
+	ctx, cancel := context.WithTimeout(ctx, persistPatience)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	var (
+		mu       sync.Mutex
+		captures []durableCapture
+		blocked  []durablePosition
+		failed   error
+		wg       sync.WaitGroup
+	)
+	work := make(chan DatabaseState)
+	for range min(persistWorkers, len(states)) {
+		wg.Go(func() {
+			for st := range work {
+				d, ok := s.replica(st.ID)
+				if !ok {
+					continue // deleted since
+				}
+				c, err := d.makeDurable(ctx, st.Position.TXID)
+				mu.Lock()
+				switch {
+				case err == nil:
+					if c != nil {
+						captures = append(captures, durableCapture{d, c})
+					}
+				case errors.Is(err, ErrDeleted):
+				case errors.Is(err, errBlocked):
+					blocked = append(blocked, durablePosition{st.ID, st.Position.TXID})
+				case failed == nil:
+					failed = err
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for _, st := range states {
+		work <- st
+	}
+	close(work)
+	wg.Wait()
+	if err := s.settleCaptures(captures); err != nil && failed == nil {
+		failed = err
+	}
+	if failed == nil && len(blocked) > 0 {
+		failed = s.majorityHas(s.ctx, blocked)
+	}
+	if failed != nil {
+		return fmt.Errorf("keep the log: %w", failed)
+	}
+	first, _ := s.store.Bounds()
+	for _, b := range blocked {
+		if d, ok := s.replica(b.ID); ok {
+			d.trimRedo(first)
+		}
+	}
+	s.goroutine(func() {
+		if err := s.sums.Compact(); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("compact the page checksums, will try again", "err", err)
+		}
+	})
+	return nil
+}
+
+// durableCapture is a record that was stored, and is durable after the next sync of the store.
+type durableCapture struct {
+	d *replica
+	c *capture
+}
+
+// settleCaptures makes the records durable, with one sync for all databases.
+func (s *Service) settleCaptures(captures []durableCapture) error {
+	err := s.syncRecords()
+	for _, k := range captures {
+		k.d.mu.Lock()
+		if err == nil {
+			k.d.durable = max(k.d.durable, TXID(k.c.record.TXID))
+		} else {
+			k.d.recorded = 0
+		}
+		k.d.mu.Unlock()
+	}
+	return err
+}
+
+// makeDurable returns when the files show at least TXID txid, are synced and recorded; the record is durable after
+// the next sync of the store. It needs no turn at the files: an applier may hold that while it waits for an application.
+func (d *replica) makeDurable(ctx context.Context, txid TXID) (*capture, error) {
+	d.mu.Lock()
+	done := d.durable >= txid || d.removed || d.deleted
+	d.mu.Unlock()
+	if done {
+		return nil, nil
+	}
+	if err := d.waitUnblocked(ctx, txid); err != nil {
+		return nil, err
+	}
+	d.recordMu.Lock()
+	defer d.recordMu.Unlock()
+	d.mu.Lock()
+	live, done := d.live, d.durable >= txid
+	if done || live == nil { // closed in between: closing checkpoints, syncs and records
+		d.mu.Unlock()
+		return nil, nil
+	}
+	c := d.captureLocked()
+	d.mu.Unlock()
+	if c == nil {
+		return nil, fmt.Errorf("sync database %q: %w", d.name, errBlocked)
+	}
+	err := live.SyncWAL()
+	if err != nil {
+		d.mu.Lock()
+		closed := d.live != live
+		d.recorded = 0 // what was captured is in no record
+		d.mu.Unlock()
+		if closed {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("sync the log of database %q: %w", d.name, err)
+	}
+	return c, d.store(c)
+}
+
+// durableNow is makeDurable with the sync of the record.
+func (d *replica) durableNow(ctx context.Context, txid TXID) error {
+	c, err := d.makeDurable(ctx, txid)
+	if err == nil && c != nil {
+		err = d.svc.settleCaptures([]durableCapture{{d, c}})
+	}
+	return err
+}
+
+// waitUnblocked is waitPosition that gives up as soon as the database is blocked.
+func (d *replica) waitUnblocked(ctx context.Context, txid TXID) error {
+	for {
+		sctx, cancel := context.WithTimeout(ctx, blockedPoll)
+		err := d.waitPosition(sctx, txid)
+		cancel()
+		if err == nil || errors.Is(err, ErrDeleted) || ctx.Err() != nil && !d.blocked() {
+			return err
+		}
+		if d.blocked() {
+			return fmt.Errorf("database %q: %w: %w", d.name, errBlocked, err)
+		}
+	}
+}
+
+// blocked reports that the files cannot move now.
+func (d *replica) blocked() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.fenced != nil || d.stuck != nil || d.behind || d.pending != nil || !d.late.IsZero() && time.Since(d.late) > lateAfter
+}
+
+// trimRedo forgets decided changes that the log does not have any more: pages come from a peer instead (RULES A4).
+func (d *replica) trimRedo(first uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.applying && !d.behind && len(d.queue) > 0 && d.queue[0].ltx != nil {
+		return // the applier has the next one in hand
+	}
+	for len(d.queue) > 0 && d.queue[0].index < first && !d.queue[0].deleted {
+		d.dropQueueHeadLocked()
+		d.behind = true
+	}
+}
+
+// durablePosition asks a member whether its files show a transaction, durably.
+type durablePosition struct {
+	ID   DatabaseID `json:"id"`
+	TXID TXID       `json:"txid"`
+}
+
+// majorityHas is nil when a majority of the members has every one of the positions durably in its files.
+func (s *Service) majorityHas(ctx context.Context, positions []durablePosition) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*askPatience)
+	defer cancel()
+	voters := 0
+	var members []string
+	for _, srv := range s.servers() {
+		if srv.Suffrage == raft.Voter {
+			if voters++; string(srv.ID) != s.opts.NodeID {
+				members = append(members, string(srv.ID))
+			}
+		}
+	}
+	have := make([]int, len(positions))
+	answers := make(chan []bool, len(members))
+	for _, id := range members {
+		s.goroutine(func() {
+			yes, err := callJSON[[]durablePosition, []bool](ctx, s, id, methodDurable, positions)
+			if err != nil {
+				s.log.Debug("ask a member what is durable there", "member", id, "err", err)
+			}
+			answers <- yes
+		})
+	}
+	for range members {
+		select {
+		case yes := <-answers:
+			for i := range min(len(yes), len(have)) {
+				if yes[i] {
+					have[i]++
+				}
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("ask the members what is durable there: %w", ctx.Err())
+		}
+	}
+	for i, p := range positions {
+		if 2*have[i] <= voters {
+			return fmt.Errorf("database %s is blocked here and durable at transaction %s on %d of %d members only", p.ID, p.TXID, have[i], voters)
+		}
+	}
+	s.log.Info("the log goes on without databases that are blocked here", "databases", len(positions))
+	return nil
+}
+
+// serveDurable makes positions durable here, as far as nothing is in the way, and says which are.
+func (s *Service) serveDurable(ctx context.Context, positions []durablePosition) ([]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	yes := make([]bool, len(positions))
+	var captures []durableCapture
+	for i, p := range positions {
+		d, ok := s.replica(p.ID)
+		if !ok {
+			continue
+		}
+		c, err := d.makeDurable(ctx, p.TXID)
+		if err != nil {
+			continue
+		}
+		yes[i] = true
+		if c != nil {
+			captures = append(captures, durableCapture{d, c})
+		}
+	}
+	if err := s.settleCaptures(captures); err != nil {
+		return nil, err
+	}
+	return yes, nil
+}
