@@ -68,6 +68,8 @@ type Metrics struct {
 	// were made equal again.
 	Fences uint64
 	Heals  uint64
+	// FetchedPages came from other nodes to catch up, ShippedPages went to them.
+	FetchedPages, ShippedPages uint64
 	// Errors counts errors after which the node went on, by place.
 	Errors map[string]uint64
 
@@ -123,6 +125,8 @@ var (
 	descLeaders    = describe("leader_changes_total", "Times another leader was seen.")
 	descFences     = describe("fences_total", "Databases found to differ from the log.")
 	descHeals      = describe("heals_total", "Databases made equal to the log again.")
+	descFetched    = describe("catchup_fetched_pages_total", "Pages that came from other nodes to catch up.")
+	descShipped    = describe("catchup_shipped_pages_total", "Pages sent to other nodes that catch up.")
 	descErrors     = describe("errors_total", "Errors after which the node went on, by place.", "place")
 	descBeginTime  = describe("begin_duration_seconds", "Time to grant the write lock.")
 	descCommitTime = describe("commit_duration_seconds", "Time from the arrival of a transaction's pages to its verdict.")
@@ -181,6 +185,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descLeaders, m.LeaderChanges)
 	counter(descFences, m.Fences)
 	counter(descHeals, m.Heals)
+	counter(descFetched, m.FetchedPages)
+	counter(descShipped, m.ShippedPages)
 	for place, n := range m.Errors {
 		counter(descErrors, n, place)
 	}

@@ -164,6 +164,9 @@ type DatabaseStatus struct {
 	// HolderPID is the process that holds the write lock here, 0 if none.
 	HolderPID   int   `json:"holder_pid"`
 	HolderAgeMS int64 `json:"holder_age_ms"`
+	// CatchupPages of CatchupTotal differing pages have come from another node, while they are fetched; else 0.
+	CatchupPages uint32 `json:"catchup_pages,omitempty"`
+	CatchupTotal uint32 `json:"catchup_total,omitempty"`
 }
 
 // AutoVacuum is SQLite's auto_vacuum setting of a database.

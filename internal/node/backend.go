@@ -80,6 +80,7 @@ func database(d replicate.DatabaseStatus) api.DatabaseStatus {
 	r := api.DatabaseStatus{
 		Name: d.Name, ID: d.ID, Decided: position(d.Decided), Lag: d.Lag, PageSize: d.PageSize, Pages: d.Pages,
 		WALBytes: d.WALBytes, Handles: d.Handles, State: d.State, Detail: d.Detail, HolderPID: d.HolderPID, HolderAgeMS: d.HolderAgeMS,
+		CatchupPages: d.CatchupPages, CatchupTotal: d.CatchupTotal,
 		BacklogFrames: d.BacklogFrames, BacklogMS: d.BacklogMS, ReaderPID: d.ReaderPID, ReaderAgeMS: d.ReaderAgeMS,
 	}
 	if d.File != nil {
@@ -240,7 +241,7 @@ func (b backend) Metrics() api.Metrics {
 		CommitIndex: st.Cluster.CommitIndex, AppliedIndex: st.Cluster.AppliedIndex,
 		LogSizeBytes: st.Log.Bytes, LogLimitBytes: st.Log.Limit, LogBlockedSeconds: float64(st.Log.BlockedMS) / 1000,
 		Databases: map[string]int{}, Begins: m.Begins, Commits: m.Commits, Applied: m.Applied, ReplicatedBytes: m.ReplicatedBytes,
-		Checkpoints: map[api.CheckpointKey]uint64{}, LeaderChanges: m.LeaderChanges, Fences: m.Fences, Heals: m.Heals, Errors: m.Errors,
+		Checkpoints: map[api.CheckpointKey]uint64{}, LeaderChanges: m.LeaderChanges, Fences: m.Fences, Heals: m.Heals, FetchedPages: m.FetchedPages, ShippedPages: m.ShippedPages, Errors: m.Errors,
 		BeginSeconds: m.BeginSeconds, CommitSeconds: m.CommitSeconds, ApplySeconds: m.ApplySeconds,
 	}
 	for k, v := range m.Checkpoints {
