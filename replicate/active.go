@@ -3,6 +3,7 @@ package replicate
 import (
 	"errors"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -32,6 +33,7 @@ func (a *activeSet) trim(f Files) {
 	}
 	a.mu.Unlock()
 	if due {
+		debug.FreeOSMemory()
 		f.Trim()
 	}
 }
