@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -30,6 +31,7 @@ func (a *activeSet) trim(f Files) {
 	}
 	a.mu.Unlock()
 	if due {
+		debug.FreeOSMemory()
 		f.Trim()
 	}
 }

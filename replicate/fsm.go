@@ -146,6 +146,7 @@ type state struct {
 	clusterVersion uint8
 	byID           map[DatabaseID]*database
 	byName         map[string]*database
+	names          nameIndex // of byName
 	tombstones     map[DatabaseID]Tombstone
 	incarnations   map[string]uint64 // deleted databases of the name
 	members        map[string]Member
@@ -434,6 +435,7 @@ func (s *state) create(e *Create, d *Decision) func(Sink) {
 		CreatedTime:  e.CommitTime,
 	}}
 	s.byID[e.ID], s.byName[e.Name] = db, db
+	s.names.add(e.Name)
 	d.Accepted = true
 	d.ID, d.Position = db.ID, db.Position
 	created := db.DatabaseState
@@ -481,6 +483,7 @@ func (s *state) delete(e *Delete, d *Decision) func(Sink) {
 	d.Position = db.Position
 	delete(s.byID, db.ID)
 	delete(s.byName, db.Name)
+	s.names.remove(db.Name)
 	s.incarnations[db.Name]++
 	s.tombstones[db.ID] = Tombstone{ID: db.ID, Name: db.Name, Index: d.Index}
 	dropped := s.dropRunning(func(r *Running) bool { return r.DB == e.DB })
@@ -563,6 +566,27 @@ func (f *FSM) List() []DatabaseState {
 	f.mu.RUnlock()
 	slices.SortFunc(out, func(a, b DatabaseState) int { return cmp.Compare(a.Name, b.Name) })
 	return out
+}
+
+// Page returns at most limit databases whose names begin with prefix and come after another name, in order, and whether
+// there are more. It looks at no others.
+func (f *FSM) Page(prefix, after string, limit int) (page []DatabaseState, more bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for name := range f.s.names.list(prefix, after) {
+		if len(page) == limit {
+			return page, true
+		}
+		page = append(page, f.s.byName[name].DatabaseState)
+	}
+	return page, false
+}
+
+// Count returns how many databases there are.
+func (f *FSM) Count() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return len(f.s.byID)
 }
 
 // NextID returns the id and incarnation that a database of this name would get

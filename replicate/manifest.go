@@ -305,6 +305,7 @@ func (s *state) readDatabases(d *decoder) {
 			d.fail("two databases are named %q", db.Name)
 		}
 		s.byID[db.ID], s.byName[db.Name] = db, db
+		s.names.add(db.Name)
 	}
 }
 

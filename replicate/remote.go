@@ -125,7 +125,7 @@ func (s *Service) registerMethods() {
 	handle(methodTouch, s.serveTouch)
 	handle(methodCatalog, jsonMethod(s.leaderCatalog))
 	handle(methodMember, jsonMethod(s.leaderMember))
-	handle(methodStatus, jsonMethod(func(ctx context.Context, _ struct{}) (*Status, error) { return s.localStatus(), nil }))
+	handle(methodStatus, jsonMethod(func(ctx context.Context, _ struct{}) (*Status, error) { return s.LocalStatus(), nil }))
 	handle(methodHandles, jsonMethod(s.localHandles))
 	handle(methodPressure, jsonMethodFrom(s.servePressure))
 	handle(methodProgress, jsonMethodFrom(s.serveProgress))

@@ -15,7 +15,28 @@ type Status struct {
 	Disk      DiskStatus       `json:"disk"`
 	Cluster   ClusterStatus    `json:"cluster"`
 	Log       LogStatus        `json:"log"`
+	Totals    DatabaseTotals   `json:"totals"`
 	Databases []DatabaseStatus `json:"databases"`
+	More      bool             `json:"more"` // there are further databases after the last one
+}
+
+// DatabaseTotals are the sums over all databases on one node.
+type DatabaseTotals struct {
+	Databases int            `json:"databases"`
+	States    map[string]int `json:"states"`
+	Handles   int            `json:"handles"`
+	WALBytes  int64          `json:"wal_bytes"`
+	Lag       uint64         `json:"lag"` // the largest
+
+	BacklogFrames uint64 `json:"backlog_frames"`
+	BacklogMS     int64  `json:"backlog_ms"`    // the largest
+	ReaderAgeMS   int64  `json:"reader_age_ms"` // the largest
+}
+
+// DatabaseQuery chooses databases: at most Limit whose names begin with Prefix and come after After.
+type DatabaseQuery struct {
+	Prefix, After string
+	Limit         int
 }
 
 // ClusterStatus is the raft group as this node sees it.
@@ -131,9 +152,10 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 	return r
 }
 
-// Status describes this node; members are asked whether they answer.
-func (s *Service) Status(ctx context.Context) *Status {
-	st := s.localStatus()
+// Status describes this node and some of its databases; members are asked whether they answer.
+func (s *Service) Status(ctx context.Context, q DatabaseQuery) *Status {
+	st := s.LocalStatus()
+	st.Databases, st.More = s.Databases(q)
 	var wg sync.WaitGroup
 	for i := range st.Cluster.Members {
 		m := &st.Cluster.Members[i]
@@ -147,11 +169,42 @@ func (s *Service) Status(ctx context.Context) *Status {
 	return st
 }
 
-// LocalStatus is Status without asking the members.
-func (s *Service) LocalStatus() *Status { return s.localStatus() }
+// Databases describes this node's copies of some databases, sorted by name, and says whether more of them follow.
+func (s *Service) Databases(q DatabaseQuery) (list []DatabaseStatus, more bool) {
+	page, more := s.fsm.Page(q.Prefix, q.After, q.Limit)
+	list = make([]DatabaseStatus, 0, len(page))
+	for _, st := range page {
+		if d, ok := s.replica(st.ID); ok {
+			list = append(list, d.status(st))
+		}
+	}
+	return list, more
+}
 
-// Databases describes this node's copies, sorted by name.
-func (s *Service) Databases() []DatabaseStatus { return s.localStatus().Databases }
+// totals adds up the active databases; all others are idle.
+func (s *Service) totals() DatabaseTotals {
+	t := DatabaseTotals{Databases: s.fsm.Count(), States: map[string]int{}}
+	active := 0
+	for _, d := range s.activeReplicas() {
+		st, ok := s.fsm.Get(d.id)
+		if !ok {
+			continue
+		}
+		r := d.status(st)
+		t.States[r.State]++
+		t.Handles += r.Handles
+		t.WALBytes += r.WALBytes
+		t.Lag = max(t.Lag, r.Lag)
+		t.BacklogFrames += uint64(r.BacklogFrames)
+		t.BacklogMS = max(t.BacklogMS, r.BacklogMS)
+		t.ReaderAgeMS = max(t.ReaderAgeMS, r.ReaderAgeMS)
+		active++
+	}
+	if idle := t.Databases - active; idle > 0 {
+		t.States["idle"] += idle
+	}
+	return t
+}
 
 // Database describes this node's copy of one database.
 func (s *Service) Database(name string) (DatabaseStatus, bool) {
@@ -166,7 +219,8 @@ func (s *Service) Database(name string) (DatabaseStatus, bool) {
 	return d.status(st), true
 }
 
-func (s *Service) localStatus() *Status {
+// LocalStatus describes this node without its databases one by one, and without asking the members.
+func (s *Service) LocalStatus() *Status {
 	leader, term := s.leader()
 	cluster := DatabaseID(s.opts.Cluster())
 	st := &Status{
@@ -174,7 +228,7 @@ func (s *Service) localStatus() *Status {
 		Cluster: ClusterStatus{
 			ID: cluster.String(), Leader: leader, Term: term, CommitIndex: s.raft.CommitIndex(), AppliedIndex: s.fsm.Applied(), LastIndex: s.raft.LastIndex(),
 		},
-		Log: s.logStatus(), Databases: []DatabaseStatus{},
+		Log: s.logStatus(), Totals: s.totals(), Databases: []DatabaseStatus{},
 	}
 	for _, srv := range s.servers() {
 		m := MemberStatus{ID: string(srv.ID), Raft: string(srv.Address), Voter: srv.Suffrage == raft.Voter}
@@ -185,11 +239,6 @@ func (s *Service) localStatus() *Status {
 			st.Cluster.LeaderHTTP = m.HTTP
 		}
 		st.Cluster.Members = append(st.Cluster.Members, m)
-	}
-	for _, dst := range s.fsm.List() {
-		if d, ok := s.replica(dst.ID); ok {
-			st.Databases = append(st.Databases, d.status(dst))
-		}
 	}
 	return st
 }

@@ -39,7 +39,7 @@ the whole status of the node is printed.`,
 						return err
 					}
 				}
-				st, err := client.Status(ctx)
+				st, err := client.Status(ctx, api.DatabaseQuery{})
 				if err != nil {
 					return err
 				}
@@ -84,7 +84,7 @@ func (c *cli) printCluster(st api.Status) error {
 		{"socket", st.Node.Socket},
 		{"log", fmt.Sprintf("term %d, committed %d, applied %d", cl.Term, cl.CommitIndex, cl.AppliedIndex)},
 		{"log size", logSize(st.Log)},
-		{"databases", strconv.Itoa(len(st.Databases))},
+		{"databases", strconv.Itoa(st.Totals.Databases)},
 	})
 	if err != nil {
 		return err

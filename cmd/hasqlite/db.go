@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,15 +58,22 @@ name through the VFS makes a database too, with the settings that the applicatio
 }
 
 func newDBList(c *cli) *cobra.Command {
-	return &cobra.Command{
-		Use:     "list",
-		Short:   "List the databases",
-		Long:    "Lists the databases with the position that the node's log has reached and the state of its copy.",
-		Example: "  hasqlite db list\n  hasqlite db list --json",
-		Args:    exit.Args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+	var limit int
+	var after string
+	cmd := &cobra.Command{
+		Use:   "list [PREFIX]",
+		Short: "List the databases",
+		Long: `Lists the databases with the position that the node's log has reached and the state of its copy,
+in the order of their names: all of them, or those whose names begin with PREFIX.`,
+		Example:           "  hasqlite db list\n  hasqlite db list acme/ --limit 20\n  hasqlite db list acme/ --after acme/plan-7 --json",
+		Args:              exit.Args(cobra.MaximumNArgs(1)),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if limit < 0 {
+				return exit.Usagef("--limit: want 0 for all, or how many at most")
+			}
 			return c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) error {
-				list, err := client.Databases(ctx)
+				list, err := client.AllDatabases(ctx, strings.Join(args, ""), after, limit)
 				if err != nil {
 					return err
 				}
@@ -81,6 +89,9 @@ func newDBList(c *cli) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().IntVar(&limit, "limit", 0, "list at most so many; 0 lists all")
+	cmd.Flags().StringVar(&after, "after", "", "list those behind this name")
+	return cmd
 }
 
 func newDBInfo(c *cli) *cobra.Command {

@@ -34,11 +34,11 @@ func (f *fakeNode) call(ctx context.Context, format string, args ...any) error {
 	return f.err
 }
 
-func (f *fakeNode) Status(ctx context.Context) (api.Status, error) {
+func (f *fakeNode) Status(ctx context.Context, _ api.DatabaseQuery) (api.Status, error) {
 	return f.status, f.call(ctx, "status")
 }
-func (f *fakeNode) Databases(ctx context.Context) ([]api.DatabaseStatus, error) {
-	return f.status.Databases, f.call(ctx, "databases")
+func (f *fakeNode) Databases(ctx context.Context, q api.DatabaseQuery) (api.DatabasePage, error) {
+	return api.DatabasePage{Databases: f.status.Databases}, f.call(ctx, "databases %q after %q limit %d", q.Prefix, q.After, q.Limit)
 }
 func (f *fakeNode) Database(ctx context.Context, name string) (api.DatabaseStatus, error) {
 	for _, d := range f.status.Databases {
@@ -117,7 +117,7 @@ func TestCommandsAskTheNode(t *testing.T) {
 	}{
 		{"db create a/b", "create a/b 4096 none", []string{"database a/b made, id 0f"}},
 		{"db create x --page-size 512 --auto-vacuum full", "create x 512 full", nil},
-		{"db list", "databases", []string{"NAME", "shop.db  " + pos + "  0    12.0 KiB  2        ok"}},
+		{"db list", `databases "" after "" limit 1000`, []string{"NAME", "shop.db  " + pos + "  0    12.0 KiB  2        ok"}},
 		{"db info shop.db", "info shop.db", []string{pos + "@0f", "12.0 KiB (3 pages of 4096 bytes)", "process 77 for 1.5s"}},
 		{"db delete shop.db", "delete shop.db false", []string{"database shop.db deleted"}},
 		{"db delete shop.db --force", "delete shop.db true", nil},
@@ -130,7 +130,7 @@ func TestCommandsAskTheNode(t *testing.T) {
 		{"cluster transfer n2", "transfer n2", []string{"handed over to n2"}},
 		{"verify shop.db", "verify shop.db false", []string{"n1    equal  " + pos + "  3      -", "shop.db equal at " + pos + " on 1 nodes, page by page, in 12ms"}},
 		{"verify shop.db --deep", "verify shop.db true", nil},
-		{"__complete db info s", "databases", []string{"shop.db\n:4"}},
+		{"__complete db info s", `databases "s" after "" limit 1000`, []string{"shop.db\n:4"}},
 		{"__complete cluster remove ", "cluster", []string{"n1\nn2\nn3\nn4\n:4"}},
 	}
 	for _, tt := range tests {

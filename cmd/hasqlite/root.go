@@ -168,14 +168,14 @@ func (c *cli) ask(cmd *cobra.Command, timeout time.Duration, f func(ctx context.
 }
 
 // databaseNames completes the first argument with the names of databases.
-func (c *cli) databaseNames(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (c *cli) databaseNames(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var names []cobra.Completion
 	err := c.ask(cmd, completionTime, func(ctx context.Context, client *api.Client) error {
-		list, err := client.Databases(ctx)
-		for _, d := range list {
+		page, err := client.Databases(ctx, api.DatabaseQuery{Prefix: begun})
+		for _, d := range page.Databases {
 			names = append(names, d.Name)
 		}
 		return err

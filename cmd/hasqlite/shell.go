@@ -114,7 +114,7 @@ func (c *cli) socket(cmd *cobra.Command, given string) (string, error) {
 	if given == "" {
 		var st api.Status
 		err := c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) (err error) {
-			st, err = client.Status(ctx)
+			st, err = client.Status(ctx, api.DatabaseQuery{})
 			return err
 		})
 		given, from = st.Node.Socket, "the node "+st.Node.ID

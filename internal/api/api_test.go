@@ -33,9 +33,22 @@ func (f *fakeBackend) note(format string, a ...any) error {
 	return f.err
 }
 
-func (f *fakeBackend) Status(context.Context) (Status, error) { return f.status, f.note("status") }
-func (f *fakeBackend) Databases(context.Context) ([]DatabaseStatus, error) {
-	return f.status.Databases, f.note("databases")
+func (f *fakeBackend) Status(context.Context, DatabaseQuery) (Status, error) {
+	return f.status, f.note("status")
+}
+func (f *fakeBackend) Databases(_ context.Context, q DatabaseQuery) (DatabasePage, error) {
+	var p DatabasePage
+	for _, d := range f.status.Databases {
+		if !strings.HasPrefix(d.Name, q.Prefix) || d.Name <= q.After {
+			continue
+		}
+		if len(p.Databases) == q.Limit {
+			p.Next = p.Databases[q.Limit-1].Name
+			break
+		}
+		p.Databases = append(p.Databases, d)
+	}
+	return p, f.note("databases")
 }
 func (f *fakeBackend) Database(_ context.Context, name string) (DatabaseStatus, error) {
 	return DatabaseStatus{Name: name}, f.note("database %q", name)
@@ -98,8 +111,8 @@ func TestClientReachesEveryMethodOfTheBackend(t *testing.T) {
 		call func(c *Client) error
 		want string
 	}{
-		{"status", func(c *Client) error { _, err := c.Status(ctx); return err }, "status"},
-		{"databases", func(c *Client) error { _, err := c.Databases(ctx); return err }, "databases"},
+		{"status", func(c *Client) error { _, err := c.Status(ctx, DatabaseQuery{}); return err }, "status"},
+		{"databases", func(c *Client) error { _, err := c.Databases(ctx, DatabaseQuery{}); return err }, "databases"},
 		{"database", func(c *Client) error { _, err := c.Database(ctx, "shop.db"); return err }, `database "shop.db"`},
 		{"database with an odd name", func(c *Client) error { _, err := c.Database(ctx, odd); return err }, fmt.Sprintf("database %q", odd)},
 		{"create", func(c *Client) error {
@@ -139,7 +152,7 @@ func TestAnswersArriveWhole(t *testing.T) {
 	b := &fakeBackend{status: want, report: VerifyReport{Name: "a", ID: "x", Deep: true, Position: Position{1, 2},
 		Nodes: []VerifyNode{{Node: "n1", State: VerifyDiffers, Position: Position{1, 3}, Pages: 4, Differing: []uint32{2}, DifferingPages: 1, Detail: "d"}}}}
 	c, _ := newPair(t, b)
-	got, err := c.Status(t.Context())
+	got, err := c.Status(t.Context(), DatabaseQuery{})
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("got %+v, %v\nwant %+v", got, err, want)
 	}
@@ -227,12 +240,12 @@ func TestErrorsKeepTheirKindOverHTTP(t *testing.T) {
 		}
 	}
 	c, _ := newPair(t, &fakeBackend{err: context.DeadlineExceeded})
-	if _, err := c.Status(t.Context()); !errors.Is(err, ErrTimeout) {
+	if _, err := c.Status(t.Context(), DatabaseQuery{}); !errors.Is(err, ErrTimeout) {
 		t.Errorf("deadline arrives as %v, want ErrTimeout", err)
 	}
 	c, _ = newPair(t, &fakeBackend{err: errors.New("odd")})
 	var re *RemoteError
-	if _, err := c.Status(t.Context()); !errors.As(err, &re) || re.Status != 500 || re.Code != codeInternal {
+	if _, err := c.Status(t.Context(), DatabaseQuery{}); !errors.As(err, &re) || re.Status != 500 || re.Code != codeInternal {
 		t.Errorf("unknown error arrives as %#v", err)
 	}
 	for _, probe := range []func(*Client) error{func(c *Client) error { return c.Health(t.Context()) }, func(c *Client) error { return c.Ready(t.Context()) }} {
@@ -250,6 +263,9 @@ func TestBadRequestsAreRefusedWithWords(t *testing.T) {
 		status                   int
 		text                     string
 	}{
+		{name: "limit is no number", method: "GET", path: "/v1/databases?limit=many", status: 400, text: `limit="many"`},
+		{name: "limit of nothing", method: "GET", path: "/v1/status?limit=0", status: 400, text: `limit="0"`},
+		{name: "limit too high", method: "GET", path: "/v1/databases?limit=10001", status: 400, text: "limit 10001"},
 		{name: "no body", method: "POST", path: "/v1/databases", status: 400, text: "body is empty"},
 		{name: "not JSON", method: "POST", path: "/v1/databases", body: "name=x", status: 400, text: "invalid character"},
 		{name: "two objects", method: "POST", path: "/v1/databases", body: `{"name":"a"}{}`, status: 400, text: "something follows"},
@@ -377,7 +393,7 @@ func TestClientErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Status(t.Context()); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), addr) {
+	if _, err := c.Status(t.Context(), DatabaseQuery{}); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), addr) {
 		t.Errorf("nobody there: %v", err)
 	}
 	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -392,7 +408,7 @@ func TestClientErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "is this a hasqlite node?") {
+	if _, err := c.Status(t.Context(), DatabaseQuery{}); err == nil || !strings.Contains(err.Error(), "is this a hasqlite node?") {
 		t.Errorf("another program: %v", err)
 	}
 	if err := c.Health(t.Context()); err == nil || !strings.Contains(err.Error(), "418") || !strings.Contains(err.Error(), "teapot") {
@@ -478,5 +494,43 @@ func TestMetrics(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Logf("%s", b)
+	}
+}
+
+func TestDatabasesComeInPages(t *testing.T) {
+	b := &fakeBackend{}
+	for i := range 2*DefaultLimit + 500 {
+		b.status.Databases = append(b.status.Databases, DatabaseStatus{Name: fmt.Sprintf("%c/%04d &?#%%", 'a'+i/2000, i)})
+	}
+	ts := httptest.NewServer(NewServer(b, nil, slog.New(slog.DiscardHandler)).Handler())
+	defer ts.Close()
+	c, err := NewClient(ts.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, row := range map[string]struct {
+		prefix, after      string
+		limit, want, calls int
+		first              string
+	}{
+		"all":                         {want: 2500, calls: 3, first: "a/0000 &?#%"},
+		"exactly one page":            {limit: 1000, want: 1000, calls: 1, first: "a/0000 &?#%"},
+		"a page and one":              {limit: 1001, want: 1001, calls: 2, first: "a/0000 &?#%"},
+		"a prefix":                    {prefix: "b/", want: 500, calls: 1, first: "b/2000 &?#%"},
+		"a prefix and a start":        {prefix: "b/", after: "b/2000 &?#%", limit: 3, want: 3, calls: 1, first: "b/2001 &?#%"},
+		"a prefix that nobody has":    {prefix: "c", want: 0, calls: 1},
+		"more than there are":         {limit: 9000, want: 2500, calls: 3, first: "a/0000 &?#%"},
+		"behind the last of a prefix": {prefix: "a/", after: "a/1999 &?#%", want: 0, calls: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b.asked = nil
+			got, err := c.AllDatabases(t.Context(), row.prefix, row.after, row.limit)
+			if err != nil || len(got) != row.want || len(b.asked) != row.calls {
+				t.Fatalf("%d databases in %d requests, want %d in %d: %v", len(got), len(b.asked), row.want, row.calls, err)
+			}
+			if len(got) > 0 && got[0].Name != row.first {
+				t.Errorf("the first is %q, want %q", got[0].Name, row.first)
+			}
+		})
 	}
 }

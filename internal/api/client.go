@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 )
 
@@ -47,13 +48,51 @@ func NewClient(base string, hc *http.Client) (*Client, error) {
 func (c *Client) Base() string { return c.base }
 
 // Status implements [Backend].
-func (c *Client) Status(ctx context.Context) (Status, error) {
-	return call[Status](ctx, c, http.MethodGet, "/v1/status", nil)
+func (c *Client) Status(ctx context.Context, q DatabaseQuery) (Status, error) {
+	return call[Status](ctx, c, http.MethodGet, "/v1/status"+q.text(), nil)
 }
 
 // Databases implements [Backend].
-func (c *Client) Databases(ctx context.Context) ([]DatabaseStatus, error) {
-	return call[[]DatabaseStatus](ctx, c, http.MethodGet, "/v1/databases", nil)
+func (c *Client) Databases(ctx context.Context, q DatabaseQuery) (DatabasePage, error) {
+	return call[DatabasePage](ctx, c, http.MethodGet, "/v1/databases"+q.text(), nil)
+}
+
+// text is the query as it stands behind a path.
+func (q DatabaseQuery) text() string {
+	v := url.Values{}
+	for key, text := range map[string]string{"prefix": q.Prefix, "after": q.After} {
+		if text != "" {
+			v.Set(key, text)
+		}
+	}
+	if q.Limit != 0 {
+		v.Set("limit", strconv.Itoa(q.Limit))
+	}
+	if len(v) == 0 {
+		return ""
+	}
+	return "?" + v.Encode()
+}
+
+// AllDatabases asks for the databases whose names begin with prefix, page by
+// page: at most limit, all if that is 0.
+func (c *Client) AllDatabases(ctx context.Context, prefix, after string, limit int) ([]DatabaseStatus, error) {
+	all := []DatabaseStatus{}
+	for {
+		q := DatabaseQuery{Prefix: prefix, After: after, Limit: DefaultLimit}
+		if limit > 0 {
+			q.Limit = min(q.Limit, limit-len(all))
+		}
+		page, err := c.Databases(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Databases...)
+		if page.Next == "" || page.Next <= after || limit > 0 && len(all) >= limit {
+			return all, nil
+		}
+		after = page.Next
+	}
 }
 
 // Database implements [Backend].

@@ -186,7 +186,12 @@ func (s *Server) check(w http.ResponseWriter, err error) {
 }
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
-	st, err := s.backend.Status(r.Context())
+	q, err := databaseQuery(r)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	st, err := s.backend.Status(r.Context(), q)
 	if st.Databases == nil {
 		st.Databases = []DatabaseStatus{}
 	}
@@ -197,11 +202,30 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) databases(w http.ResponseWriter, r *http.Request) {
-	list, err := s.backend.Databases(r.Context())
-	if list == nil {
-		list = []DatabaseStatus{}
+	q, err := databaseQuery(r)
+	if err != nil {
+		s.fail(w, r, err)
+		return
 	}
-	s.answer(w, r, http.StatusOK, list, err)
+	page, err := s.backend.Databases(r.Context(), q)
+	if page.Databases == nil {
+		page.Databases = []DatabaseStatus{}
+	}
+	s.answer(w, r, http.StatusOK, page, err)
+}
+
+// databaseQuery reads prefix, after and limit.
+func databaseQuery(r *http.Request) (DatabaseQuery, error) {
+	v := r.URL.Query()
+	q := DatabaseQuery{Prefix: v.Get("prefix"), After: v.Get("after"), Limit: DefaultLimit}
+	if text := v.Get("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n == 0 {
+			return q, fmt.Errorf("query parameter limit=%q: want a number from 1 to %d: %w", clip(text), MaxLimit, ErrInvalid)
+		}
+		q.Limit = n
+	}
+	return q, q.Validate()
 }
 
 func (s *Server) createDatabase(w http.ResponseWriter, r *http.Request) {

@@ -71,8 +71,58 @@ type Status struct {
 	Stale bool      `json:"stale"`
 	Log   LogStatus `json:"log"`
 	// Disk is the room on the node's disk.
-	Disk      DiskStatus       `json:"disk"`
+	Disk DiskStatus `json:"disk"`
+	// Totals are sums over all databases.
+	Totals DatabaseTotals `json:"totals"`
+	// Databases are those that were asked for, by name. Next is not empty when more follow: it is the After of the
+	// query that goes on.
 	Databases []DatabaseStatus `json:"databases"`
+	Next      string           `json:"next,omitempty"`
+}
+
+// DatabaseTotals are sums over all databases on the answering node.
+type DatabaseTotals struct {
+	Databases int `json:"databases"`
+	// States counts them by State.
+	States   map[string]int `json:"states"`
+	Handles  int            `json:"handles"`
+	WALBytes int64          `json:"wal_bytes"`
+	// Lag is the largest.
+	Lag uint64 `json:"lag"`
+	// BacklogFrames are those of all logs that are not in the database files;
+	// BacklogMS and ReaderAgeMS are the largest of any database.
+	BacklogFrames uint64 `json:"backlog_frames"`
+	BacklogMS     int64  `json:"backlog_ms"`
+	ReaderAgeMS   int64  `json:"reader_age_ms"`
+}
+
+// DatabaseQuery chooses databases: at most Limit of those whose names begin
+// with Prefix and come after After, in the order of their bytes. Limit 0 means
+// DefaultLimit.
+type DatabaseQuery struct {
+	Prefix, After string
+	Limit         int
+}
+
+// Limits of a DatabaseQuery.
+const (
+	DefaultLimit = 1000
+	MaxLimit     = 10_000
+)
+
+// Validate reports what is wrong with q.
+func (q DatabaseQuery) Validate() error {
+	if q.Limit < 0 || q.Limit > MaxLimit {
+		return fmt.Errorf("limit %d: want 1 to %d: %w", q.Limit, MaxLimit, ErrInvalid)
+	}
+	return nil
+}
+
+// DatabasePage is the answer to a DatabaseQuery.
+type DatabasePage struct {
+	Databases []DatabaseStatus `json:"databases"`
+	// Next is the After of the query that goes on, empty at the end.
+	Next string `json:"next,omitempty"`
 }
 
 // LogStatus is the raft log of the answering node.
@@ -296,9 +346,9 @@ type VerifyNode struct {
 // leader can serve is forwarded by the implementation. Errors wrap one of the
 // sentinels of this package where a caller can act on them.
 type Backend interface {
-	Status(ctx context.Context) (Status, error)
-	// Databases lists all databases, sorted by name.
-	Databases(ctx context.Context) ([]DatabaseStatus, error)
+	Status(ctx context.Context, q DatabaseQuery) (Status, error)
+	// Databases lists databases, sorted by name. It looks at no others.
+	Databases(ctx context.Context, q DatabaseQuery) (DatabasePage, error)
 	// Database returns ErrNotFound for a name that has no database.
 	Database(ctx context.Context, name string) (DatabaseStatus, error)
 	// CreateDatabase returns when the database is decided and this node has

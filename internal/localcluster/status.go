@@ -35,7 +35,14 @@ type Status struct {
 		Full      bool  `json:"full"`
 		FreeBytes int64 `json:"free_bytes"`
 	} `json:"disk"`
-	Databases []Database `json:"databases"`
+	Totals    Totals     `json:"totals"`
+	Databases []Database `json:"databases"` // the first thousand by name
+}
+
+// Totals are sums over all databases of the node.
+type Totals struct {
+	Databases int            `json:"databases"`
+	States    map[string]int `json:"states"`
 }
 
 // Member is one line of a node's view of the cluster.

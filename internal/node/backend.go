@@ -45,8 +45,8 @@ func (e *kindError) Error() string   { return e.err.Error() }
 func (e *kindError) Unwrap() []error { return []error{e.err, e.kind} }
 
 // Status implements api.Backend.
-func (b backend) Status(ctx context.Context) (api.Status, error) {
-	st := b.n.svc.Status(ctx)
+func (b backend) Status(ctx context.Context, q api.DatabaseQuery) (api.Status, error) {
+	st := b.n.svc.Status(ctx, databaseQuery(q))
 	r := api.Status{
 		Node: api.NodeStatus{
 			ID: b.n.id, Version: b.n.cfg.Version, Started: b.n.started, Raft: b.n.raftAddr, HTTP: b.n.httpAddr, Socket: b.n.socket,
@@ -58,10 +58,28 @@ func (b backend) Status(ctx context.Context) (api.Status, error) {
 		Cluster: b.cluster(st), State: st.State, Stale: st.Stale, Databases: []api.DatabaseStatus{},
 		Disk: api.DiskStatus{Full: st.Disk.Full, Since: st.Disk.Since, FreeBytes: st.Disk.Free, ReservedBytes: st.Disk.Reserved},
 	}
-	for _, d := range st.Databases {
-		r.Databases = append(r.Databases, database(d))
-	}
+	r.Totals = api.DatabaseTotals(st.Totals)
+	page := databasePage(st.Databases, st.More)
+	r.Databases, r.Next = page.Databases, page.Next
 	return r, nil
+}
+
+func databaseQuery(q api.DatabaseQuery) replicate.DatabaseQuery {
+	if q.Limit == 0 {
+		q.Limit = api.DefaultLimit
+	}
+	return replicate.DatabaseQuery(q)
+}
+
+func databasePage(list []replicate.DatabaseStatus, more bool) api.DatabasePage {
+	p := api.DatabasePage{Databases: make([]api.DatabaseStatus, 0, len(list))}
+	for _, d := range list {
+		p.Databases = append(p.Databases, database(d))
+	}
+	if more && len(list) > 0 {
+		p.Next = list[len(list)-1].Name
+	}
+	return p
 }
 
 func (b backend) cluster(st *replicate.Status) api.ClusterStatus {
@@ -90,12 +108,8 @@ func database(d replicate.DatabaseStatus) api.DatabaseStatus {
 }
 
 // Databases implements api.Backend.
-func (b backend) Databases(context.Context) ([]api.DatabaseStatus, error) {
-	all := []api.DatabaseStatus{}
-	for _, d := range b.n.svc.Databases() {
-		all = append(all, database(d))
-	}
-	return all, nil
+func (b backend) Databases(_ context.Context, q api.DatabaseQuery) (api.DatabasePage, error) {
+	return databasePage(b.n.svc.Databases(databaseQuery(q))), nil
 }
 
 // Database implements api.Backend.
@@ -130,7 +144,7 @@ func (b backend) DeleteDatabase(ctx context.Context, name string, force bool) er
 
 // Cluster implements api.Backend.
 func (b backend) Cluster(ctx context.Context) (api.ClusterStatus, error) {
-	return b.cluster(b.n.svc.Status(ctx)), nil
+	return b.cluster(b.n.svc.Status(ctx, replicate.DatabaseQuery{})), nil
 }
 
 // AddMember implements api.Backend.
@@ -240,21 +254,15 @@ func (b backend) Metrics() api.Metrics {
 		IsLeader: st.State == api.StateLeader, Stale: st.Stale, Term: st.Cluster.Term, DiskFull: st.Disk.Full, DiskFreeBytes: st.Disk.Free,
 		CommitIndex: st.Cluster.CommitIndex, AppliedIndex: st.Cluster.AppliedIndex,
 		LogSizeBytes: st.Log.Bytes, LogLimitBytes: st.Log.Limit, LogBlockedSeconds: float64(st.Log.BlockedMS) / 1000,
-		Databases: map[string]int{}, Begins: m.Begins, Commits: m.Commits, Applied: m.Applied, ReplicatedBytes: m.ReplicatedBytes,
+		Begins: m.Begins, Commits: m.Commits, Applied: m.Applied, ReplicatedBytes: m.ReplicatedBytes,
 		Checkpoints: map[api.CheckpointKey]uint64{}, LeaderChanges: m.LeaderChanges, Fences: m.Fences, Heals: m.Heals, FetchedPages: m.FetchedPages, ShippedPages: m.ShippedPages, Errors: m.Errors,
 		BeginSeconds: m.BeginSeconds, CommitSeconds: m.CommitSeconds, ApplySeconds: m.ApplySeconds,
 	}
 	for k, v := range m.Checkpoints {
 		r.Checkpoints[api.CheckpointKey(k)] = v
 	}
-	for _, d := range st.Databases {
-		r.Databases[d.State]++
-		r.Handles += d.Handles
-		r.WALSizeBytes += d.WALBytes
-		r.BacklogFrames += uint64(d.BacklogFrames)
-		r.BacklogSeconds = max(r.BacklogSeconds, float64(d.BacklogMS)/1000)
-		r.OldestReaderSeconds = max(r.OldestReaderSeconds, float64(d.ReaderAgeMS)/1000)
-		r.ApplyLagEntries = max(r.ApplyLagEntries, d.Lag)
-	}
+	t := st.Totals
+	r.Databases, r.Handles, r.WALSizeBytes, r.ApplyLagEntries = t.States, t.Handles, t.WALBytes, t.Lag
+	r.BacklogFrames, r.BacklogSeconds, r.OldestReaderSeconds = t.BacklogFrames, float64(t.BacklogMS)/1000, float64(t.ReaderAgeMS)/1000
 	return r
 }

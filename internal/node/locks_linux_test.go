@@ -57,7 +57,7 @@ func TestLocksSurviveEveryCommand(t *testing.T) {
 			return nil
 		}},
 		{"verify", func() error { _, err := b.Verify(t.Context(), "db", true); return err }},
-		{"status", func() error { _, err := b.Status(t.Context()); return err }},
+		{"status", func() error { _, err := b.Status(t.Context(), api.DatabaseQuery{}); return err }},
 		{"create again", func() error {
 			_, _, err := c.nodes[l].svc.Create(t.Context(), "db", replicate.DatabaseID{}, 0, 0)
 			return err

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/internal/api"
 )
 
 // bulk commits n transactions of about 400 KB, near the largest entry of the log, and returns the largest log
@@ -73,7 +75,7 @@ func TestFullLogRefusesWritesAndSaysWhy(t *testing.T) {
 	if n := c.nodes[0].store.Bytes(); n > limit || n < limit/2 {
 		t.Errorf("writes end with a log of %d bytes, the limit is %d", n, limit)
 	}
-	st, err := backend{c.nodes[0]}.Status(t.Context())
+	st, err := backend{c.nodes[0]}.Status(t.Context(), api.DatabaseQuery{})
 	if err != nil || !strings.Contains(st.Log.Blocked, "sync the log of database \"db\"") || st.Log.LimitBytes != limit || st.Log.Bytes == 0 {
 		t.Errorf("status says %+v, %v", st.Log, err)
 	}

@@ -89,7 +89,7 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	if _, err := db.Exec(`PRAGMA hasqlite_wait='` + lost + `'`); err == nil || !strings.Contains(err.Error(), "history") {
 		t.Errorf("a bookmark of what was lost: %v", err)
 	}
-	st, err := backend{c.nodes[behind]}.Status(t.Context())
+	st, err := backend{c.nodes[behind]}.Status(t.Context(), api.DatabaseQuery{})
 	if err != nil || len(st.Cluster.Members) != 1 || st.Cluster.Lineage != 1 || st.State != api.StateLeader {
 		t.Errorf("status after the recovery: %+v, %v", st.Cluster, err)
 	}

@@ -76,12 +76,7 @@ func openDatabases(ctx context.Context, n *localcluster.Node) (open, all int, er
 	if err != nil {
 		return 0, 0, err
 	}
-	for _, d := range s.Databases {
-		if d.State != "idle" {
-			open++
-		}
-	}
-	return open, len(s.Databases), nil
+	return s.Totals.Databases - s.Totals.States["idle"], s.Totals.Databases, nil
 }
 
 func waitIdle(ctx context.Context, t *testing.T, c *localcluster.Cluster) {
