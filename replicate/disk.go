@@ -163,6 +163,10 @@ func (s *Service) relieveDisk() {
 		d.shrinkWAL()
 	}
 	err := s.raft.Snapshot().Error()
+	if err != nil && s.disk.space.Release() { // it needs some room itself
+		s.log.Warn("the reserve for a full disk is given up, to compact the log", "err", err)
+		err = s.raft.Snapshot().Error()
+	}
 	if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		// A segment of entries stays for followers that are a little behind.
 		err = s.store.Compact(s.store.Newest(s.opts.SegmentBytes, s.opts.TrailingEntries))

@@ -91,6 +91,9 @@ func (d *Disk) Cut() error {
 	return nil
 }
 
+// Allocate gives a file n bytes of real blocks.
+func Allocate(f *os.File, n int64) error { return unix.Fallocate(int(f.Fd()), 0, 0, n) }
+
 // Fill writes a file until at most rest bytes are free, and returns its path.
 func (d *Disk) Fill(rest int64) (string, error) {
 	path := filepath.Join(d.Dir, "filler")
