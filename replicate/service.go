@@ -52,19 +52,20 @@ type Options struct {
 // Service replicates databases: it owns raft, the state machine, the write locks while it leads, and the
 // appliers. Its methods may be called from any goroutine.
 type Service struct {
-	opts    Options
-	log     *slog.Logger
-	files   Files
-	port    *peer.Port
-	store   *logstore.Store
-	raftLog *logstore.Parallel // the store as raft sees it
-	fsm     *FSM
-	raft    *raft.Raft
-	locks   *LockTable
-	metrics counters
-	spools  *spools
-	ticks   sync.Map // id of a large transaction of this node -> func() that hears of its progress
-	now     func() time.Time
+	opts       Options
+	log        *slog.Logger
+	files      Files
+	port       *peer.Port
+	store      *logstore.Store
+	raftLog    *logstore.Parallel // the store as raft sees it
+	fsm        *FSM
+	raft       *raft.Raft
+	locks      *LockTable
+	metrics    counters
+	spools     *spools
+	forgetting atomic.Bool // forgetParts runs
+	ticks      sync.Map    // id of a large transaction of this node -> func() that hears of its progress
+	now        func() time.Time
 
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -245,6 +245,7 @@ func parts(n *localcluster.Node) (bytes int64, files int) {
 // noParts waits until no node keeps parts of a transaction.
 func noParts(t *testing.T, c *localcluster.Cluster) {
 	t.Helper()
+	begin := time.Now()
 	err := localcluster.Poll(testcluster.Context(t, 20*time.Second), 10*time.Millisecond, func() (bool, error) {
 		for _, n := range c.Nodes() {
 			if bytes, files := parts(n); files > 0 {
@@ -256,4 +257,5 @@ func noParts(t *testing.T, c *localcluster.Cluster) {
 	if err != nil {
 		t.Error(err)
 	}
+	t.Logf("the last file of parts went %.2f s after", time.Since(begin).Seconds())
 }
