@@ -176,6 +176,9 @@ func (h *Handle) add(p *pieces, pageSize, pageCount uint32, pages []wal.Page) er
 	if limit := h.svc.MaxTransaction(); p.size > limit {
 		return &FullError{Size: p.size, Limit: limit}
 	}
+	if err := h.svc.diskFull(); err != nil {
+		return &FullError{Size: p.size, Limit: h.svc.MaxTransaction(), Cause: err}
+	}
 	sums := make([]uint64, len(pages))
 	for i := range pages {
 		sum, err := p.enc.Page(pages[i])

@@ -291,6 +291,11 @@ func (s *Service) openSpools() {
 	s.spools = newSpools(filepath.Join(s.opts.Dir, "parts"), s.log, s.ctx, s.goroutine)
 	s.spools.back = s.partData
 	s.spools.ask = s.fetchParts
+	s.spools.over = func() {
+		if !s.forgetting.Swap(true) {
+			s.goroutine(s.forgetParts)
+		}
+	}
 	s.fsm.Spools = SpoolHooks{
 		Listed: s.spools.noteListed, Persist: s.spools.persist, Persisted: s.spools.notePersisted,
 		Restore: func(running []Running) error {
@@ -301,6 +306,22 @@ func (s *Service) openSpools() {
 		},
 	}
 }
+
+// forgetParts takes snapshots until none that is newest lists a transaction that has ended: its file may go.
+func (s *Service) forgetParts() {
+	defer s.forgetting.Store(false)
+	for s.pauseFor(s.ctx, forgetInterval) && s.spools.waits() {
+		select {
+		case <-s.raftUp:
+			if err := s.raft.Snapshot().Error(); err != nil && s.ctx.Err() == nil {
+				s.log.Debug("snapshot after a large transaction", "err", err)
+			}
+		default:
+		}
+	}
+}
+
+const forgetInterval = time.Second
 
 // partData reads a part back from the log.
 func (s *Service) partData(index uint64) ([]byte, error) {

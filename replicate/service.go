@@ -60,14 +60,15 @@ type Service struct {
 	store   *logstore.Store
 	raftLog *logstore.Parallel // the store as raft sees it
 
-	transport *peer.Transport
-	fsm       *FSM
-	raft      *raft.Raft
-	locks     *LockTable
-	metrics   counters
-	spools    *spools
-	ticks     sync.Map // id of a large transaction of this node -> func() that hears of its progress
-	now       func() time.Time
+	transport  *peer.Transport
+	fsm        *FSM
+	raft       *raft.Raft
+	locks      *LockTable
+	metrics    counters
+	spools     *spools
+	forgetting atomic.Bool // forgetParts runs
+	ticks      sync.Map    // id of a large transaction of this node -> func() that hears of its progress
+	now        func() time.Time
 
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -43,6 +43,8 @@ type spools struct {
 	back func(index uint64) ([]byte, error)                        // reads a part back from the log
 	ask  func(ctx context.Context, r Running, w io.WriterAt) error // fetches parts from a peer; errSpoolLost: nobody has them
 
+	over func() // a file waits for nothing but a manifest that does not list it
+
 	mu        sync.Mutex
 	all       map[EntryID]*spool
 	queued    int64  // bytes held by operations
@@ -199,7 +201,13 @@ func (sp *spool) release() {
 // tidyLocked removes the file once nobody needs it.
 func (sp *spool) tidyLocked() {
 	s := sp.s
-	if sp.refs > 0 || sp.running || sp.working || sp.listed && (sp.ended == 0 || s.persisted < sp.ended) || s.all[sp.id] != sp {
+	if sp.refs > 0 || sp.running || sp.working || s.all[sp.id] != sp {
+		return
+	}
+	if sp.listed && (sp.ended == 0 || s.persisted < sp.ended) {
+		if s.over != nil {
+			s.over()
+		}
 		return
 	}
 	delete(s.all, sp.id)
@@ -462,6 +470,18 @@ func (s *spools) persist(ctx context.Context, running []Running) error {
 	return nil
 }
 
+// waits says whether a file waits for nothing but a manifest that does not list it.
+func (s *spools) waits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sp := range s.all {
+		if sp.refs == 0 && !sp.running && !sp.working {
+			return true
+		}
+	}
+	return false
+}
+
 // over says that the transaction was dropped.
 func (sp *spool) over() bool {
 	sp.s.mu.Lock()
@@ -501,7 +521,7 @@ func (s *spools) restore(ctx context.Context, running []Running, wait bool) erro
 	}
 	for id, sp := range s.all {
 		if !keep[id] && sp.running {
-			sp.running, sp.ended = false, s.persisted
+			sp.running, sp.ended = false, max(s.persisted, 1)
 			sp.dropOpsLocked()
 			sp.tidyLocked()
 		}
