@@ -15,6 +15,11 @@ const (
 	// reservation is for how long the write lock stays with a handle whose begin had to wait for
 	// applies: SQLite answers BUSY_SNAPSHOT to it and its busy handler comes right back (RULES B1).
 	reservation = 50 * time.Millisecond
+	// keepUse is for how long after its end a handle that comes back at once may begin without asking, while nobody
+	// waits for the lock. keepHold is when the node gives the lock back that it did not use. The difference is for what
+	// is on its way: the application looks at its clock, takes native slot 0 and says so.
+	keepUse  = 3 * time.Millisecond
+	keepHold = 10 * time.Millisecond
 	// seriesGap ends a series of attempts: lock_timeout is spent once per series (RULES B2).
 	seriesGap = 250 * time.Millisecond
 	// shortWait is what each attempt may still wait when lock_timeout is spent. An application that starts
@@ -67,6 +72,10 @@ type Handle struct {
 
 	// Of the goroutine that serves the handle.
 	waited      bool        // the files changed while the last begin waited
+	kept        bool        // the leader leaves the lock with the last commit's handle
+	quick       bool        // the last begin came right after the end before it
+	ended       time.Time   // when the last transaction was published
+	last        Position    // that it left
 	series      time.Time   // start of the series of attempts
 	lastAttempt time.Time   // end of the last one
 	reserved    *time.Timer // running while an empty end keeps the cluster lock
@@ -128,6 +137,7 @@ func (h *Handle) Database() DatabaseID { return h.db.id }
 // that was committed before. It returns the position that the application must find in the files.
 func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 	now := time.Now()
+	h.quick = !h.ended.IsZero() && now.Sub(h.ended) < keepUse
 	if h.series.IsZero() || now.Sub(h.lastAttempt) > seriesGap {
 		h.series = now
 	}
@@ -174,22 +184,7 @@ func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position
 	}
 	var at TXID
 	if !h.resume() {
-		h.reserveMu.Lock()
-		releasing := h.releasing
-		h.reserveMu.Unlock()
-		if releasing != nil { // or it would give back the lock that comes now
-			select {
-			case <-releasing:
-			case <-ctx.Done():
-				return Position{}, wal.Fingerprint{}, ctx.Err()
-			}
-		}
-		// Held until the answer says otherwise: a grant may be on its way when the time is over.
-		h.setHeld(true)
-		decided, err := h.svc.acquire(ctx, d.id, h.num)
-		if errors.Is(err, ErrLockBusy) {
-			h.setHeld(false)
-		}
+		decided, err := h.acquire(ctx)
 		if err != nil {
 			return Position{}, wal.Fingerprint{}, err
 		}
@@ -246,6 +241,62 @@ func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position
 	return pos, fp, nil
 }
 
+// acquire gets the cluster lock from the leader, with the decided position.
+func (h *Handle) acquire(ctx context.Context) (Position, error) {
+	h.reserveMu.Lock()
+	releasing := h.releasing
+	h.reserveMu.Unlock()
+	if releasing != nil { // or it would give back the lock that comes now
+		select {
+		case <-releasing:
+		case <-ctx.Done():
+			return Position{}, ctx.Err()
+		}
+	}
+	// Held until the answer says otherwise: a grant may be on its way when the time is over.
+	h.setHeld(true)
+	decided, err := h.svc.acquire(ctx, h.db.id, h.num)
+	if errors.Is(err, ErrLockBusy) {
+		h.setHeld(false)
+	}
+	return decided, err
+}
+
+// Keep is for how long after its End the application may begin its next transaction without asking, on the files that it
+// left, and say so by Resume; 0: it has to ask. Asked after Commit.
+func (h *Handle) Keep() time.Duration {
+	if h.kept {
+		return keepUse
+	}
+	return 0
+}
+
+// Resume hears that the application has begun a transaction on what its last one left, without asking. It holds native
+// slot 0. Where the lock was lost meanwhile it is acquired again; if that is too late, Commit is refused.
+func (h *Handle) Resume(ctx context.Context) {
+	d := h.db
+	now := time.Now()
+	h.quick, h.waited, h.series = true, false, time.Time{}
+	if !h.resume() {
+		ctx, cancel := context.WithTimeout(ctx, h.opts.LockTimeout)
+		defer cancel()
+		if decided, err := h.acquire(ctx); err != nil || decided != h.last {
+			h.release()
+			return
+		}
+	}
+	d.mu.Lock()
+	ok := d.known && d.fenced == nil && !d.deleted && !d.removed && !h.closed && !h.opts.ReadOnly && d.local == nil && d.position == h.last
+	if ok {
+		h.granted, h.base, h.basefp, h.since = true, d.position, d.fingerprint, now
+	}
+	d.mu.Unlock()
+	if !ok {
+		h.release()
+	}
+	h.svc.metrics.begin(0, time.Since(now))
+}
+
 func (h *Handle) writable() error {
 	h.db.mu.Lock()
 	defer h.db.mu.Unlock()
@@ -272,10 +323,10 @@ func (h *Handle) resume() bool {
 	return h.held
 }
 
-// reserveLocked keeps the cluster lock for a moment longer.
-func (h *Handle) reserveLocked() {
+// reserveLocked keeps the cluster lock for a while longer.
+func (h *Handle) reserveLocked(length time.Duration) {
 	var t *time.Timer
-	t = time.AfterFunc(reservation, func() {
+	t = time.AfterFunc(length, func() {
 		h.reserveMu.Lock()
 		defer h.reserveMu.Unlock()
 		if h.reserved == t { // nobody took it up or gave it back meanwhile
@@ -321,6 +372,7 @@ func (h *Handle) End(published bool, seen wal.Fingerprint, empty bool) {
 		if published && d.known {
 			d.stepSumsLocked(local.delta)
 			d.advanceLocked(local.post, seen)
+			h.last, h.ended = local.post, time.Now()
 		}
 		d.endLocalLocked(local)
 	}
@@ -330,8 +382,15 @@ func (h *Handle) End(published bool, seen wal.Fingerprint, empty bool) {
 	}
 	h.reserveMu.Lock()
 	defer h.reserveMu.Unlock()
-	if empty && h.waited && h.held && h.reserved == nil {
-		h.reserveLocked()
+	kept := h.kept && mine && published
+	h.kept = false
+	switch {
+	case !h.held || h.reserved != nil:
+	case empty && h.waited:
+		h.reserveLocked(reservation)
+		return
+	case kept:
+		h.reserveLocked(keepHold)
 		return
 	}
 	h.releaseLocked()
@@ -372,6 +431,7 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	d.mu.Unlock()
 
 	outcome, text := OutcomeRefused, ""
+	p := &proposal{}
 	entry, err := local.encode(d, sums, pageCount, pages)
 	if err == nil && !verified {
 		// After an unclean stop pages may differ that nobody has compared: what a foreign program wrote must not
@@ -383,10 +443,11 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	if err != nil {
 		text = err.Error()
 	} else {
-		outcome, text = h.svc.commit(ctx, &proposal{
-			db: d.id, id: local.id, handle: h.num, pre: local.pre, post: local.post, entry: entry,
+		p = &proposal{
+			db: d.id, id: local.id, handle: h.num, pre: local.pre, post: local.post, entry: entry, keep: h.quick,
 			meanwhile: func() error { return d.checkOldPages(live, sums, h.basefp, pages) },
-		})
+		}
+		outcome, text = h.svc.commit(ctx, p)
 	}
 	d.mu.Lock()
 	switch {
@@ -397,8 +458,10 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 		d.endLocalLocked(local)
 	}
 	d.mu.Unlock()
-	// Accepting it, the leader has ended the cluster lock. What refused it may never have reached the leader.
-	if outcome == OutcomeAccepted {
+	// Accepting it, the leader has ended the cluster lock, or left it with this handle. What refused it may never have
+	// reached the leader, and where the leader's answer was not heard nobody knows: End gives the lock back.
+	h.kept = outcome == OutcomeAccepted && p.kept
+	if outcome == OutcomeAccepted && p.ended {
 		h.setHeld(false)
 	}
 	h.svc.metrics.commit(outcome, time.Since(start))

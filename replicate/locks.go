@@ -74,7 +74,8 @@ func (SystemClock) AfterFunc(d time.Duration, f func()) func() bool {
 // Invariants:
 //  1. At most one owner holds a lock.
 //  2. Who waits is served in the order of first asking; no owner is granted a
-//     lock twice while another waits, except once by its own reservation.
+//     lock twice while another waits, except once by its own reservation, or once
+//     because it kept the lock before the other asked.
 //  3. A lease ends only while another owner waits, the holder was silent for
 //     its length and no commit of the holder is in progress.
 //  4. A closed table grants nothing. It is closed at first and after Reset.
@@ -318,6 +319,30 @@ func (t *LockTable) CommitDone(db DatabaseID, owner Owner) {
 		l.freeHold()
 	}
 	t.advance(l, now)
+}
+
+// Finish is CommitDone for a commit that was accepted, and Release. keep asks to leave the lock with the owner, who is
+// about to begin again: that is done, and true returned, only while nobody waits or has a place in the queue.
+func (t *LockTable) Finish(db DatabaseID, owner Owner, keep bool) bool {
+	t.mu.Lock()
+	defer t.unlock()
+	l := t.locks[db]
+	if l == nil || !l.held || l.holder != owner || l.commits == 0 {
+		return false
+	}
+	now := t.clock.Now()
+	l.commits--
+	l.heard = now
+	switch {
+	case l.commits > 0:
+		l.leaving = true
+		return false
+	case keep && !l.leaving && len(l.queue) == 0:
+		return true
+	}
+	l.freeHold()
+	t.advance(l, now)
+	return false
 }
 
 // Reregister gives the lock to an owner that held it under a former leader and

@@ -588,3 +588,60 @@ func TestLockHasOneHolderWhateverHappens(t *testing.T) {
 		wantTableEmpty(t, table)
 	})
 }
+
+func TestALockIsKeptOnlyWhileNobodyWantsIt(t *testing.T) {
+	for name, row := range map[string]struct {
+		keep bool
+		meet func(t *testing.T, table *LockTable)
+		want bool
+	}{
+		"nobody waits":              {keep: true, want: true},
+		"the owner does not ask":    {},
+		"another waits":             {keep: true, meet: func(t *testing.T, table *LockTable) { start(t.Context(), table, bob) }},
+		"another keeps its place":   {keep: true, meet: giveUp},
+		"the owner is gone already": {keep: true, meet: func(_ *testing.T, table *LockTable) { table.DropOwner(alice) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				table := openTable()
+				mustAcquire(t, table, alice)
+				if !table.CommitStarted(lockDB, alice) {
+					t.Fatal("the commit was refused")
+				}
+				if row.meet != nil {
+					row.meet(t, table)
+				}
+				if got := table.Finish(lockDB, alice, row.keep); got != row.want {
+					t.Fatalf("kept: %v, want %v", got, row.want)
+				}
+				if got := table.Holds(lockDB, alice); got != row.want {
+					t.Fatalf("held: %v, want %v", got, row.want)
+				}
+				if !row.want {
+					return
+				}
+				// Who asks now waits until the owner gives it back, or ends its next transaction.
+				b := start(t.Context(), table, bob)
+				wantHolder(t, table, alice)
+				if !table.CommitStarted(lockDB, alice) || table.Finish(lockDB, alice, true) {
+					t.Fatal("kept although another waits")
+				}
+				if err := <-b; err != nil {
+					t.Fatal(err)
+				}
+				wantHolder(t, table, bob)
+				table.Release(lockDB, bob)
+				wantTableEmpty(t, table)
+			})
+		})
+	}
+}
+
+// giveUp has bob wait for the lock and get BUSY: its place in the queue stays for a second.
+func giveUp(t *testing.T, table *LockTable) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := table.Acquire(ctx, lockDB, bob); !errors.Is(err, ErrLockBusy) {
+		t.Fatalf("got %v, want %v", err, ErrLockBusy)
+	}
+}

@@ -25,6 +25,10 @@ type proposal struct {
 	pre, post Position
 	entry     []byte       // encoded; term and commit time are stamped by the leader
 	meanwhile func() error // run while the log is written
+	keep      bool         // the handle is about to begin again: it wants to keep its lock
+
+	// What became of the lock, where the transaction was accepted. Neither: the leader's answer was not heard.
+	kept, ended bool
 }
 
 // answer is the leader's answer to a proposal.
@@ -32,6 +36,7 @@ type answer struct {
 	outcome     Outcome
 	text        string
 	index, term uint64
+	kept        bool // accepted, and the handle has the write lock still
 }
 
 // commit sends the proposal to the leader, once, and finds out its verdict (RULES A1).
@@ -43,6 +48,7 @@ func (s *Service) commit(ctx context.Context, p *proposal) (Outcome, string) {
 	p.term = term
 	if leader == s.opts.NodeID {
 		v := s.leaderCommit(ctx, s.opts.NodeID, p)
+		p.kept, p.ended = v.kept, !v.kept
 		if v.outcome != OutcomeUnknown {
 			return v.outcome, v.text
 		}
@@ -72,6 +78,7 @@ func (s *Service) commit(ctx context.Context, p *proposal) (Outcome, string) {
 	v := s.forwardCommit(ctx, leader, p)
 	<-checked
 	if v.outcome == OutcomeAccepted {
+		p.kept, p.ended = v.kept, !v.kept
 		// A file is never ahead of its node's log (RULES A3).
 		if err := s.store.Durable(ctx, v.index, v.term); err != nil {
 			v = answer{text: fmt.Sprintf("the leader accepted it, this node's log does not hold index %d: %v", v.index, err)}
@@ -110,7 +117,12 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	if refusal != nil {
 		return *refusal
 	}
-	defer release()
+	finished := false
+	defer func() {
+		if !finished {
+			release()
+		}
+	}()
 	st, ok := s.fsm.Get(p.db)
 	if !ok {
 		return answer{outcome: OutcomeRefused, text: ErrDeleted.Error()}
@@ -123,7 +135,13 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	s.metrics.proposedBytes.Add(uint64(len(p.entry)))
 	future := s.raft.Apply(p.entry, enqueueTimeout)
 	s.checkMeanwhile(p)
-	return decided(future)
+	v := decided(future)
+	if v.outcome == OutcomeAccepted {
+		finished = true
+		keep := p.keep && !s.draining.Load() && s.pressure.count(p.db, s.now()) == 0
+		v.kept = s.locks.Finish(p.db, Owner{Node: node, Handle: p.handle}, keep)
+	}
+	return v
 }
 
 // startCommit says whether a transaction of a handle of node may be proposed now, in which term, and stops
@@ -199,13 +217,29 @@ func (d *replica) suspectAfterCommit(cause error) {
 	d.fence(cause)
 }
 
-// A commit request: handle 8, term 8, then the entry. Little-endian.
-const commitHeaderSize = 8 + 8
+// A commit request: handle 8, term 8, flags 1, then the entry. Little-endian. The answer: outcome 1, index 8, term 8,
+// flags 1, text.
+const (
+	commitHeaderSize = 8 + 8 + 1
+	commitReplySize  = 1 + 8 + 8 + 1
+	commitKeep       = 1 // of a request: the handle wants to keep its lock; of an answer: it does
+)
 
 func (s *Service) forwardCommit(ctx context.Context, leader string, p *proposal) answer {
+	return s.callCommit(ctx, leader, methodCommit, commitHeader(p), p.entry)
+}
+
+func commitHeader(p *proposal) []byte {
 	head := binary.LittleEndian.AppendUint64(make([]byte, 0, commitHeaderSize), p.handle)
 	head = binary.LittleEndian.AppendUint64(head, p.term)
-	return s.callCommit(ctx, leader, methodCommit, head, p.entry)
+	return append(head, commitFlags(p.keep))
+}
+
+func commitFlags(keep bool) byte {
+	if keep {
+		return commitKeep
+	}
+	return 0
 }
 
 // callCommit sends a transaction to the leader, once.
@@ -216,12 +250,12 @@ func (s *Service) callCommit(ctx context.Context, leader string, method uint8, r
 		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("send the transaction to leader %s: %v", leader, err)}
 	case err != nil:
 		return answer{text: fmt.Sprintf("the answer of leader %s did not arrive: %v", leader, err)}
-	case len(reply) < 17:
+	case len(reply) < commitReplySize:
 		return answer{text: fmt.Sprintf("leader %s answered %d bytes", leader, len(reply))}
 	}
 	return answer{
 		outcome: Outcome(reply[0]), index: binary.LittleEndian.Uint64(reply[1:]), term: binary.LittleEndian.Uint64(reply[9:]),
-		text: string(reply[17:]),
+		kept: reply[17]&commitKeep != 0, text: string(reply[commitReplySize:]),
 	}
 }
 
@@ -234,10 +268,11 @@ func (s *Service) serveCommit(ctx context.Context, from string, req []byte) ([]b
 }
 
 func encodeAnswer(v answer) []byte {
-	reply := make([]byte, 0, 17+len(v.text))
+	reply := make([]byte, 0, commitReplySize+len(v.text))
 	reply = append(reply, byte(v.outcome))
 	reply = binary.LittleEndian.AppendUint64(reply, v.index)
 	reply = binary.LittleEndian.AppendUint64(reply, v.term)
+	reply = append(reply, commitFlags(v.kept))
 	return append(reply, v.text...)
 }
 
@@ -245,7 +280,10 @@ func decodeCommit(b []byte) (*proposal, error) {
 	if len(b) < commitHeaderSize {
 		return nil, fmt.Errorf("decode commit request: %d bytes, the head has %d", len(b), commitHeaderSize)
 	}
-	p := &proposal{handle: binary.LittleEndian.Uint64(b), term: binary.LittleEndian.Uint64(b[8:]), entry: b[commitHeaderSize:]}
+	p := &proposal{
+		handle: binary.LittleEndian.Uint64(b), term: binary.LittleEndian.Uint64(b[8:]),
+		keep: b[16]&commitKeep != 0, entry: b[commitHeaderSize:],
+	}
 	var t Transaction
 	if err := decodeTransaction(p.entry, &t); err != nil {
 		return nil, fmt.Errorf("decode commit request: %w", err)

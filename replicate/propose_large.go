@@ -191,12 +191,10 @@ func (s *Service) abortLarge(p *largeProposal, term uint64) {
 	})
 }
 
-// A large commit request: handle 8, term 8, then the final entry, whose term and commit time are not stamped.
+// A large commit request: the head of a commit request, then the final entry, whose term and commit time are not stamped.
 
 func (s *Service) forwardLarge(ctx context.Context, leader string, p *largeProposal) answer {
-	req := binary.LittleEndian.AppendUint64(nil, p.handle)
-	req = binary.LittleEndian.AppendUint64(req, p.term)
-	return s.callCommit(ctx, leader, methodLarge, req, EncodeFinal(nil, &p.final))
+	return s.callCommit(ctx, leader, methodLarge, commitHeader(&p.proposal), EncodeFinal(nil, &p.final))
 }
 
 func (s *Service) serveLarge(ctx context.Context, from string, req []byte) ([]byte, error) {

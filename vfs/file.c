@@ -288,6 +288,46 @@ static int grantAsk(HaFile *p, HaPrint *pBase){
                  p->link.zErr);
 }
 
+/* Slot 0 is held and the wal-index header is that of the grant. */
+static void writeBegun(HaFile *p, const u32 *aHdr){
+  p->begun = 1;
+  p->accepted = 0;
+  p->wrote = 0;
+  p->iChange = aHdr[2];
+  haCaptureReset(p->pWal, headerPageSize(aHdr));
+}
+
+/*
+** Begin with the grant of the last transaction, if the node left it to this
+** handle, its time is not over, and nothing was written since: then the node
+** is told and not asked. True if that worked; else nothing has changed, and
+** the node is to be asked.
+*/
+static int writeResume(HaFile *p){
+  const sqlite3_io_methods *m = p->pReal->pMethods;
+  HaPrint seen;
+  u32 aHdr[12];
+  u32 keepMs = p->link.keepMs;
+  p->link.keepMs = 0; /* it serves once */
+  if( keepMs==0 || !haLinkUsable(&p->link) ) return 0; /* I7 */
+  if( p->stale || (p->pShm && p->pShm[EPOCH_WORD]!=p->epoch) ) return 0;
+  if( m->xShmLock(p->pReal, 0, 1, SQLITE_SHM_LOCK|SQLITE_SHM_EXCLUSIVE) ){
+    return 0;
+  }
+  if( haHeaderRead(p, aHdr) ){
+    printOf(aHdr, &seen);
+    if( printMatches(&seen, &p->kept)
+     && haClockMs()-p->keptAt<keepMs
+     && haLinkResume(&p->link)==HA_OK
+    ){
+      writeBegun(p, aHdr);
+      return 1;
+    }
+  }
+  m->xShmLock(p->pReal, 0, 1, SQLITE_SHM_UNLOCK|SQLITE_SHM_EXCLUSIVE);
+  return 0;
+}
+
 /*
 ** Take slot 0 for a write transaction.
 */
@@ -298,6 +338,7 @@ static int writeBegin(HaFile *p){
   int rc, i;
   rc = writerEnter(p);
   if( rc!=SQLITE_OK ) return rc;
+  if( writeResume(p) ) return SQLITE_OK;
   rc = grantAsk(p, &base);
   if( rc!=SQLITE_OK ){
     writerLeave(p);
@@ -334,11 +375,7 @@ static int writeBegin(HaFile *p){
     writerLeave(p);
     return rc;
   }
-  p->begun = 1;
-  p->accepted = 0;
-  p->wrote = 0;
-  p->iChange = seen.iChange;
-  haCaptureReset(p->pWal, headerPageSize(aHdr));
+  writeBegun(p, aHdr);
   return SQLITE_OK;
 }
 
@@ -358,6 +395,9 @@ static void writeEnd(HaFile *p){
       if( whole && seen.iChange!=p->iChange ) flags |= HA_END_PUBLISHED;
     }
     if( !p->wrote ) flags |= HA_END_EMPTY;
+    if( (flags & HA_END_PUBLISHED)==0 ) p->link.keepMs = 0;
+    p->kept = seen;
+    p->keptAt = haClockMs();
     haLinkEnd(&p->link, flags, &seen);
   }
   writerLeave(p);

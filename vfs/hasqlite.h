@@ -102,9 +102,10 @@ enum {
   HA_PIECE = 20, HA_ERROR = 255
 };
 
-/* Flags of HA_OPEN and HA_END. */
+/* Flags of HA_OPEN, HA_BEGIN and HA_END. */
 enum {
   HA_OPEN_READONLY = 1, HA_OPEN_CREATE = 2, HA_OPEN_LINEARIZABLE = 4,
+  HA_BEGIN_KEPT = 1,
   HA_END_ACCEPTED = 1, HA_END_PUBLISHED = 2, HA_END_EMPTY = 4
 };
 
@@ -139,6 +140,7 @@ typedef struct HaLink {
   u32 pid;        /* the process that connected (I7) */
   u32 sequence;   /* of the last request */
   u64 maxTx;      /* most page bytes in one transaction */
+  u32 keepMs;     /* the last transaction's grant serves the next for so long */
   int errCode;    /* SQLite code of the last ERROR, or 0 */
   int silent;     /* the connection was given up because nothing came */
   int nIn;        /* bytes in aIn */
@@ -171,6 +173,7 @@ int haLinkOpen(HaLink *p, const char *zName, const u8 *aId, int flags,
 int haLinkCreate(HaLink *p, u32 pageSize, u8 autoVacuum, int timeoutMs,
                  u32 *pEpoch);
 int haLinkBegin(HaLink *p, int timeoutMs, HaPrint *pBase);
+int haLinkResume(HaLink *p);
 int haLinkPiece(HaLink *p, int first, HaBuf *aBuf, int nBuf, int timeoutMs,
                 int *pOutcome);
 int haLinkCommit(HaLink *p, int first, HaBuf *aBuf, int nBuf, int timeoutMs,
@@ -223,6 +226,8 @@ struct HaFile {
   unsigned forkGen;     /* haForkGeneration() when the first slot was locked */
   u32 epoch;            /* the epoch word that belongs to this handle */
   u32 iChange;          /* change counter when the transaction began */
+  HaPrint kept;         /* what the last transaction left, while link.keepMs */
+  u64 keptAt;           /* clock when it ended */
   u64 seriesStart;      /* clock at the first of a series of attempts */
   u64 seriesLast;       /* clock at the end of the last attempt */
   u64 seriesTry;        /* clock at the last attempt after its time was up */

@@ -43,6 +43,11 @@ static u32 replyU8(HaReply *r){
   return a ? a[0] : 0;
 }
 
+static u32 replyU16(HaReply *r){
+  const u8 *a = replyTake(r, 2);
+  return a ? (u32)a[0] | (u32)a[1]<<8 : 0;
+}
+
 static u32 replyU32(HaReply *r){
   const u8 *a = replyTake(r, 4);
   return a ? get32(a) : 0;
@@ -102,6 +107,7 @@ void haLinkInit(HaLink *p){
 void haLinkClose(HaLink *p){
   haSockClose(p->sock);
   p->sock = HA_NO_SOCKET;
+  p->keepMs = 0;
   p->nIn = p->iIn = 0;
 }
 
@@ -422,6 +428,16 @@ int haLinkBegin(
   return linkDone(p, &r, rc);
 }
 
+/*
+** Tell the node that a transaction has begun with the grant of the last one.
+** There is no answer.
+*/
+int haLinkResume(HaLink *p){
+  u8 a[HEADER_SIZE+1];
+  a[HEADER_SIZE] = HA_BEGIN_KEPT;
+  return linkSend(p, HA_BEGIN, a, 1, 0, 0, HA_REPLY_GRACE_MS);
+}
+
 /* Send a message of a commit and look for the verdict, or wait for it. */
 static int linkCommit(
   HaLink *p, int type, int first, HaBuf *aBuf, int nBuf, int timeoutMs,
@@ -436,6 +452,7 @@ static int linkCommit(
   rc = linkAnswer(p, HA_VERDICT, timeoutMs, type==HA_PIECE, &r);
   if( rc==HA_OK ){
     *pOutcome = (int)replyU8(&r);
+    p->keepMs = replyU16(&r);
     replyText(&r, p->zErr, sizeof(p->zErr), 1);
     if( *pOutcome>HA_UNKNOWN ) r.bad = 1;
   }

@@ -139,6 +139,12 @@ type Handle interface {
 	Create(ctx context.Context, pageSize uint32, autoVacuum uint8) (Created, error)
 	// Begin waits for the right to write.
 	Begin(ctx context.Context) (Grant, error)
+	// Resume hears that the peer began a transaction on what its last End left, within the time that Keep
+	// gave it. Nothing is answered: where it is too late, Commit is refused.
+	Resume(ctx context.Context)
+	// Keep is for how long after its End the peer may begin again without asking; 0: it has to ask. Called once
+	// after Commit has accepted.
+	Keep() time.Duration
 	// Part takes a piece of a transaction that is too large for one message. Its
 	// slices are the callee's until it returns. An error refuses the transaction:
 	// nothing of it was or will be proposed, and End comes next.

@@ -1,9 +1,14 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 )
+
+// maxKeep bounds what VERDICT says about the next transaction.
+const maxKeep = time.Minute
 
 // sending is a transaction whose pages come in pieces.
 type sending struct {
@@ -85,8 +90,13 @@ func (c *conn) refuse(f *frame, err error) error {
 }
 
 func (c *conn) verdict(f *frame, outcome Outcome, text string) error {
+	var keep uint16 // milliseconds
+	if outcome == Accepted {
+		keep = uint16(min(c.handle.Keep().Milliseconds(), maxKeep.Milliseconds()))
+	}
 	return c.reply(f, kindVerdict, func(b []byte) []byte {
 		b = append(b, byte(outcome))
+		b = binary.LittleEndian.AppendUint16(b, keep)
 		return appendText(b, text[:min(len(text), maxErrorText)])
 	})
 }

@@ -331,8 +331,13 @@ func (c *conn) answerCreate(f *frame) error {
 }
 
 func (c *conn) answerBegin(f *frame) error {
-	if err := decodeBegin(f.payload()); err != nil {
+	kept, err := decodeBegin(f.payload())
+	if err != nil {
 		return err
+	}
+	if kept {
+		c.handle.Resume(c.ctx)
+		return nil
 	}
 	g, err := c.handle.Begin(c.ctx)
 	if err != nil {

@@ -59,6 +59,7 @@ const (
 
 // Bits of END's flags.
 const (
+	beginKept    = 1
 	endAccepted  = 1
 	endPublished = 2
 	endEmpty     = 4
@@ -267,12 +268,13 @@ func decodeCommit(b []byte) (*Tx, error) {
 	return tx, d.end("COMMIT")
 }
 
-func decodeBegin(b []byte) error {
+func decodeBegin(b []byte) (kept bool, err error) {
 	d := decoder{b: b}
-	if flags := d.u8(); flags != 0 && d.err == nil {
+	flags := d.u8()
+	if flags&^beginKept != 0 && d.err == nil {
 		d.err = fmt.Errorf("flags %#x: %w", flags, ErrMalformed)
 	}
-	return d.end("BEGIN")
+	return flags&beginKept != 0, d.end("BEGIN")
 }
 
 func decodeEnd(b []byte) (End, error) {

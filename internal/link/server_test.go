@@ -80,6 +80,9 @@ func (r *recorder) Begin(ctx context.Context) (Grant, error) {
 	return Grant{TXID: 3, Checksum: 4, Base: Fingerprint{1, 2, 3, 4, 5, 6, 7}}, nil
 }
 
+func (r *recorder) Resume(context.Context) { r.note("resume") }
+func (r *recorder) Keep() time.Duration    { return 7 * time.Millisecond }
+
 func (r *recorder) Part(_ context.Context, tx *Tx) error {
 	r.note("part")
 	r.mu.Lock()
@@ -190,7 +193,7 @@ func TestTransactionReachesHandleInOrder(t *testing.T) {
 		t.Errorf("grant = %x, want %x", got, want)
 	}
 	tx := testTx(3)
-	if got := c.call(kindCommit, encodeCommit(tx), kindVerdict); got[0] != byte(Accepted) {
+	if got := c.call(kindCommit, encodeCommit(tx), kindVerdict); !slices.Equal(got, []byte{byte(Accepted), 7, 0, 0, 0}) {
 		t.Errorf("verdict = %x", got)
 	}
 	if r.tx.PageCount != 3 || len(r.tx.Pages) != 3 || !slices.Equal(r.tx.Pages[2].Data, tx.Pages[2].Data) {
@@ -198,6 +201,7 @@ func TestTransactionReachesHandleInOrder(t *testing.T) {
 	}
 	end := End{Accepted: true, Published: true, Seen: Fingerprint{9}}
 	c.send(kindEnd, encodeEnd(end))
+	c.send(kindBegin, []byte{beginKept}) // has no answer
 	c.send(kindMismatch, appendFingerprint(nil, Fingerprint{}))
 	if got := c.call(kindPragma, appendText(appendText(nil, "hasqlite_lag"), "x"), kindText); string(got[2:]) != "hasqlite_lag=x" {
 		t.Errorf("pragma answered %q", got)
@@ -206,7 +210,7 @@ func TestTransactionReachesHandleInOrder(t *testing.T) {
 	c.call(kindCreate, []byte{0, 16, 0, 0, 1}, kindCreated)
 	_ = c.nc.Close()
 	wait(t, r.closed, "Close")
-	if got, want := r.list(), "begin commit end mismatch read create close"; got != want {
+	if got, want := r.list(), "begin commit end resume mismatch read create close"; got != want {
 		t.Errorf("calls = %s, want %s", got, want)
 	}
 	if len(r.ends) != 1 || r.ends[0] != end {
@@ -262,7 +266,7 @@ func TestMalformedFrameEndsItsConnectionOnly(t *testing.T) {
 		{"commit over its limit", appendHeader(nil, header{length: maxCommitPayload + 1, kind: kindCommit})},
 		{"string longer than the payload", frame(kindPragma, []byte{255, 255, 'a'})},
 		{"bytes left over", frame(kindBegin, []byte{0, 0})},
-		{"begin with flags", frame(kindBegin, []byte{1})},
+		{"begin with flags", frame(kindBegin, []byte{2})},
 		{"end with unknown flags", frame(kindEnd, append([]byte{8}, make([]byte, 28)...))},
 		{"second open", frame(kindOpen, encodeOpen(OpenRequest{Name: "a"}))},
 		{"create with odd page size", frame(kindCreate, []byte{1, 2, 0, 0, 0})},

@@ -165,6 +165,21 @@ func (h *handle) Begin(ctx context.Context) (link.Grant, error) {
 	return link.Grant{TXID: uint64(pos.TXID), Checksum: uint64(pos.Checksum), Base: toLink(fp)}, nil
 }
 
+// Resume implements link.Handle.
+func (h *handle) Resume(ctx context.Context) {
+	if h.h != nil {
+		h.h.Resume(ctx)
+	}
+}
+
+// Keep implements link.Handle.
+func (h *handle) Keep() time.Duration {
+	if h.h == nil {
+		return 0
+	}
+	return h.h.Keep()
+}
+
 // Part implements link.Handle.
 func (h *handle) Part(ctx context.Context, tx *link.Tx) error {
 	if h.h == nil {

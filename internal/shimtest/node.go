@@ -49,6 +49,8 @@ type Hooks struct {
 	Part func(tx *link.Tx) error
 	// BeginError, when set, can refuse a grant.
 	BeginError func(db *Database) error
+	// Keep is what every accepted transaction is told about the next one.
+	Keep time.Duration
 	// Greeting, when set, runs before each connection is greeted.
 	Greeting func()
 	// Epoch is given to every handle that opens.
@@ -92,10 +94,10 @@ type Database struct {
 
 // Stats counts what a database's handles did.
 type Stats struct {
-	Opens, Begins, Commits, Refused, Pages, Pieces int
-	Ends, EmptyEnds, Lost                          int // Lost: accepted but not published
-	Mismatches, Reads, Closes                      int
-	LastPeer                                       link.Peer
+	Opens, Begins, Resumes, Commits, Refused, Pages, Pieces int
+	Ends, EmptyEnds, Lost                                   int // Lost: accepted but not published
+	Mismatches, Reads, Closes                               int
+	LastPeer                                                link.Peer
 }
 
 // NewNode makes a node in dir; Start makes it listen.
@@ -315,6 +317,22 @@ func (h *handle) Begin(ctx context.Context) (link.Grant, error) {
 	d.Stats.Begins++
 	return link.Grant{TXID: d.txid, Base: d.base}, nil
 }
+
+// Resume stands for what a node does: the lock was kept, or is taken again, or the commit is refused.
+func (h *handle) Resume(ctx context.Context) {
+	d := h.db
+	d.mu.Lock()
+	d.Stats.Resumes++
+	d.mu.Unlock()
+	select {
+	case <-d.writer:
+		h.holding = true
+	default:
+	}
+}
+
+// Keep implements link.Handle.
+func (h *handle) Keep() time.Duration { return h.db.node.current().Keep }
 
 // Part keeps a copy: its memory is used again for the next piece.
 func (h *handle) Part(_ context.Context, tx *link.Tx) error {

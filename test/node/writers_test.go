@@ -242,3 +242,27 @@ func TestTwoReplicatedDatabasesInOneTransactionAreRefused(t *testing.T) {
 		do(t, k, `BEGIN IMMEDIATE`, `INSERT INTO main.t SELECT count(*) FROM two.t`, `COMMIT`)
 	})
 }
+
+// A writer that comes back at once keeps its lock, and does not keep it: when it pauses, others get it without being told
+// to wait. RULES B1.
+func TestAKeptLockIsGivenBack(t *testing.T) {
+	c := testcluster.Start(t, localcluster.Options{})
+	ctx := testcluster.Context(t, time.Minute)
+	nodes := leaderFirst(t, c)
+	var dbs []*sql.DB
+	for _, n := range []int{0, 1, 1, 2} { // two on one node
+		dbs = append(dbs, testcluster.Open(t, nodes[n], "kept.db", "_busy_timeout=0", "_synchronous=FULL"))
+	}
+	insist(ctx, t, dbs[0], `CREATE TABLE t(v)`)
+	for round := range 5 {
+		for i, db := range dbs {
+			for range 10 {
+				insist(ctx, t, db, `INSERT INTO t VALUES(?)`, 10*round+i)
+			}
+		}
+	}
+	if got := testcluster.Query(t, dbs[3], `SELECT count(*) FROM t`); got != "200" {
+		t.Errorf("%s rows, want 200", got)
+	}
+	testcluster.Converged(t, c, "kept.db")
+}
