@@ -58,8 +58,8 @@ func (m *manyWriters) write(ctx context.Context, more func(written int64) bool) 
 				return
 			}
 			defer stmt.Close()
-			for more(written.Load()) {
-				if _, err := stmt.ExecContext(ctx); err != nil {
+			for ctx.Err() == nil && more(written.Load()) {
+				if _, err := stmt.Exec(); err != nil {
 					errs[i] = err
 					return
 				}
@@ -68,7 +68,7 @@ func (m *manyWriters) write(ctx context.Context, more func(written int64) bool) 
 		})
 	}
 	wg.Wait()
-	return written.Load(), errors.Join(errs...)
+	return written.Load(), errors.Join(append(errs, ctx.Err())...)
 }
 
 func (m *manyWriters) round(ctx context.Context, r *Report, length time.Duration) error {

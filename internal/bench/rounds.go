@@ -225,7 +225,10 @@ func (b *bench) commitRound(ctx context.Context, r *Report, name string, db *sql
 	}
 	defer stmt.Close()
 	return timed(r, name, b.commits, func() error {
-		_, err := stmt.ExecContext(ctx)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		_, err := stmt.Exec() // with a context the driver starts a goroutine for each statement
 		return err
 	})
 }
@@ -240,13 +243,16 @@ func (b *bench) batchRound(ctx context.Context, r *Report) error {
 	count := max(b.commits/10, 1)
 	begun := time.Now()
 	for range count {
-		tx, err := b.leader.BeginTx(ctx, nil)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		tx, err := b.leader.Begin()
 		if err != nil {
 			return fmt.Errorf("%s: %w", rowsLeader, err)
 		}
-		one := tx.StmtContext(ctx, stmt)
+		one := tx.Stmt(stmt)
 		for range batchRows {
-			if _, err = one.ExecContext(ctx); err != nil {
+			if _, err = one.Exec(); err != nil {
 				break
 			}
 		}
