@@ -460,7 +460,7 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	d.mu.Unlock()
 	// Accepting it, the leader has ended the cluster lock, or left it with this handle. What refused it may never have
 	// reached the leader, and where the leader's answer was not heard nobody knows: End gives the lock back.
-	h.kept = outcome == OutcomeAccepted && p.kept
+	h.kept = outcome == OutcomeAccepted && p.kept && h.writable() == nil
 	if outcome == OutcomeAccepted && p.ended {
 		h.setHeld(false)
 	}

@@ -138,10 +138,16 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	v := decided(future)
 	if v.outcome == OutcomeAccepted {
 		finished = true
-		keep := p.keep && !s.draining.Load() && s.pressure.count(p.db, s.now()) == 0
-		v.kept = s.locks.Finish(p.db, Owner{Node: node, Handle: p.handle}, keep)
+		v.kept = s.locks.Finish(p.db, Owner{Node: node, Handle: p.handle}, p.keep && s.mayKeep(p.db))
 	}
 	return v
+}
+
+// mayKeep reports whether a handle may begin again without asking. Whatever delays or refuses a grant (leaderAcquire)
+// has to be looked at here too, or a writer in a loop would never meet it.
+func (s *Service) mayKeep(db DatabaseID) bool {
+	return !s.draining.Load() && s.diskFull() == nil && s.pressure.count(db, s.now()) == 0 &&
+		s.store.Bytes() < share(s.opts.LogLimit, slowShare)
 }
 
 // startCommit says whether a transaction of a handle of node may be proposed now, in which term, and stops
@@ -330,7 +336,7 @@ const lockGrace = 500 * time.Millisecond
 const leaderPoll = 5 * time.Millisecond
 
 func (s *Service) leaderAcquire(ctx context.Context, owner Owner, db DatabaseID) (Position, error) {
-	if err := s.diskFull(); err != nil {
+	if err := s.diskFull(); err != nil { // what is added here belongs in mayKeep too
 		return Position{}, err
 	}
 	term, ok := s.leading()
