@@ -8,6 +8,8 @@
 # make fuzz       every fuzz target for FUZZTIME each
 # make growth     what WALs grow to under readers that hold snapshots for HOLD
 # make soak       200 rounds of faults on a cluster
+# make powercut   CUTS power cuts of each role: leader, follower, follower that writes, all nodes; needs root
+# make diskfull   FILLS rounds of full disks on a follower, the leader, all nodes (needs root), and failing syncs
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 
 GO       ?= go
@@ -16,6 +18,8 @@ CC := gcc
 endif
 FUZZTIME ?= 10s
 ROUNDS   ?= 200
+CUTS     ?= 50
+FILLS    ?= 10
 HOLD     ?= 3m
 HOURS    ?= 1h
 PLOT     ?=
@@ -31,7 +35,7 @@ LDFLAGS   := -X github.com/uglyer/ha-sqlite/internal/buildinfo.version=$(VERSION
 CLUSTER_TESTS = ./test/...
 OTHER_TESTS   = $$($(GO) list ./... | grep -v /ha-sqlite/test/)
 
-.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth soak endure clean
+.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth soak powercut diskfull endure clean
 
 all: build extension
 
@@ -93,6 +97,12 @@ growth: install-deps
 
 soak: install-deps
 	$(GO) test -count=1 -timeout 6h -v -run TestClusterKeepsItsWord ./test/fault -rounds $(ROUNDS)
+
+powercut: install-deps
+	$(GO) test -count=1 -timeout 4h -v -run TestPowerCut ./test/fault -cuts $(CUTS)
+
+diskfull: install-deps
+	$(GO) test -count=1 -timeout 4h -v -run 'TestDiskFull|TestFailedSync' ./test/fault -fills $(FILLS) -all-syncs
 
 endure: install-deps
 	$(GO) test -count=1 -timeout 12h -v -run TestSoak ./test/fault -soak $(HOURS) -soak-databases 200 -soak-fault-every 20s $(if $(PLOT),-soak-plot $(abspath $(PLOT)))

@@ -176,30 +176,52 @@ func (s *Service) relieveDisk() {
 	}
 }
 
-// handOver looks for a voter with room. Where there is none, this node goes on leading: reads need a leader.
+// handOver gives leadership to a voter with room. Where there is none, this node goes on leading: reads need a leader.
 func (s *Service) handOver() {
 	if s.raft.State() != raft.Leader {
 		return
 	}
-	for _, srv := range s.servers() {
-		id := string(srv.ID)
-		if id == s.opts.NodeID || srv.Suffrage != raft.Voter {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(s.ctx, time.Second)
-		r, err := callJSON[struct{}, diskReport](ctx, s, id, methodDisk, struct{}{})
-		cancel()
-		if err != nil || r.Full {
-			continue
-		}
+	found, _ := s.successorWithRoom(s.ctx)
+	for _, srv := range found {
 		if err := s.raft.LeadershipTransferToServer(srv.ID, srv.Address).Error(); err != nil {
-			s.log.Warn("hand leadership to a member with room on its disk", "member", id, "err", err)
+			s.log.Warn("hand leadership to a member with room on its disk", "member", string(srv.ID), "err", err)
 			continue
 		}
-		s.log.Info("leadership was handed to a member with room on its disk", "member", id)
+		s.log.Info("leadership was handed to a member with room on its disk", "member", string(srv.ID))
 		return
 	}
 	s.log.Warn("no other member has room on its disk: writes wait")
+}
+
+// successorWithRoom returns the other voters that say they have room, and how many say they have none.
+func (s *Service) successorWithRoom(ctx context.Context) (found []raft.Server, full int) {
+	for _, srv := range s.servers() {
+		if string(srv.ID) == s.opts.NodeID || srv.Suffrage != raft.Voter {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		r, err := callJSON[struct{}, diskReport](ctx, s, string(srv.ID), methodDisk, struct{}{})
+		cancel()
+		switch {
+		case err == nil && r.Full:
+			full++
+		case err == nil:
+			found = append(found, srv)
+		}
+	}
+	return found, full
+}
+
+// handOverToStop gives leadership away because this node stops: not to a member that could not write.
+func (s *Service) handOverToStop(ctx context.Context) error {
+	found, full := s.successorWithRoom(ctx)
+	switch {
+	case full == 0:
+		return s.raft.LeadershipTransfer().Error()
+	case len(found) == 0:
+		return ErrDiskFull
+	}
+	return s.raft.LeadershipTransferToServer(found[0].ID, found[0].Address).Error()
 }
 
 func (s *Service) serveDisk(context.Context, struct{}) (diskReport, error) {

@@ -104,6 +104,9 @@ func (s *Service) OpenHandle(ctx context.Context, id DatabaseID, opts HandleOpti
 	d.attendLocked()
 	d.mu.Unlock()
 	err := d.useSoon(ctx)
+	if err == nil {
+		d.settle(ctx)
+	}
 	if errors.Is(err, ErrFenced) {
 		err = nil // it can be read; a begin says why it cannot be written
 	}

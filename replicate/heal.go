@@ -65,6 +65,7 @@ func (d *replica) heal() {
 		d.mu.Lock()
 		d.healErr = err
 		d.mu.Unlock()
+		d.svc.stopIfSyncFailed(err)
 		if text := err.Error(); d.svc.ctx.Err() == nil && text != said {
 			said = text
 			d.log.Warn("heal from a peer, will try again", "err", err)

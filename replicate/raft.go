@@ -281,12 +281,12 @@ func (m stateMachine) Snapshot() (raft.FSMSnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ownSnapshot{inner, &m.s.logBound}, nil
+	return ownSnapshot{inner, m.s}, nil
 }
 
 type ownSnapshot struct {
 	raft.FSMSnapshot
-	bound *logBound
+	s *Service
 }
 
 // Persist implements raft.FSMSnapshot. The FSM's hook has made the data durable by the time sink is closed.
@@ -295,7 +295,8 @@ func (o ownSnapshot) Persist(sink raft.SnapshotSink) error {
 		return errors.Join(err, sink.Cancel())
 	}
 	err := o.FSMSnapshot.Persist(sink)
-	o.bound.persisted(err)
+	o.s.stopIfSyncFailed(err)
+	o.s.logBound.persisted(err)
 	return err
 }
 

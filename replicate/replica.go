@@ -485,6 +485,27 @@ func (d *replica) useSoon(ctx context.Context) error {
 	return d.openFiles(ctx)
 }
 
+// settle waits until the files show what was decided when it is called. After a power failure they begin at some older
+// state, and an application that opens them then would not find what it was told before. A copy that cannot follow for
+// now is opened as it is: it can be read.
+func (d *replica) settle(ctx context.Context) {
+	d.mu.Lock()
+	at := d.decided.TXID
+	stuck := d.fenced != nil || d.stuck != nil || d.deleted || !d.late.IsZero() || !d.svc.replayed()
+	d.mu.Unlock()
+	if stuck {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, settlePatience)
+	defer cancel()
+	if err := d.waitPosition(ctx, at); err != nil {
+		d.log.Debug("an application opens files that are behind", "err", err)
+	}
+}
+
+// settlePatience is for how long an open waits for the files to follow.
+const settlePatience = 3 * time.Second
+
 // openPatience is for how long an open waits for the position of files that nobody had open.
 const openPatience = time.Second
 

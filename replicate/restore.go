@@ -105,6 +105,7 @@ func (d *replica) reach(ctx context.Context, p Position) error {
 		if cerr == nil {
 			break
 		}
+		d.svc.stopIfSyncFailed(cerr)
 		d.log.Warn("catch up from a peer, will try again", "err", cerr)
 		select {
 		case <-ctx.Done():

@@ -399,7 +399,7 @@ func (s *Service) Prepare(ctx context.Context) error {
 	s.draining.Store(true)
 	s.drain(ctx)
 	if s.raft.State() == raft.Leader && s.voters() > 1 {
-		if err := s.raft.LeadershipTransfer().Error(); err != nil {
+		if err := s.handOverToStop(ctx); err != nil {
 			s.log.Warn("hand over leadership", "err", err)
 		}
 	}

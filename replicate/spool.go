@@ -384,7 +384,7 @@ func (sp *spool) sync(ctx context.Context, size int64) error {
 	if err := sp.wait(ctx, size); err != nil {
 		return err
 	}
-	if err := sp.file.Sync(); err != nil {
+	if err := syncFile(sp.file); err != nil {
 		return fmt.Errorf("sync parts: %w", err)
 	}
 	sp.s.mu.Lock()

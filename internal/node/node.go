@@ -37,7 +37,7 @@ type Node struct {
 	started time.Time
 
 	dir   *datadir.Dir
-	space *datadir.Space
+	space replicate.Space
 	store *logstore.Store
 	port  *peer.Port
 	svc   *replicate.Service
@@ -60,6 +60,9 @@ type Node struct {
 
 // snapshotsKept is how many raft snapshots stay on disk.
 const snapshotsKept = 2
+
+// wrapSpace stands between the node and its disk. Tests only: they fill it.
+var wrapSpace = func(_ Config, s replicate.Space) replicate.Space { return s }
 
 // wrapFiles stands between the node and its database files. Tests only: they let the files fail.
 var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
@@ -163,7 +166,7 @@ func (n *Node) openStores() (err error) {
 		return err
 	}
 	n.onClose = append(n.onClose, n.dir.Close)
-	n.space = n.dir.Space(reserveBytes(cfg.LogLimit))
+	n.space = wrapSpace(cfg, n.dir.Space(reserveBytes(cfg.LogLimit)))
 	n.id = n.dir.Record().NodeID
 	n.log = n.log.With("node", n.id)
 	n.store, err = logstore.Open(n.dir.RaftDir(), logstore.Kind(n.dir.Record().LogKind), logstore.Options{

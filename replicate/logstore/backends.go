@@ -29,7 +29,7 @@ const metaBytes = 1 << 20
 func openWAL(dir string, opt Options) (backend, error) {
 	t := &trouble{}
 	meta := &metaStore{&metadb.BoltMetaDB{}, t}
-	fs := &segmentFS{t: t, dir: dir, bytes: int64(opt.SegmentBytes)}
+	fs := &segmentFS{t: t, dir: dir, bytes: int64(opt.SegmentBytes), alloc: allocate}
 	if st, err := os.Stat(filepath.Join(dir, spareFile)); err == nil && st.Size() == fs.bytes {
 		fs.spare = true // allocated before it had its size
 	}

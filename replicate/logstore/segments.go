@@ -27,6 +27,7 @@ type segmentFS struct {
 	t     *trouble
 	dir   string
 	bytes int64 // of a segment
+	alloc func(f *os.File, off, n int64) error
 
 	mu    sync.Mutex
 	spare bool         // the spare file is there
@@ -63,7 +64,7 @@ func (s *segmentFS) makeSpare() error {
 	if err != nil {
 		return err
 	}
-	err = allocate(f, 0, s.bytes)
+	err = s.alloc(f, 0, s.bytes)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -154,7 +155,7 @@ func (s *segmentFS) Create(dir, name string, size uint64) (types.WritableFile, e
 	if err != nil {
 		return nil, s.t.note(fmt.Errorf("make log segment: %w", err))
 	}
-	s.tail = &segmentFile{f: f, dir: dir, t: s.t, allocated: int64(size)}
+	s.tail = &segmentFile{f: f, dir: dir, t: s.t, alloc: s.alloc, allocated: int64(size)}
 	return s.tail, nil
 }
 
@@ -181,7 +182,7 @@ func (s *segmentFS) OpenWriter(dir, name string) (types.WritableFile, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tail = &segmentFile{f: f, dir: dir, t: s.t, end: s.found}
+	s.tail = &segmentFile{f: f, dir: dir, t: s.t, alloc: s.alloc, end: s.found}
 	return s.tail, nil
 }
 
@@ -190,6 +191,7 @@ type segmentFile struct {
 	f         *os.File
 	dir       string
 	t         *trouble
+	alloc     func(f *os.File, off, n int64) error
 	end       int64 // of what was written
 	allocated int64 // blocks are reserved up to here
 	synced    bool  // the directory is, too
@@ -205,7 +207,7 @@ func (s *segmentFile) reserve(size int64) error {
 		return nil
 	}
 	size = (size + growStep - 1) / growStep * growStep
-	if err := allocate(s.f, s.allocated, size-s.allocated); err != nil {
+	if err := s.alloc(s.f, s.allocated, size-s.allocated); err != nil {
 		return fmt.Errorf("reserve room for log entries: %w", err)
 	}
 	s.allocated = size

@@ -11,6 +11,10 @@
 // TestSoak does the same for a long time with many databases: a crowd of writers on each node works on all of them, a fault
 // comes every few seconds, and memory and file handles of a node that lives through it all must stay flat.
 //
+// TestPowerCut takes the power from disks of nodes, TestDiskFull fills them, TestFailedSyncStopsTheNode lets them fail. The first
+// two give each node a file system of its own, which needs root and loop devices; where there are none they say so, and the
+// first kills the nodes instead.
+//
 // Owns: nothing outside its tests. Imports: testcluster, localcluster, the LTX checksum.
 // Invariant: judge is a pure function of the journals and the rows; chance decides what happens, never what is right.
 package fault
