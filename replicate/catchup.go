@@ -49,7 +49,7 @@ func (d *replica) catchUp(ctx context.Context, hold bool) error {
 	if err != nil {
 		return err
 	}
-	failpoint("fetched")
+	d.step("fetched")
 	err = d.install(ctx, t, hold)
 	if errors.Is(err, errHeld) && hold {
 		return d.keep(t)
@@ -57,8 +57,12 @@ func (d *replica) catchUp(ctx context.Context, hold bool) error {
 	return err
 }
 
-// failpoint is replaced by tests that stop a node at a step of a catch-up.
-var failpoint = func(string) {}
+// step tells a test how far a catch-up is.
+func (d *replica) step(name string) {
+	if f := d.svc.opts.CatchupStep; f != nil {
+		f(d.name, name)
+	}
+}
 
 // progress is how far a catch-up is.
 type progress struct{ fetched, total uint32 } // pages
@@ -111,7 +115,7 @@ func (d *replica) fetchFrom(ctx context.Context, peer string, at TXID, have sumT
 			flags = 0
 			continue
 		}
-		failpoint("sums")
+		d.step("sums")
 		var missing []uint32
 		for i, sum := range r.sums {
 			if pgno := uint32(i) + 1; sum != 0 && (i >= len(have) || have[i] != sum) && !pages.has(pgno, sum) {
@@ -207,7 +211,7 @@ func (d *replica) fetchRuns(ctx context.Context, r *round, req []byte, asked []u
 			d.progress.fetched += uint32(n)
 			d.mu.Unlock()
 			done += n
-			failpoint("pages")
+			d.step("pages")
 		}
 		if over {
 			return done, nil
@@ -349,7 +353,7 @@ func (d *replica) keep(t *target) error {
 	if err != nil {
 		return fmt.Errorf("keep the pages of database %q: %w", d.name, err)
 	}
-	failpoint("kept")
+	d.step("kept")
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.pending, d.known = t, false
@@ -431,11 +435,11 @@ func (d *replica) installIO(ctx context.Context, t *target) error {
 		if err := d.writeTarget(t); err != nil {
 			return err
 		}
-		failpoint("target")
+		d.step("target")
 		if err := d.replaceIO(ctx, txn, t, pages); err != nil {
 			return err
 		}
-		failpoint("appended")
+		d.step("appended")
 	}
 	if fenced {
 		if err := nextEpoch(live); err != nil {
@@ -451,7 +455,7 @@ func (d *replica) installIO(ctx context.Context, t *target) error {
 	if err := d.recordNow(); err != nil {
 		return err
 	}
-	failpoint("recorded")
+	d.step("recorded")
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dropCatchupLocked()
@@ -551,7 +555,7 @@ func (d *replica) placeIO(t *target, pages *fetched) (bool, error) {
 	if err := d.writeTarget(t); err != nil {
 		return false, deviceError{err}
 	}
-	failpoint("verified")
+	d.step("verified")
 	err := d.svc.files.Place(d.pagesPath(), d.path)
 	if errors.Is(err, os.ErrExist) {
 		return false, nil // somebody opened the name meanwhile
@@ -559,6 +563,6 @@ func (d *replica) placeIO(t *target, pages *fetched) (bool, error) {
 	if err != nil {
 		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
 	}
-	failpoint("placed")
+	d.step("placed")
 	return true, nil
 }

@@ -42,6 +42,8 @@ type Options struct {
 	MaxUnattended int
 	// MaxTransaction bounds the pages of one transaction, in bytes.
 	MaxTransaction int64
+	// CatchupStep, if not nil, is called at each step of a catch-up of a database. For tests.
+	CatchupStep func(database, step string)
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
 	// Space is the disk; nil: nobody asks. SegmentBytes is what the log allocates at a time, ReserveBytes the

@@ -67,6 +67,9 @@ var wrapSpace = func(_ Config, s replicate.Space) replicate.Space { return s }
 // wrapFiles stands between the node and its database files. Tests only: they let the files fail.
 var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
 
+// catchupStep hears of each step of a catch-up. Tests only.
+var catchupStep = func(_ Config, database, step string) {}
+
 // Start starts a node and returns once it serves. It enters its cluster in the background.
 func Start(cfg Config, log *slog.Logger) (*Node, error) {
 	cfg = cfg.WithDefaults()
@@ -119,7 +122,8 @@ func (n *Node) start(ctx context.Context) (err error) {
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
-		Space: n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
+		CatchupStep: func(database, step string) { catchupStep(cfg, database, step) },
+		Space:       n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
 	}, n.log)
 	if err != nil {
 		return err

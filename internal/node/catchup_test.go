@@ -1,0 +1,317 @@
+package node
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	osexec "os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// small makes a cluster's log so short that a node that was away cannot follow it.
+func small(_ int, cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 20, 5 }
+
+// atStep calls f at a step of a catch-up of database db on the node with the id, once.
+func atStep(t *testing.T, id, step string, f func()) *atomic.Bool {
+	t.Helper()
+	var once sync.Once
+	happened := new(atomic.Bool)
+	former := catchupStep
+	catchupStep = func(cfg Config, database, now string) {
+		if cfg.ID == id && database == "db" && now == step {
+			once.Do(func() {
+				happened.Store(true)
+				f()
+			})
+		}
+	}
+	t.Cleanup(func() { catchupStep = former })
+	return happened
+}
+
+func (c *cluster) shipped() (pages uint64) {
+	for _, n := range c.nodes {
+		if n != nil {
+			pages += n.svc.Metrics().ShippedPages
+		}
+	}
+	return pages
+}
+
+// big fills table t of db with n rows of about half a page each.
+func (c *cluster) big(n int) {
+	c.t.Helper()
+	db := c.open(c.leader(), "db")
+	exec(c.t, db, `WITH RECURSIVE k(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM k WHERE i < ?) INSERT INTO t SELECT hex(randomblob(1000)) FROM k`, n)
+	db.Close()
+	c.equal("db")
+}
+
+// A node that comes back behind the log gets the pages that differ and no others, while a reader on it stays open
+// and keeps its snapshot (RULES A5).
+func TestCatchUpShipsWhatDiffers(t *testing.T) {
+	c := prepared(t, 3, small)
+	c.big(2000)
+	f := c.follower()
+	r := c.open(f, "db")
+	r.SetMaxOpenConns(1)
+	tx, err := r.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before int
+	if err := tx.QueryRow(`SELECT count(*) FROM t`).Scan(&before); err != nil {
+		t.Fatal(err)
+	}
+	c.stop(f)
+	w := c.open(c.leader(), "db")
+	for i := range 60 {
+		exec(t, w, `UPDATE t SET v = ? WHERE rowid = 10`, strings.Repeat("x", i))
+	}
+	exec(t, w, `INSERT INTO t VALUES('new')`)
+	c.compacted(50, f)
+	c.start(f)
+	c.ready(f)
+	c.equal("db")
+	if n := c.shipped(); n == 0 || n > 12 {
+		t.Errorf("%d pages were shipped for about 5 that differ", n)
+	}
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+	var now int
+	if err := tx.QueryRow(`SELECT count(*) FROM t`).Scan(&now); err != nil || now != before {
+		t.Errorf("the reader that stayed open sees %d rows (%v), it saw %d", now, err, before)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if got := query[int](t, r, `SELECT count(*) FROM t`); got != before+1 {
+		t.Errorf("%d rows after its transaction, want %d", got, before+1)
+	}
+}
+
+// A node may be killed at any step of a catch-up: it goes on where it was, and nothing half fetched is ever seen. The
+// files as they are at the step are what a kill leaves behind; the node goes on with a copy of them.
+func TestKilledAtEachStepOfACatchUp(t *testing.T) {
+	c := prepared(t, 3, small)
+	c.big(200)
+	f := c.follower()
+	w := c.open(c.leader(), "db")
+	for n, k := range []struct {
+		step  string
+		empty bool // the node has no files of the database
+	}{
+		{"sums", false}, {"pages", false}, {"fetched", false}, {"target", false}, {"appended", false}, {"recorded", false},
+		{"pages", true}, {"fetched", true}, {"verified", true}, {"placed", true}, {"recorded", true},
+	} {
+		name := fmt.Sprintf("%s empty=%v", k.step, k.empty)
+		c.stop(f)
+		exec(t, w, `UPDATE t SET v = hex(randomblob(1000)) WHERE rowid % 3 = 0`)
+		for i := range 40 {
+			exec(t, w, `INSERT INTO t VALUES(?)`, i)
+		}
+		_, last := c.nodes[c.leader()].store.Bounds()
+		c.compacted(last-15, f)
+		if k.empty {
+			command(t, "rm", "-rf", filepath.Join(c.cfgs[f].Data, "databases"), filepath.Join(c.cfgs[f].Data, "sums"))
+		}
+		killed := fmt.Sprintf("%s-%d", c.cfgs[f].Data, n)
+		happened := atStep(t, c.cfgs[f].ID, k.step, func() { command(t, "cp", "-a", c.cfgs[f].Data, killed) })
+		c.start(f)
+		eventually(t, name, func() error {
+			if !happened.Load() {
+				return errors.New("did not happen")
+			}
+			return nil
+		})
+		c.stop(f)
+		before := c.shipped()
+		c.cfgs[f].Data = killed
+		want := query[int](t, w, `SELECT count(*) FROM t`)
+		c.start(f)
+		if k.empty { // it opens as a whole or not at all
+			r := c.open(f, "db", "lock_timeout=50", "_busy_timeout=1")
+			var got int
+			if err := r.QueryRow(`SELECT count(*) FROM t`).Scan(&got); err == nil && got < want {
+				t.Errorf("%s: %d rows are seen of a database that is fetched", name, got)
+			}
+			r.Close()
+		}
+		c.ready(f)
+		c.equal("db")
+		shipped := c.shipped() - before
+		t.Logf("%s: %d pages were shipped after the kill", name, shipped)
+		if k.step != "sums" && k.step != "pages" && shipped > 10 {
+			t.Errorf("%s: %d pages were shipped again", name, shipped)
+		}
+		if fences := c.fences(f); fences != 0 {
+			t.Errorf("%s: fenced %d times", name, fences)
+		}
+		if got := query[int](t, c.open(f, "db"), `SELECT count(*) FROM t`); got != want {
+			t.Errorf("%s: %d rows, want %d", name, got, want)
+		}
+	}
+}
+
+func command(t *testing.T, name string, args ...string) {
+	if out, err := osexec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Errorf("%s %v: %v %s", name, args, err, out)
+	}
+}
+
+// The connection to the peer breaks in the middle: the next attempt goes on with what came.
+func TestCatchUpGoesOnAfterItsPeerIsGone(t *testing.T) {
+	c := prepared(t, 3, func(i int, cfg *Config) {
+		small(i, cfg)
+		cfg.CatchupRate = 4 << 20
+	})
+	f, l := c.follower(), c.leader()
+	peer := 3 - f - l
+	c.stop(f)
+	c.big(3000)
+	w := c.open(c.leader(), "db")
+	for i := range 60 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	}
+	w.Close()
+	c.compacted(50, f)
+	pages := query[int](t, c.open(l, "db"), `PRAGMA page_count`)
+	var restart sync.WaitGroup
+	happened := atStep(t, c.cfgs[f].ID, "pages", func() {
+		restart.Go(func() {
+			c.stop(peer)
+			c.start(peer)
+		})
+	})
+	c.start(f)
+	eventually(t, "the step", func() error {
+		if !happened.Load() {
+			return errors.New("did not happen")
+		}
+		return nil
+	})
+	restart.Wait()
+	for i := range c.nodes {
+		c.ready(i)
+	}
+	c.equal("db")
+	fetched := c.nodes[f].svc.Metrics().FetchedPages
+	if fetched > uint64(pages)*105/100 {
+		t.Errorf("%d pages were fetched of %d", fetched, pages)
+	}
+}
+
+// A database that an application blocks here does not keep the log of this node, if a majority of the members has its
+// transactions durably in its files; if no majority has, it does (RULES A5). When the application lets go, the pages come
+// from a peer, and no handle gets an error for it (RULES A4).
+func TestBlockedDatabaseAndTheLog(t *testing.T) {
+	c := prepared(t, 3, func(i int, cfg *Config) {
+		small(i, cfg)
+		cfg.WriteLease = 200 * time.Millisecond
+	})
+	l := c.leader()
+	f, g := (l+1)%3, (l+2)%3
+	reader := c.open(f, "db")
+	reader.SetMaxOpenConns(1)
+	query[int](t, reader, `SELECT count(*) FROM t`)
+	a, b := c.script(f, "db"), c.script(g, "db")
+	a.begin()
+	w := c.open(l, "db")
+	exec(t, w, `INSERT INTO t VALUES('waits for the lease of a')`)
+	b.begin() // waits until its copy is at the position, then holds slot 0 there
+	first, _ := c.nodes[f].store.Bounds()
+	for range 60 { // more than an applier's queue keeps in memory
+		exec(t, w, `INSERT INTO t VALUES(randomblob(200000))`)
+	}
+	eventually(t, "the database is late on two nodes", func() error {
+		for _, i := range []int{f, g} {
+			if d, err := (backend{c.nodes[i]}).Database(t.Context(), "db"); err != nil || d.State != "late" {
+				return fmt.Errorf("node %d: %s, %v", i, d.State, err)
+			}
+		}
+		return nil
+	})
+	// One member of three has the transactions in its files: the log of the others stays.
+	refused := time.Now()
+	for time.Since(refused) < 4*time.Second {
+		if now, _ := c.nodes[f].store.Bounds(); now != first && now > first+20 {
+			t.Fatalf("the log begins at %d, it began at %d", now, first)
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	b.release()
+	b.h.End(false, b.fp, true)
+	// Two have.
+	eventually(t, "the log goes on", func() error {
+		exec(t, w, `INSERT INTO t VALUES('more')`)
+		if now, _ := c.nodes[f].store.Bounds(); now < first+50 {
+			return fmt.Errorf("it begins at %d", now)
+		}
+		return nil
+	})
+	rows := query[int](t, w, `SELECT count(*) FROM t`)
+	if got := query[int](t, reader, `SELECT count(*) FROM t`); got >= rows {
+		t.Errorf("%d rows while slot 0 is held, of %d", got, rows)
+	}
+	a.release()
+	c.equal("db")
+	if got := query[int](t, reader, `SELECT count(*) FROM t`); got != rows {
+		t.Errorf("%d rows in the handle that was open, want %d", got, rows)
+	}
+	if n := c.fences(f) + c.fences(g); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+	if c.nodes[f].svc.Metrics().FetchedPages == 0 {
+		t.Error("no page came from a peer")
+	}
+}
+
+// After a crash the position is found by the record and the pages that later entries touch, and every page is read
+// later. What a foreign program wrote meanwhile into other pages is found before anything is built on it (RULES B8, B9).
+func TestForeignWriteWhileANodeWasDead(t *testing.T) {
+	c := prepared(t, 3, func(i int, cfg *Config) {
+		small(i, cfg)
+		cfg.VerifyFull = false
+	})
+	f := c.follower()
+	w := c.open(c.leader(), "db")
+	for i := range 60 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	}
+	c.compacted(50, -1)
+	c.equal("db")
+	w.Close()
+	killed := c.cfgs[f].Data + "-killed"
+	command(t, "cp", "-a", c.cfgs[f].Data, killed)
+	c.stop(f)
+	c.cfgs[f].Data = killed
+	st, _ := c.nodes[c.leader()].svc.Lookup("db")
+	path := filepath.Join(killed, "databases", st.ID.String(), "db")
+	plain, err := sql.Open("sqlite3", "file:"+path+"?vfs=unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec(t, plain, `UPDATE t SET v = 'foreign' WHERE rowid = 2`)
+	plain.Close()
+	c.start(f)
+	c.ready(f)
+	db := c.open(f, "db")
+	for range 3 {
+		if _, err := db.Exec(`UPDATE t SET v = v || '!' WHERE rowid = 2`); err != nil && !busyOrRefused(err) && !strings.Contains(err.Error(), "disk I/O") {
+			t.Error(err)
+		}
+	}
+	db.Close()
+	c.equal("db")
+	for i := range c.nodes {
+		if got := query[int](t, c.open(i, "db"), `SELECT count(*) FROM t WHERE v LIKE 'foreign%'`); got != 0 {
+			t.Errorf("node %d has the foreign row", i)
+		}
+	}
+}
