@@ -187,6 +187,11 @@ func (s *Service) leaderCreate(ctx context.Context, q catalogRequest) (catalogRe
 	if q.ID != (DatabaseID{}) && q.ID != id {
 		return catalogReply{}, fmt.Errorf("the name will have id %s, not %s: open it again: %w", id, q.ID, ErrConflict)
 	}
+	done, err := s.quotas.admit(q.Name)
+	if err != nil {
+		return catalogReply{}, err
+	}
+	defer done()
 	entry, err := EncodeCreate(nil, &Create{
 		ID: id, Name: q.Name, Incarnation: incarnation, PageSize: q.PageSize, AutoVacuum: q.AutoVacuum, CommitTime: s.now().UnixMicro(),
 	})

@@ -36,6 +36,7 @@ const (
 	OutcomeUnknown  Outcome = iota // it was proposed; its verdict was not heard
 	OutcomeAccepted                // it is in the log of a quorum and won its position
 	OutcomeRefused                 // nobody has seen it or ever will; retry is safe
+	OutcomeFull                    // likewise, and a retry is of no use: it is over a limit
 )
 
 // BusyError says that a write could not begin in time. Nothing was written; retry is safe.
@@ -423,9 +424,15 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	ctx, cancel := context.WithTimeout(ctx, h.opts.CommitTimeout)
 	defer cancel()
 	d.mu.Lock()
-	if err := h.committableLocked(pageSize); err != nil {
+	err := h.committableLocked(pageSize)
+	if err == nil {
+		err = h.admit(pageCount, int64(len(pages))*int64(pageSize))
+	}
+	if err != nil {
 		d.mu.Unlock()
-		return OutcomeRefused, err.Error()
+		outcome := refusalOf(err)
+		h.svc.metrics.commit(outcome, time.Since(start))
+		return outcome, err.Error()
 	}
 	local := &localCommit{id: NewEntryID(), handle: h, pre: h.base, post: Position{TXID: h.base.TXID + 1}, done: make(chan struct{})}
 	d.local = local
@@ -448,6 +455,7 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	} else {
 		p = &proposal{
 			db: d.id, id: local.id, handle: h.num, pre: local.pre, post: local.post, entry: entry, keep: h.quick,
+			pageCount: pageCount, pages: uint32(len(pages)),
 			meanwhile: func() error { return d.checkOldPages(live, sums, h.basefp, pages) },
 		}
 		outcome, text = h.svc.commit(ctx, p)
@@ -469,6 +477,15 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	}
 	h.svc.metrics.commit(outcome, time.Since(start))
 	return outcome, text
+}
+
+// admit asks this node's quota.
+func (h *Handle) admit(pageCount uint32, size int64) error {
+	q := h.db.quota
+	if err := q.admitSize(h.db.pageSize, h.basefp.PageCount, pageCount); err != nil {
+		return err
+	}
+	return q.admitTransaction(size)
 }
 
 // encode makes the log entry of the transaction and computes its post position on the way. Term and commit

@@ -128,6 +128,9 @@ func (h *Handle) pieces(pageSize, pageCount uint32) (*pieces, error) {
 	if err := h.committableLocked(pageSize); err != nil {
 		return nil, err
 	}
+	if err := h.admit(pageCount, 0); err != nil {
+		return nil, err
+	}
 	local := &localCommit{id: NewEntryID(), handle: h, pre: h.base, post: Position{TXID: h.base.TXID + 1}, done: make(chan struct{})}
 	p := &pieces{
 		local: local, pageSize: pageSize, pageCount: pageCount, touched: time.Now(),
@@ -173,6 +176,9 @@ func (h *Handle) add(p *pieces, pageSize, pageCount uint32, pages []wal.Page) er
 		return fmt.Errorf("a piece for %d pages of %d bytes after one for %d of %d", pageCount, pageSize, p.pageCount, p.pageSize)
 	}
 	p.size += int64(len(pages)) * int64(pageSize)
+	if err := h.db.quota.admitTransaction(p.size); err != nil {
+		return err
+	}
 	if limit := h.svc.MaxTransaction(); p.size > limit {
 		return &FullError{Size: p.size, Limit: limit}
 	}
@@ -250,7 +256,7 @@ func (h *Handle) CommitParts(ctx context.Context, pageSize, pageCount uint32, pa
 		err = h.finish(p)
 	}
 	if err != nil {
-		text = err.Error()
+		outcome, text = refusalOf(err), err.Error()
 	} else {
 		outcome, text = h.proposePieces(ctx, p, tick)
 	}
@@ -306,10 +312,12 @@ func (h *Handle) proposePieces(ctx context.Context, p *pieces, tick func()) (Out
 		if err != nil {
 			return OutcomeRefused, err.Error()
 		}
-		return h.svc.commit(ctx, &proposal{db: d.id, id: l.id, handle: h.num, pre: l.pre, post: l.post, entry: entry, meanwhile: meanwhile})
+		return h.svc.commit(ctx, &proposal{db: d.id, id: l.id, handle: h.num, pre: l.pre, post: l.post, entry: entry,
+			pageCount: p.pageCount, pages: uint32(p.enc.Pages()), meanwhile: meanwhile})
 	}
 	return h.svc.commitLarge(ctx, &largeProposal{
-		proposal: proposal{db: d.id, id: l.id, handle: h.num, pre: l.pre, post: l.post, meanwhile: meanwhile},
+		proposal: proposal{db: d.id, id: l.id, handle: h.num, pre: l.pre, post: l.post,
+			pageCount: p.pageCount, pages: uint32(p.enc.Pages()), meanwhile: meanwhile},
 		final: Final{
 			DB: d.id, ID: l.id, Pre: l.pre, Post: l.post, PageSize: p.pageSize, PageCount: p.pageCount,
 			Pages: uint32(p.enc.Pages()), Count: p.out.parts, Size: uint64(p.out.bytes), Hash: p.out.hash,

@@ -11,7 +11,7 @@ import (
 // counters are a Service's numbers since its start.
 type counters struct {
 	begins        [3]atomic.Uint64 // granted, busy, error
-	commits       [3]atomic.Uint64 // by Outcome
+	commits       [4]atomic.Uint64 // by Outcome
 	applied       atomic.Uint64
 	proposedBytes atomic.Uint64
 	appliedBytes  atomic.Uint64
@@ -46,7 +46,7 @@ type Metrics struct {
 
 var (
 	beginOutcomes     = [...]string{"granted", "busy", "error"}
-	commitOutcomes    = [...]string{OutcomeUnknown: "unknown", OutcomeAccepted: "accepted", OutcomeRefused: "refused"}
+	commitOutcomes    = [...]string{OutcomeUnknown: "unknown", OutcomeAccepted: "accepted", OutcomeRefused: "refused", OutcomeFull: "full"}
 	checkpointModes   = [...]string{"passive", "truncate"}
 	checkpointResults = [...]string{"ok", "busy", "error"}
 )

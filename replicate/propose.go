@@ -23,6 +23,8 @@ type proposal struct {
 	handle    uint64
 	term      uint64 // the leader must be in this term
 	pre, post Position
+	pageCount uint32       // of the database after it
+	pages     uint32       // that it writes
 	entry     []byte       // encoded; term and commit time are stamped by the leader
 	meanwhile func() error // run while the log is written
 	keep      bool         // the handle is about to begin again: it wants to keep its lock
@@ -175,11 +177,17 @@ func (s *Service) startCommit(node string, p *proposal) (term uint64, release fu
 		s.locks.Release(p.db, owner)
 	}
 	st, ok := s.fsm.Get(p.db)
+	var over error
 	if ok && st.Position == p.pre {
-		return term, release, nil
+		if over = s.admitCommit(st, p.pageCount, int64(p.pages)*int64(st.PageSize)); over == nil {
+			return term, release, nil
+		}
 	}
 	release()
-	if !ok {
+	switch {
+	case over != nil:
+		return 0, nil, &answer{outcome: refusalOf(over), text: over.Error()}
+	case !ok:
 		return refuse("%v", ErrDeleted)
 	}
 	return refuse("the database is at %s, the transaction began at %s", st.Position, p.pre)
@@ -223,10 +231,10 @@ func (d *replica) suspectAfterCommit(cause error) {
 	d.fence(cause)
 }
 
-// A commit request: handle 8, term 8, flags 1, then the entry. Little-endian. The answer: outcome 1, index 8, term 8,
+// A commit request: handle 8, term 8, flags 1, pages that it writes 4, then the entry. Little-endian. The answer: outcome 1, index 8, term 8,
 // flags 1, text.
 const (
-	commitHeaderSize = 8 + 8 + 1
+	commitHeaderSize = 8 + 8 + 1 + 4
 	commitReplySize  = 1 + 8 + 8 + 1
 	commitKeep       = 1 // of a request: the handle wants to keep its lock; of an answer: it does
 )
@@ -238,7 +246,7 @@ func (s *Service) forwardCommit(ctx context.Context, leader string, p *proposal)
 func commitHeader(p *proposal) []byte {
 	head := binary.LittleEndian.AppendUint64(make([]byte, 0, commitHeaderSize), p.handle)
 	head = binary.LittleEndian.AppendUint64(head, p.term)
-	return append(head, commitFlags(p.keep))
+	return binary.LittleEndian.AppendUint32(append(head, commitFlags(p.keep)), p.pages)
 }
 
 func commitFlags(keep bool) byte {
@@ -288,13 +296,13 @@ func decodeCommit(b []byte) (*proposal, error) {
 	}
 	p := &proposal{
 		handle: binary.LittleEndian.Uint64(b), term: binary.LittleEndian.Uint64(b[8:]),
-		keep: b[16]&commitKeep != 0, entry: b[commitHeaderSize:],
+		keep: b[16]&commitKeep != 0, pages: binary.LittleEndian.Uint32(b[17:]), entry: b[commitHeaderSize:],
 	}
 	var t Transaction
 	if err := decodeTransaction(p.entry, &t); err != nil {
 		return nil, fmt.Errorf("decode commit request: %w", err)
 	}
-	p.db, p.id, p.pre, p.post = t.DB, t.ID, t.Pre, t.Post
+	p.db, p.id, p.pre, p.post, p.pageCount = t.DB, t.ID, t.Pre, t.Post, t.PageCount
 	return p, nil
 }
 

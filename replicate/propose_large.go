@@ -224,7 +224,7 @@ func decodeLarge(b []byte) (*largeProposal, error) {
 	}
 	p := &largeProposal{final: *f}
 	p.handle, p.term = binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
-	p.db, p.id, p.pre, p.post = f.DB, f.ID, f.Pre, f.Post
+	p.db, p.id, p.pre, p.post, p.pageCount, p.pages = f.DB, f.ID, f.Pre, f.Post, f.PageCount, f.Pages
 	return p, nil
 }
 

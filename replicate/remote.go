@@ -48,6 +48,7 @@ const (
 	codeFenced    uint16 = 6
 	codeNoMember  uint16 = 7
 	codeLockBusy  uint16 = 8
+	codeQuota     uint16 = 21
 	codeDiskFull  uint16 = 24
 )
 
@@ -59,7 +60,7 @@ var ErrConflict = errors.New("conflict")
 var ErrInvalid = errors.New("invalid request")
 
 var codedErrors = map[uint16]error{
-	codeFenced: ErrFenced, codeLockBusy: ErrLockBusy, codeDiskFull: ErrDiskFull,
+	codeFenced: ErrFenced, codeQuota: ErrQuota, codeLockBusy: ErrLockBusy, codeDiskFull: ErrDiskFull,
 	codeNotLeader: ErrNotLeader, codeDeleted: ErrDeleted, codeNotFound: ErrNotFound, codeConflict: ErrConflict, codeInvalid: ErrInvalid,
 }
 

@@ -162,6 +162,7 @@ type replica struct {
 	progress    progress
 	ckpt        checkpoints
 
+	quota      *Quota  // of this node, nil for none
 	listed     bool    // in the set of active databases
 	unattended bool    // counted as open for no application here
 	evicting   bool    // about to be closed to make room
@@ -188,11 +189,12 @@ func newReplica(svc *Service, st DatabaseState) *replica {
 		svc: svc, log: svc.log.With("db", st.Name), id: st.ID, name: st.Name,
 		path:     svc.databasePath(st.ID),
 		pageSize: st.PageSize, autoVacuum: st.AutoVacuum,
-		base: st.Position, durable: st.Position.TXID, decided: st.Position,
+		base: st.Position, durable: st.Position.TXID, decided: st.Position, quota: svc.quotas.of(st.Name),
 		lastUsed: time.Now(), lastScrub: time.Now(),
 	}
-	// A database that was blocked when the log was cut off may be behind the manifest: only the record tells.
-	if rec, ok := svc.sums.Find(st.ID); !ok || TXID(rec.TXID) < st.Position.TXID {
+	// A database that was blocked when the log was cut off may be behind the manifest: only the record tells. One
+	// without a transaction is what its creation says, files or not.
+	if rec, ok := svc.sums.Find(st.ID); st.Position.TXID > 1 && (!ok || TXID(rec.TXID) < st.Position.TXID) {
 		d.durable = 0
 	}
 	return d

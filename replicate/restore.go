@@ -14,6 +14,7 @@ const catchupsAtOnce = 4
 // afterRestore follows the state machine to a snapshot's state. At start the files already have it; when
 // the leader sent it, the pages that are missing are fetched before this node acknowledges anything on top.
 func (s *Service) afterRestore(states []DatabaseState) error {
+	s.quotas.recount(states)
 	s.mu.Lock()
 	fromLeader := s.restored
 	keep := make(map[DatabaseID]bool, len(states))

@@ -38,6 +38,8 @@ type Options struct {
 	SnapshotEntries, TrailingEntries uint64
 	// LogLimit bounds the raft log in bytes, CatchupRate what is fetched from peers in bytes per second.
 	LogLimit, CatchupRate int64
+	// Quotas limit databases by their names. The first that matches a name counts.
+	Quotas []Quota
 	// MaxUnattended is how many databases may be open that no application on this node uses. 0: a default.
 	MaxUnattended int
 	// MaxTransaction bounds the pages of one transaction, in bytes.
@@ -87,6 +89,7 @@ type Service struct {
 	mu       sync.RWMutex
 	replicas map[DatabaseID]*replica
 	active   activeSet
+	quotas   *quotas
 	appliers *pool  // bounds who writes into files at a time
 	copiers  *turns // bounds checkpoints, which sync
 
@@ -123,6 +126,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 		copiers:  newTurns(copierWidth),
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
+	s.quotas = newQuotas(opts.Quotas)
 	s.appliers = newPool(applierWidth(), s.goroutine)
 	s.files = watchedFiles{opts.Files, s}
 	s.catchups, s.catchup.rate = make(chan struct{}, catchupsAtOnce), opts.CatchupRate
@@ -278,6 +282,7 @@ func (k sink) Created(index uint64, st DatabaseState) {
 		s.replicas[st.ID] = d
 	}
 	s.mu.Unlock()
+	s.quotas.count(st.Name, 1)
 	d.adopt(st)
 }
 
@@ -307,6 +312,7 @@ func (k sink) Dropped(index uint64, ids []EntryID) { k.s.spools.drop(index, ids)
 
 func (k sink) Deleted(index uint64, id DatabaseID) {
 	if d, ok := k.s.replica(id); ok {
+		k.s.quotas.count(d.name, -1)
 		d.enqueue(item{index: index, deleted: true})
 	}
 }

@@ -77,7 +77,8 @@ type DatabaseStatus struct {
 	ReaderPID   int       `json:"reader_pid,omitempty"`
 	ReaderAgeMS int64     `json:"reader_age_ms,omitempty"`
 	Handles     int       `json:"handles"`
-	State       string    `json:"state"` // ok, idle, fenced, catching_up, late, deleted
+	Quota       *Quota    `json:"quota,omitempty"` // of this node, nil for none
+	State       string    `json:"state"`           // ok, idle, fenced, catching_up, late, deleted
 	Detail      string    `json:"detail,omitempty"`
 	HolderPID   int       `json:"holder_pid,omitempty"`
 	HolderAgeMS int64     `json:"holder_age_ms,omitempty"`
@@ -95,7 +96,7 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 	defer d.mu.Unlock()
 	r := DatabaseStatus{
 		Name: d.name, ID: d.id.String(), Decided: st.Position, PageSize: d.pageSize, Pages: st.PageCount,
-		Handles: len(d.handles), State: "ok", CommitTime: time.UnixMicro(st.CommitTime).UTC(),
+		Handles: len(d.handles), Quota: d.quota, State: "ok", CommitTime: time.UnixMicro(st.CommitTime).UTC(),
 	}
 	if d.known {
 		p := d.position

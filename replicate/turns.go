@@ -103,7 +103,6 @@ func inParallel(n, width int, f func(i int) error) error {
 // processors; all at once would only wait for each other.
 const (
 	copierWidth   = 2 // checkpoints
-	persistWidth  = 8 // databases that a snapshot makes durable
 	shutdownWidth = 8 // databases that are closed
 )
 

@@ -384,6 +384,7 @@ int haLinkOpen(
     *pExists = (int)replyU8(&r);
     *pEpoch = replyU32(&r);
     replyU32(&r); /* file mode: the node makes the files */
+    p->maxTx = replyU64(&r); /* of this database: at most that of WELCOME */
     replyText(&r, zNote, (u32)nNote, 1);
   }
   return linkDone(p, &r, rc);

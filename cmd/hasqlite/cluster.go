@@ -89,6 +89,9 @@ func (c *cli) printCluster(st api.Status) error {
 	if err != nil {
 		return err
 	}
+	if err := c.printQuotas(st.Quotas); err != nil {
+		return err
+	}
 	fmt.Fprintln(c.out)
 	voters, reachable := 0, 0
 	rows := [][]string{{"MEMBER", "ROLE", "RAFT", "HTTP", "REACHABLE"}}
@@ -128,6 +131,25 @@ func logSize(l api.LogStatus) string {
 		text += fmt.Sprintf("; not compacted for %s: %s", (time.Duration(l.BlockedMS) * time.Millisecond).Round(time.Second), l.Blocked)
 	}
 	return text
+}
+
+func (c *cli) printQuotas(quotas []api.QuotaStatus) error {
+	if len(quotas) == 0 {
+		return nil
+	}
+	limit := func(n int64, text func(int64) string) string {
+		if n == 0 {
+			return "-"
+		}
+		return text(n)
+	}
+	rows := [][]string{{"QUOTA", "DATABASES", "OF", "SIZE", "TRANSACTION"}}
+	for _, q := range quotas {
+		rows = append(rows, []string{q.Pattern, strconv.Itoa(q.Databases),
+			limit(int64(q.MaxDatabases), func(n int64) string { return strconv.FormatInt(n, 10) }), limit(q.MaxBytes, bytesText), limit(q.MaxTransactionBytes, bytesText)})
+	}
+	fmt.Fprintln(c.out)
+	return c.printTable(rows)
 }
 
 func newClusterAdd(c *cli) *cobra.Command {

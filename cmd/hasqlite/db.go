@@ -117,7 +117,7 @@ func newDBInfo(c *cli) *cobra.Command {
 				return c.printFields([][2]string{
 					{"name", d.Name}, {"id", d.ID}, {"decided position", d.Decided.String()}, {"position of the file", d.File.String()},
 					{"bookmark", d.Decided.String() + "@" + d.ID}, {"transactions behind", strconv.FormatUint(d.Lag, 10)},
-					{"size", fmt.Sprintf("%s (%d pages of %d bytes)", bytesText(int64(d.Pages)*int64(d.PageSize)), d.Pages, d.PageSize)},
+					{"size", fmt.Sprintf("%s (%d pages of %d bytes)", bytesText(int64(d.Pages)*int64(d.PageSize)), d.Pages, d.PageSize)}, {"quota", quotaText(d.Quota)},
 					{"wal", walText(d)}, {"oldest reader", readerText(d)}, {"open handles", strconv.Itoa(d.Handles)}, {"write lock held by", holder},
 					{"state", d.State}, {"detail", dash(d.Detail)},
 				})
@@ -145,6 +145,20 @@ func readerText(d api.DatabaseStatus) string {
 }
 
 func age(ms int64) string { return (time.Duration(ms) * time.Millisecond).String() }
+
+// quotaText says what a quota allows one database.
+func quotaText(q *api.DatabaseQuota) string {
+	if q == nil {
+		return "-"
+	}
+	most := func(n int64) string {
+		if n == 0 {
+			return "any"
+		}
+		return bytesText(n)
+	}
+	return fmt.Sprintf("%s: size %s, transaction %s", q.Pattern, most(q.MaxBytes), most(q.MaxTransactionBytes))
+}
 
 func newDBDelete(c *cli) *cobra.Command {
 	var force bool

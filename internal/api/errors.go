@@ -20,6 +20,8 @@ var (
 	// ErrInUse: the database is open somewhere, or a member could not be
 	// asked. Repeat with force to go ahead all the same.
 	ErrInUse = errors.New("in use")
+	// ErrQuota: a quota does not allow it. Delete something, or raise the quota.
+	ErrQuota = errors.New("quota exceeded")
 	// ErrNoLeader: the cluster has no leader now. Repeat later.
 	ErrNoLeader = errors.New("no leader")
 	// ErrUnavailable: the node is starting, stopping or unable to serve this.
@@ -47,6 +49,7 @@ var kinds = []kind{
 	{ErrNotFound, "not_found", http.StatusNotFound},
 	{ErrExists, "exists", http.StatusConflict},
 	{ErrInUse, "in_use", http.StatusConflict},
+	{ErrQuota, "quota", http.StatusConflict},
 	{ErrNoLeader, "no_leader", http.StatusServiceUnavailable},
 	{ErrUnavailable, "unavailable", http.StatusServiceUnavailable},
 	{ErrTimeout, "timeout", http.StatusGatewayTimeout},

@@ -72,12 +72,31 @@ type Status struct {
 	Log   LogStatus `json:"log"`
 	// Disk is the room on the node's disk.
 	Disk DiskStatus `json:"disk"`
+	// Quotas are those of the answering node, in the order in which they are
+	// tried, and how many databases each of them counts.
+	Quotas []QuotaStatus `json:"quotas,omitempty"`
 	// Totals are sums over all databases.
 	Totals DatabaseTotals `json:"totals"`
 	// Databases are those that were asked for, by name. Next is not empty when more follow: it is the After of the
 	// query that goes on.
 	Databases []DatabaseStatus `json:"databases"`
 	Next      string           `json:"next,omitempty"`
+}
+
+// QuotaStatus is a quota and its use. A limit of 0 is none.
+type QuotaStatus struct {
+	Pattern             string `json:"pattern"`
+	Databases           int    `json:"databases"`
+	MaxDatabases        int    `json:"max_databases"`
+	MaxBytes            int64  `json:"max_bytes"`
+	MaxTransactionBytes int64  `json:"max_transaction_bytes"`
+}
+
+// DatabaseQuota is what the quota that matches a name allows one database.
+type DatabaseQuota struct {
+	Pattern             string `json:"pattern"`
+	MaxBytes            int64  `json:"max_bytes"`
+	MaxTransactionBytes int64  `json:"max_transaction_bytes"`
 }
 
 // DatabaseTotals are sums over all databases on the answering node.
@@ -208,6 +227,8 @@ type DatabaseStatus struct {
 	ReaderAgeMS int64 `json:"reader_age_ms"`
 	// Handles is the number of open application handles on this node.
 	Handles int `json:"handles"`
+	// Quota is absent where none matches the name.
+	Quota *DatabaseQuota `json:"quota,omitempty"`
 	// State is one of the Database constants; Detail says more in words.
 	State  string `json:"state"`
 	Detail string `json:"detail"`

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -47,11 +48,21 @@ func (c Config) Logger(w io.Writer) *slog.Logger {
 type value struct {
 	text string
 	kind string
+	sep  string // of a list whose flag can be repeated
+	set  bool
 }
 
-func (v *value) String() string     { return v.text }
-func (v *value) Set(s string) error { v.text = s; return nil }
-func (v *value) Type() string       { return v.kind }
+func (v *value) String() string { return v.text }
+func (v *value) Type() string   { return v.kind }
+
+// Set implements pflag.Value. Each time a flag of a list is given it adds to it.
+func (v *value) Set(s string) error {
+	if v.sep != "" && v.set {
+		s = v.text + v.sep + s
+	}
+	v.text, v.set = s, true
+	return nil
+}
 
 // Flags adds all options to fs. Given names only those.
 func Flags(fs *pflag.FlagSet, only ...string) {
@@ -59,7 +70,7 @@ func Flags(fs *pflag.FlagSet, only ...string) {
 		if len(only) > 0 && !contains(only, o.name) {
 			continue
 		}
-		f := fs.VarPF(&value{text: o.def, kind: o.hint}, o.name, "", o.usage)
+		f := fs.VarPF(&value{text: o.def, kind: o.hint, sep: separators[o.name]}, o.name, "", o.usage)
 		if o.isSwitch() {
 			f.NoOptDefVal = "true"
 		}
@@ -176,8 +187,8 @@ func readFile(path string) (map[string]fileValue, error) {
 	return values, nil
 }
 
-// parse reads a flat YAML mapping. A list becomes the comma-separated text
-// that the flag of the same name takes. Errors begin with path:line.
+// parse reads a flat YAML mapping. A list becomes the text with separators, mostly
+// commas, that the flag of the same name takes. Errors begin with path:line.
 func parse(path string, b []byte) (map[string]fileValue, error) {
 	values := map[string]fileValue{}
 	dec := yaml.NewDecoder(strings.NewReader(string(b)))
@@ -208,7 +219,7 @@ func parse(path string, b []byte) (map[string]fileValue, error) {
 		if first, ok := values[key.Value]; ok {
 			return nil, fmt.Errorf("%s:%d: key %q was given on line %d already", path, key.Line, key.Value, first.line)
 		}
-		text, err := scalar(val)
+		text, err := scalar(val, cmp.Or(separators[key.Value], ","))
 		if err != nil {
 			return nil, fmt.Errorf("%s:%d: %s: %w", path, val.Line, key.Value, err)
 		}
@@ -217,7 +228,7 @@ func parse(path string, b []byte) (map[string]fileValue, error) {
 	return values, nil
 }
 
-func scalar(n *yaml.Node) (string, error) {
+func scalar(n *yaml.Node, sep string) (string, error) {
 	switch n.Kind {
 	case yaml.ScalarNode:
 		if n.Value == "" || n.Tag == "!!null" {
@@ -235,7 +246,7 @@ func scalar(n *yaml.Node) (string, error) {
 		if len(parts) == 0 {
 			return "", errors.New("the list is empty")
 		}
-		return strings.Join(parts, ","), nil
+		return strings.Join(parts, sep), nil
 	default:
 		return "", errors.New("want a plain value or a list of them")
 	}

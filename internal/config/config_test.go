@@ -61,13 +61,13 @@ var everyOption = map[string]string{
 	"data": "/srv/hs", "id": "n1", "http": "127.0.0.1:0", "raft": "db1.lan:7441", "socket": "/run/x.sock", "join": "db1.lan:7441, db2.lan:7441",
 	"bootstrap-expect": "2", "non-voter": "false", "raft-log": "boltdb", "group": "0", "file-mode": "0640", "log-format": "json",
 	"log-level": "debug", "snapshot-entries": "50", "trailing-entries": "10",
-	"log-limit": "64MiB", "max-transaction": "16MiB", "catchup-rate": "1048576", "write-lease": "3s", "idle-close": "1m30s", "verify": "full",
+	"log-limit": "64MiB", "max-transaction": "16MiB", "catchup-rate": "1048576", "quota": "a/*:databases=3,size=1GiB", "write-lease": "3s", "idle-close": "1m30s", "verify": "full",
 }
 
 func wantEvery() Config {
 	return Config{LogFormat: "json", LogLevel: slog.LevelDebug, Node: node.Config{Data: "/srv/hs", ID: "n1", HTTP: "127.0.0.1:0", Raft: "db1.lan:7441",
 		Socket: "/run/x.sock", Join: []string{"db1.lan:7441", "db2.lan:7441"}, BootstrapExpect: 2, RaftLog: "boltdb", Group: "0", FileMode: 0o640,
-		SnapshotEntries: 50, TrailingEntries: 10, LogLimit: 64 << 20, MaxTransaction: 16 << 20, CatchupRate: 1 << 20, WriteLease: 3 * time.Second, IdleClose: 90 * time.Second, VerifyFull: true}}
+		SnapshotEntries: 50, TrailingEntries: 10, LogLimit: 64 << 20, MaxTransaction: 16 << 20, CatchupRate: 1 << 20, Quotas: []node.Quota{{Pattern: "a/*", Databases: 3, Size: 1 << 30}}, WriteLease: 3 * time.Second, IdleClose: 90 * time.Second, VerifyFull: true}}
 }
 
 func TestEverySourceSetsEveryOption(t *testing.T) {

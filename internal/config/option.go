@@ -52,6 +52,7 @@ var options = []option{
 	{"trailing-entries", "N", strconv.Itoa(node.DefaultTrailingEntries), "log entries kept after a compaction", setUint(func(c *Config) *uint64 { return &c.Node.TrailingEntries })},
 	{"log-limit", "SIZE", formatSize(node.DefaultLogLimit), "most bytes of the raft log on this node", setSize(func(c *Config) *int64 { return &c.Node.LogLimit }, 32<<20)},
 	{"max-transaction", "SIZE", "", "most bytes of pages in one transaction (default and most: 40 % of --log-limit)", setSize(func(c *Config) *int64 { return &c.Node.MaxTransaction }, 1<<20)},
+	{"quota", "PATTERN:LIMIT=VALUE,...", "", "limits of databases whose names match, of databases=N, size=SIZE and transaction=SIZE; repeat it for more, the first that matches counts", setQuotas},
 	{"catchup-rate", "SIZE", formatSize(node.DefaultCatchupRate), "most bytes a second fetched from other nodes to catch up", setSize(func(c *Config) *int64 { return &c.Node.CatchupRate }, 64<<10)},
 	{"write-lease", "DURATION", node.DefaultWriteLease.String(), "how long a silent writer keeps the write lock while another waits", setDuration(func(c *Config) *time.Duration { return &c.Node.WriteLease })},
 	{"idle-close", "DURATION", "60s", "how long a database stays open after its last application", setDuration(func(c *Config) *time.Duration { return &c.Node.IdleClose })},

@@ -48,6 +48,8 @@ const (
 	Refused
 	// Unknown: proposed, and the outcome was not heard.
 	Unknown
+	// Full: refused, and a retry is of no use. The application sees SQLITE_FULL.
+	Full
 )
 
 // String names the outcome.
@@ -59,6 +61,8 @@ func (o Outcome) String() string {
 		return "refused"
 	case Unknown:
 		return "unknown"
+	case Full:
+		return "full"
 	}
 	return fmt.Sprintf("outcome(%d)", uint8(o))
 }
@@ -97,6 +101,8 @@ type Opened struct {
 	Epoch  uint32 // the word at wal-index offset 132 that this handle may read under
 	Mode   uint32 // file mode of the database's files
 	Note   string // a remark for the application's log, or empty
+	// MaxTx is the most page bytes in one transaction of this database; 0: what Welcome said.
+	MaxTx uint64
 }
 
 // Created answers a request to create the first page.

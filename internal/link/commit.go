@@ -109,7 +109,11 @@ func (c *conn) answerCommit(f *frame) error {
 	c.tx = sending{}
 	c.setCommitting(true)
 	outcome, text := c.handle.Commit(c.ctx, tx, func() { c.progress(f.sequence) })
-	err = c.verdict(f, outcome, text)
+	if outcome == Full { // there is no such verdict: an error with this code says the same
+		err = c.fail(f, &Error{Code: CodeFull, Text: text})
+	} else {
+		err = c.verdict(f, outcome, text)
+	}
 	c.setCommitting(false)
 	return err
 }

@@ -307,10 +307,14 @@ func (c *conn) answerOpen(f *frame) error {
 		return c.fail(f, err)
 	}
 	c.handle = h
+	if opened.MaxTx > 0 {
+		c.maxTx = min(c.maxTx, opened.MaxTx)
+	}
 	return c.reply(f, kindOpened, func(b []byte) []byte {
 		b = appendBool(b, opened.Exists)
 		b = binary.LittleEndian.AppendUint32(b, opened.Epoch)
 		b = binary.LittleEndian.AppendUint32(b, opened.Mode)
+		b = binary.LittleEndian.AppendUint64(b, c.maxTx)
 		return appendText(b, opened.Note)
 	})
 }

@@ -25,6 +25,7 @@ func apiError(err error) error {
 		{replicate.ErrDeleted, api.ErrNotFound},
 		{replicate.ErrNoMember, api.ErrNotFound},
 		{replicate.ErrConflict, api.ErrInUse},
+		{replicate.ErrQuota, api.ErrQuota},
 		{replicate.ErrNoLeader, api.ErrNoLeader},
 		{replicate.ErrNotLeader, api.ErrNoLeader},
 		{replicate.ErrShutdown, api.ErrUnavailable},
@@ -59,6 +60,9 @@ func (b backend) Status(ctx context.Context, q api.DatabaseQuery) (api.Status, e
 		Disk: api.DiskStatus{Full: st.Disk.Full, Since: st.Disk.Since, FreeBytes: st.Disk.Free, ReservedBytes: st.Disk.Reserved},
 	}
 	r.Totals = api.DatabaseTotals(st.Totals)
+	for _, q := range b.n.svc.Quotas() {
+		r.Quotas = append(r.Quotas, api.QuotaStatus{Pattern: q.Pattern, Databases: q.Used, MaxDatabases: q.Databases, MaxBytes: q.Size, MaxTransactionBytes: q.Transaction})
+	}
 	page := databasePage(st.Databases, st.More)
 	r.Databases, r.Next = page.Databases, page.Next
 	return r, nil
@@ -103,6 +107,9 @@ func database(d replicate.DatabaseStatus) api.DatabaseStatus {
 	}
 	if d.File != nil {
 		r.File = position(*d.File)
+	}
+	if q := d.Quota; q != nil {
+		r.Quota = &api.DatabaseQuota{Pattern: q.Pattern, MaxBytes: q.Size, MaxTransactionBytes: q.Transaction}
 	}
 	return r
 }

@@ -3,6 +3,8 @@ package node
 import (
 	"os"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/replicate"
 )
 
 // What a field of [Config] gets when nobody says otherwise. Package config
@@ -70,6 +72,9 @@ type Config struct {
 	// MaxTransaction bounds the pages of one transaction, in bytes. 0, and
 	// most: 40 % of LogLimit.
 	MaxTransaction int64
+	// Quotas limit databases by their names; the first that matches a name
+	// counts. They should be the same on all nodes: the leader enforces its own.
+	Quotas []Quota
 	// CatchupRate bounds, in bytes per second, what this node fetches from its
 	// peers when the log does not reach back far enough.
 	CatchupRate int64
@@ -95,6 +100,9 @@ func (c Config) maxTransaction() int64 {
 	}
 	return most
 }
+
+// Quota limits the databases whose names match a pattern.
+type Quota = replicate.Quota
 
 // WithDefaults returns c with every zero field that has a default set to it.
 // Socket stays empty: the node itself decides between its two defaults.

@@ -123,7 +123,8 @@ func (n *Node) start(ctx context.Context) (err error) {
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
 		CatchupStep: func(database, step string) { catchupStep(cfg, database, step) },
-		Space:       n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
+		Quotas:      cfg.Quotas, MaxUnattended: maxUnattended(),
+		Space: n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
 	}, n.log)
 	if err != nil {
 		return err

@@ -67,7 +67,7 @@ func (s *sessions) Open(ctx context.Context, peer link.Peer, req link.OpenReques
 		PID: peer.PID, LockTimeout: req.LockTimeout, CommitTimeout: req.CommitTimeout, ReadOnly: req.ReadOnly,
 	}}
 	id, path, exists, err := s.svc.Resolve(req.Name)
-	opened := link.Opened{Exists: exists, Mode: uint32(s.files.fileMode.Perm())}
+	opened := link.Opened{Exists: exists, Mode: uint32(s.files.fileMode.Perm()), MaxTx: uint64(s.svc.MaxTransactionOf(req.Name))}
 	switch {
 	case err != nil:
 		return nil, opened, &link.Error{Code: link.CodeCantOpen, Text: err.Error()}
@@ -186,7 +186,7 @@ func (h *handle) Part(ctx context.Context, tx *link.Tx) error {
 		return errNotCreated
 	}
 	err := h.h.Part(ctx, tx.PageSize, tx.PageCount, walPages(tx))
-	if full := (*replicate.FullError)(nil); errors.As(err, &full) {
+	if full := (*replicate.FullError)(nil); errors.As(err, &full) || errors.Is(err, replicate.ErrQuota) {
 		return &link.Error{Code: link.CodeFull, Text: err.Error()}
 	}
 	return err
@@ -209,6 +209,8 @@ func (h *handle) Commit(ctx context.Context, tx *link.Tx, progress func()) (link
 		return link.Accepted, text
 	case replicate.OutcomeRefused:
 		return link.Refused, text
+	case replicate.OutcomeFull:
+		return link.Full, text
 	default:
 		return link.Unknown, text
 	}
@@ -333,6 +335,8 @@ func sqliteError(err error, fallback int32) error {
 	switch {
 	case errors.As(err, &e):
 		return err
+	case errors.Is(err, replicate.ErrQuota):
+		return &link.Error{Code: link.CodeFull, Text: err.Error()}
 	case errors.Is(err, replicate.ErrDeleted):
 		return &link.Error{Code: link.CodeReadOnly, Text: err.Error()}
 	case errors.As(err, &busy):
