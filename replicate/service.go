@@ -70,6 +70,8 @@ type Service struct {
 	ticks      sync.Map    // id of a large transaction of this node -> func() that hears of its progress
 	now        func() time.Time
 
+	forgetting atomic.Bool // forgetParts runs
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
