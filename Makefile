@@ -8,6 +8,7 @@
 # make fuzz       every fuzz target for FUZZTIME each
 # make growth     what WALs grow to under readers that hold snapshots for HOLD
 # make soak       200 rounds of faults on a cluster
+# make large      a transaction of 1 GiB, its VACUUM, and kills in the middle of ones of 256 MiB
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 
 GO       ?= go
@@ -96,6 +97,10 @@ soak: install-deps
 
 endure: install-deps
 	$(GO) test -count=1 -timeout 12h -v -run TestSoak ./test/fault -soak $(HOURS) -soak-databases 200 -soak-fault-every 20s $(if $(PLOT),-soak-plot $(abspath $(PLOT)))
+
+large: install-deps
+	$(GO) test -count=1 -timeout 30m -v -run 'TestLargeTransaction$$' ./test/large -size 1024
+	$(GO) test -count=1 -timeout 30m -v -run Killed ./test/large -size 256
 
 clean:
 	rm -rf bin build hasqlite.so

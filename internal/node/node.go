@@ -61,6 +61,15 @@ type Node struct {
 // snapshotsKept is how many raft snapshots stay on disk.
 const snapshotsKept = 2
 
+// beforePart is given to the service. Tests only: they stop large transactions between their parts.
+var beforePart atomic.Pointer[func(number uint32)]
+
+func callBeforePart(number uint32) {
+	if f := beforePart.Load(); f != nil {
+		(*f)(number)
+	}
+}
+
 // wrapFiles stands between the node and its database files. Tests only: they let the files fail.
 var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
 
@@ -115,7 +124,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		Port: n.port, Store: n.store, Snapshots: snapshots,
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
-		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
+		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull, BeforePart: callBeforePart,
 		Space: n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
 	}, n.log)
 	if err != nil {
