@@ -29,6 +29,10 @@ func encodeEntry(e any) ([]byte, error) {
 		return EncodeMember(nil, e)
 	case *Version:
 		return EncodeVersion(nil, e)
+	case *Part:
+		return EncodePart(nil, e), nil
+	case *Final:
+		return EncodeFinal(nil, e), nil
 	}
 	panic("unknown entry")
 }
@@ -62,6 +66,13 @@ func sampleEntries() []any {
 		&Member{ID: "n1", RaftAddr: "10.0.0.1:7441", HTTPAddr: "10.0.0.1:7440", CodecVersion: 1},
 		&Member{ID: "n2", Removed: true},
 		&Version{Cluster: 1},
+		&Part{DB: DatabaseID{1}, ID: EntryID{2}, Term: 7, Pre: Position{41, 1<<63 | 3}, Count: 9, Number: 3, Data: []byte("a part")},
+		&Part{Data: []byte{}},
+		&Final{
+			DB: DatabaseID{1}, ID: EntryID{2}, Term: 7, Pre: Position{41, 1<<63 | 3}, Post: Position{42, 1<<63 | 4},
+			CommitTime: 1790000000123456, PageSize: 4096, PageCount: 17, Pages: 16, Count: 9, Size: 1 << 40, Hash: [32]byte{3},
+		},
+		&Final{Abort: true, DB: DatabaseID{1}, ID: EntryID{2}},
 	}
 }
 

@@ -73,6 +73,9 @@ func playedScript(t testing.TB) *script {
 	s.apply(&Member{ID: "n1", RaftAddr: "127.0.0.1:1", HTTPAddr: "127.0.0.1:2", CodecVersion: 1})
 	s.apply(&Member{ID: "n2", RaftAddr: "127.0.0.1:3", CodecVersion: 1})
 	s.startTerm()
+	for i := range 2 {
+		s.applyParts(s.large(s.f.List()[i].ID), i+1)
+	}
 	return s
 }
 
@@ -87,7 +90,7 @@ func TestManifestHoldsTheWholeState(t *testing.T) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
 	if !reflect.DeepEqual(f.s.tombstones, s.f.s.tombstones) || !reflect.DeepEqual(f.s.incarnations, s.f.s.incarnations) ||
-		!reflect.DeepEqual(f.Members(), s.f.Members()) || f.Applied() != s.f.Applied() || f.StartedTerm() != 2 || f.Cluster() != testCluster {
+		!reflect.DeepEqual(f.Members(), s.f.Members()) || len(f.Running()) != 2 || !slices.Equal(f.Running(), s.f.Running()) || f.Applied() != s.f.Applied() || f.StartedTerm() != 2 || f.Cluster() != testCluster {
 		t.Fatal("tombstones, members, index, term or cluster differ")
 	}
 	if id, n := f.NextID(testCluster, "gone"); n != 2 || id != NewDatabaseID(testCluster, "gone", 2) {

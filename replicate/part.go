@@ -9,7 +9,7 @@ import (
 // A transaction whose LTX file is longer than PartBytes travels as parts and a
 // final entry (RULES A8). Entries as in entry.go:
 //
-//	part   16 database, 16 entry id, 8 term, 8+8 pre position, 4 parts in all, 4 number from 1, bytes of the LTX file
+//	part   16 database, 16 entry id, 8 term, 8+8 pre position, 4 parts in all, 4 number from 1, 4 length, bytes of the LTX file
 //	final  1 flags (1: abort), 16 database, 16 entry id, 8 term, 8+8 pre position, 8+8 post position,
 //	       8 commit time, 4 page size, 4 page count, 4 pages, 4 parts, 8 length of the LTX file, 32 hash
 //
@@ -28,7 +28,7 @@ const (
 	maxRunning        = 1024 // large transactions under way in a cluster
 	partsCommitMillis = 1
 
-	partHeaderSize = entryPrefixSize + 16 + 16 + 8 + 16 + 4 + 4
+	partHeaderSize = entryPrefixSize + 16 + 16 + 8 + 16 + 4 + 4 + 4
 	partOverhead   = partHeaderSize + entryChecksumSize
 
 	finalAbort = 1
@@ -72,6 +72,7 @@ func newPart(p *Part, n int) (entry, data []byte) {
 	entry = appendPosition(entry, p.Pre)
 	entry = binary.LittleEndian.AppendUint32(entry, p.Count)
 	entry = binary.LittleEndian.AppendUint32(entry, p.Number)
+	entry = binary.LittleEndian.AppendUint32(entry, uint32(n))
 	entry = entry[:partHeaderSize+n]
 	return entry, entry[partHeaderSize:]
 }
@@ -112,8 +113,9 @@ func (d *decoder) part(p *Part) {
 	p.Pre = d.position()
 	p.Count = d.uint32()
 	p.Number = d.uint32()
-	if len(d.b) > PartBytes {
-		d.fail("part of %d bytes, at most %d", len(d.b), PartBytes)
+	n := d.uint32()
+	if uint64(n) != uint64(len(d.b)) || n > PartBytes {
+		d.fail("part of %d bytes, at most %d, and %d are left", n, PartBytes, len(d.b))
 	}
 	p.Data = d.take(len(d.b))
 }

@@ -99,6 +99,7 @@ func (s *Service) leaderLarge(ctx context.Context, node string, p *largeProposal
 		s.abortLarge(p, term)
 		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("the database is at %s, the transaction began at %s", st.Position, p.pre)}
 	}
+	s.beforePart(p.final.Count + 1)
 	final := p.final
 	final.Term, final.CommitTime = term, max(st.CommitTime+1, s.now().UnixMicro())
 	future := s.raft.Apply(EncodeFinal(nil, &final), enqueueTimeout)
@@ -107,6 +108,12 @@ func (s *Service) leaderLarge(ctx context.Context, node string, p *largeProposal
 		s.abortLarge(p, term)
 	}
 	return v
+}
+
+func (s *Service) beforePart(number uint32) {
+	if s.opts.BeforePart != nil {
+		s.opts.BeforePart(number)
+	}
 }
 
 // decided turns what raft says of a proposal into an answer.
@@ -165,6 +172,7 @@ func (s *Service) sendParts(ctx context.Context, p *largeProposal, term uint64, 
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		s.beforePart(number)
 		entry = finishPart(entry)
 		s.metrics.proposedBytes.Add(uint64(len(entry)))
 		future := s.raft.Apply(entry, enqueueTimeout)

@@ -48,6 +48,9 @@ type Options struct {
 	CatchupStep func(database, step string)
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
+	// BeforePart is called before this node, as the leader, proposes a part of a large transaction, and with
+	// one number more before the final entry. For tests.
+	BeforePart func(number uint32)
 	// Space is the disk; nil: nobody asks. SegmentBytes is what the log allocates at a time, ReserveBytes the
 	// reserve of Space.
 	Space                      Space

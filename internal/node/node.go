@@ -64,6 +64,15 @@ const snapshotsKept = 2
 // wrapSpace stands between the node and its disk. Tests only: they fill it.
 var wrapSpace = func(_ Config, s replicate.Space) replicate.Space { return s }
 
+// beforePart is given to the service. Tests only: they stop large transactions between their parts.
+var beforePart atomic.Pointer[func(number uint32)]
+
+func callBeforePart(number uint32) {
+	if f := beforePart.Load(); f != nil {
+		(*f)(number)
+	}
+}
+
 // wrapFiles stands between the node and its database files. Tests only: they let the files fail.
 var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
 
@@ -122,6 +131,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
+		BeforePart:  callBeforePart,
 		CatchupStep: func(database, step string) { catchupStep(cfg, database, step) },
 		Quotas:      cfg.Quotas, MaxUnattended: maxUnattended(),
 		Space: n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),

@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	sizeMiB = flag.Int("size", 24, "MiB that the large transactions insert")
+	sizeMiB = flag.Int("size", 16, "MiB that the large transactions insert")
 	anonMiB = flag.Int("anon", 512, "MiB of anonymous memory that a node may have")
 	rounds  = flag.Int("rounds", 1, "rounds of the tests that kill")
 )
