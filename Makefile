@@ -36,7 +36,7 @@ LDFLAGS   := -X github.com/uglyer/ha-sqlite/internal/buildinfo.version=$(VERSION
 CLUSTER_TESTS = ./test/...
 OTHER_TESTS   = $$($(GO) list ./... | grep -v /ha-sqlite/test/)
 
-.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth soak powercut diskfull endure clean
+.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth many large soak powercut diskfull endure clean
 
 all: build extension
 
@@ -107,6 +107,9 @@ diskfull: install-deps
 
 endure: install-deps
 	$(GO) test -count=1 -timeout 12h -v -run TestSoak ./test/fault -soak $(HOURS) -soak-databases 200 -soak-fault-every 20s $(if $(PLOT),-soak-plot $(abspath $(PLOT)))
+
+many: install-deps
+	$(GO) test -count=1 -timeout 1h -v ./test/many -idle 10000 -active 1000
 
 large: install-deps
 	$(GO) test -count=1 -timeout 30m -v -run 'TestLargeTransaction$$' ./test/large -size 1024
