@@ -107,7 +107,7 @@ func catchup(ctx context.Context, c *localcluster.Cluster, names []string, write
 	if err := f.Start(); err != nil {
 		return 0, err
 	}
-	err = localcluster.Poll(ctx, 10*time.Millisecond, func() (bool, error) {
+	err = localcluster.Poll(ctx, 25*time.Millisecond, func() (bool, error) { // the answer costs the node some milliseconds
 		got, err := positions(ctx, f, names)
 		if err != nil {
 			return false, err
