@@ -81,7 +81,8 @@ SIGTERM and SIGINT stop the node cleanly: commits in flight get their verdict, a
 hands over. A second signal ends the process at once, which is safe and makes the next
 start slower.
 
-Exit codes: 0 stopped cleanly, 1 error, 2 wrong options, 128+n ended by a second signal n.`
+Exit codes: 0 stopped cleanly, 1 error, 2 wrong options, 8 the disk failed, 128+n ended by
+a second signal n.`
 
 // New returns the command under the given name.
 func New(name string, f Funcs) *cobra.Command {

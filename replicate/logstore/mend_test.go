@@ -78,11 +78,12 @@ func TestATornBatchIsClearedAndTheLogGoesOn(t *testing.T) {
 			before, err := os.ReadFile(path)
 			must(t, err)
 			end := s.backend.(walStore).fs.tail.end
+			// A segment is noted as full only once all of it is on the disk.
+			meta, err := os.ReadFile(filepath.Join(dir, walDir, metadb.FileName))
+			must(t, err)
 			must(t, s.StoreLogs(last))
 			must(t, s.Close())
 			after, err := os.ReadFile(path)
-			must(t, err)
-			meta, err := os.ReadFile(filepath.Join(dir, walDir, metadb.FileName))
 			must(t, err)
 			// The pages of a batch reach the disk in any order.
 			written := int64(len(bytes.TrimRight(after, "\x00"))+7) &^ 7

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -87,6 +88,10 @@ func TestDiskFull(t *testing.T) {
 			}
 		}
 		if err := f.retire(ctx); err != nil {
+			t.Fatal(err)
+		}
+		// Its pages make room for the next one.
+		if err := f.slots[0].node.Call(ctx, http.MethodDelete, "/v1/databases/"+f.database+"?force=1", nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -347,7 +352,7 @@ func (f *full) grow(ctx context.Context) error {
 	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM blobs WHERE id >= 1000`).Scan(&got); err != nil {
 		return err
 	}
-	if got < rows || got > rows+1 {
+	if rows == 0 || got < rows || got > rows+1 {
 		return fmt.Errorf("%d rows were acknowledged before the disks were full, %d are there", rows, got)
 	}
 	return f.empty(ctx, f.slots...)
