@@ -7,6 +7,7 @@
 #                 compares with rqlite, BENCHARGS="-json FILE" writes the figures
 # make fuzz       every fuzz target for FUZZTIME each
 # make growth     what WALs grow to under readers that hold snapshots for HOLD
+# make catchup    nodes that were away or are new, at full size
 # make soak       200 rounds of faults on a cluster
 # make powercut   CUTS power cuts of each role: leader, follower, follower that writes, all nodes; needs root
 # make diskfull   FILLS rounds of full disks on a follower, the leader, all nodes (needs root), and failing syncs
@@ -37,7 +38,7 @@ LDFLAGS   := -X github.com/uglyer/ha-sqlite/internal/buildinfo.version=$(VERSION
 CLUSTER_TESTS = ./test/...
 OTHER_TESTS   = $$($(GO) list ./... | grep -v /ha-sqlite/test/)
 
-.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth many large soak powercut diskfull endure clean
+.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth many large soak powercut diskfull endure catchup clean
 
 all: build extension
 
@@ -96,6 +97,11 @@ bench: install-deps
 
 growth: install-deps
 	$(GO) test -count=1 -timeout 2h -v ./test/growth -hold $(HOLD) -load $(HOLD)
+
+# Nodes that were away: the sizes that are promised.
+catchup: install-deps
+	$(GO) test -count=1 -timeout 2h -v ./test/catchup -transactions 100000 -databases 1000 -megabytes 2048 -patience 20m
+	$(GO) test -count=1 -timeout 30m -v -run TestKilledAtEachStepOfACatchUp ./internal/node -steps
 
 soak: install-deps
 	$(GO) test -count=1 -timeout 6h -v -run TestClusterKeepsItsWord ./test/fault -rounds $(ROUNDS)

@@ -213,7 +213,6 @@ func (d *replica) findByRecordIO(txn *wal.Txn) bool {
 	d.lastScrub = time.Time{} // every page is read, soon and paced (RULES B9)
 	d.log.Debug("file position found", "txid", candidates[found].TXID.String(), "record", at.TXID.String(), "pages", touched.n)
 	d.advanceLocked(candidates[found], txn.Fingerprint())
-	d.dropCatchupLocked()
 	return true
 }
 
@@ -283,7 +282,5 @@ func (d *replica) settleFoundLocked() {
 	if d.position.TXID < d.base.TXID { // the log begins after it
 		d.behind = true
 		d.kickLocked()
-		return
 	}
-	d.dropCatchupLocked()
 }

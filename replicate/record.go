@@ -229,6 +229,9 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 	}
 	d.live, d.known, d.sums, d.dirty = nil, false, nil, pageSet{}
 	d.decoder, d.oldPage = snapshot.Decoder{}, nil
+	if rec != nil && !d.svc.draining.Load() { // a catch-up that a restart cut off is not needed any more
+		d.dropCatchupLocked()
+	}
 	d.attendLocked()
 	d.mu.Unlock()
 	if err := live.Close(); err != nil {

@@ -1,0 +1,135 @@
+package replicate
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io"
+	"testing"
+	"time"
+)
+
+func someTarget(n int) *target {
+	t := &target{pageSize: 512, position: Position{TXID: 7}}
+	for i := range n {
+		t.sums = append(t.sums, uint64(1)<<63|uint64(i)*77)
+	}
+	t.position.Checksum = t.sums.checksum()
+	return t
+}
+
+func TestTargetRefusesDamage(t *testing.T) {
+	id := DatabaseID{1}
+	b := someTarget(3).encode(id)
+	if got, err := decodeTarget(b, id); err != nil || got.position != someTarget(3).position {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if _, err := decodeTarget(b, DatabaseID{2}); err == nil {
+		t.Error("a target of another database is accepted")
+	}
+	for n := range b {
+		if _, err := decodeTarget(b[:n], id); err == nil {
+			t.Fatalf("%d of %d bytes decode", n, len(b))
+		}
+		damaged := bytes.Clone(b)
+		damaged[n] ^= 1
+		if _, err := decodeTarget(damaged, id); err == nil {
+			t.Fatalf("a target with byte %d flipped decodes", n)
+		}
+	}
+}
+
+func FuzzTarget(f *testing.F) {
+	id := DatabaseID{1}
+	f.Add(someTarget(2).encode(id))
+	f.Add([]byte(targetMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := decodeTarget(b, id)
+		if err == nil && !bytes.Equal(got.encode(id), b) {
+			t.Fatalf("%x decodes and encodes to %x", b, got.encode(id))
+		}
+	})
+}
+
+func roundAnswer(t *target) []byte {
+	b := binary.LittleEndian.AppendUint64(nil, 99)
+	b = binary.LittleEndian.AppendUint64(b, uint64(t.position.TXID))
+	b = binary.LittleEndian.AppendUint64(b, uint64(t.position.Checksum))
+	b = binary.LittleEndian.AppendUint32(b, t.pageSize)
+	b = binary.LittleEndian.AppendUint32(b, t.pageCount())
+	for _, s := range t.sums {
+		b = binary.LittleEndian.AppendUint64(b, s)
+	}
+	return b
+}
+
+func TestRoundAnswer(t *testing.T) {
+	b := roundAnswer(someTarget(5000))
+	r, err := readRound(bytes.NewReader(b), 512, 7)
+	if err != nil || !r.whole || len(r.sums) != 5000 || r.token != 99 {
+		t.Fatalf("%v", err)
+	}
+	// The peer's time was over.
+	if r, err = readRound(bytes.NewReader(b[:roundHeaderSize+8*17]), 512, 7); err != nil || r.whole || len(r.sums) != 17 {
+		t.Fatalf("%v", err)
+	}
+	for name, bad := range map[string][]byte{
+		"half a checksum": b[:roundHeaderSize+12], "no head": b[:10], "more than announced": append(bytes.Clone(b), 1),
+		"another checksum": func() []byte { c := bytes.Clone(b); c[roundHeaderSize] ^= 1; return c }(),
+	} {
+		if _, err := readRound(bytes.NewReader(bad), 512, 7); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := readRound(bytes.NewReader(b), 4096, 7); err == nil {
+		t.Error("pages of another size are accepted")
+	}
+	if _, err := readRound(bytes.NewReader(b), 512, 8); err == nil {
+		t.Error("a state that is too old is accepted")
+	}
+}
+
+func FuzzRoundAnswer(f *testing.F) {
+	f.Add(roundAnswer(someTarget(3)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := readRound(io.LimitReader(bytes.NewReader(b), 1<<20), 512, 0)
+		if err == nil && r.whole && r.sums.checksum() != r.position.Checksum {
+			t.Fatal("a round whose checksums do not give its position")
+		}
+	})
+}
+
+// What all databases fetch together stays within the rate.
+func TestThrottle(t *testing.T) {
+	th := throttle{rate: 1 << 20}
+	start := time.Now()
+	done := make(chan error, 4)
+	for range 4 {
+		go func() {
+			var err error
+			for range 4 {
+				if err == nil {
+					err = th.wait(context.Background(), 32<<10)
+				}
+			}
+			done <- err
+		}()
+	}
+	for range 4 {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	// 512 KiB at 1 MiB a second, of which the first tenth of a second and the last piece are free.
+	if took := time.Since(start); took < 300*time.Millisecond {
+		t.Errorf("%v", took)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if th.wait(ctx, 1<<30) == nil {
+		t.Error("a wait goes on after its context has ended")
+	}
+	if err := (&throttle{}).wait(context.Background(), 1<<40); err != nil {
+		t.Error(err)
+	}
+}
