@@ -7,6 +7,7 @@
 #                 compares with rqlite, BENCHARGS="-json FILE" writes the figures
 # make fuzz       every fuzz target for FUZZTIME each
 # make growth     what WALs grow to under readers that hold snapshots for HOLD
+# make many     10 000 idle and 1 000 active databases: start, memory, turns
 # make soak       200 rounds of faults on a cluster
 # make powercut   CUTS power cuts of each role: leader, follower, follower that writes, all nodes; needs root
 # make diskfull   FILLS rounds of full disks on a follower, the leader, all nodes (needs root), and failing syncs
@@ -109,7 +110,9 @@ endure: install-deps
 	$(GO) test -count=1 -timeout 12h -v -run TestSoak ./test/fault -soak $(HOURS) -soak-databases 200 -soak-fault-every 20s $(if $(PLOT),-soak-plot $(abspath $(PLOT)))
 
 many: install-deps
-	$(GO) test -count=1 -timeout 1h -v ./test/many -idle 10000 -active 1000
+	$(GO) test -count=1 -timeout 60m -v ./test/many -databases 10000 -nodes 1 -run Idle
+	$(GO) test -count=1 -timeout 60m -v ./test/many -databases 10000 -nodes 3 -run Idle
+	$(GO) test -count=1 -timeout 60m -v ./test/many -active 1000 -writers 32 -run Active
 
 large: install-deps
 	$(GO) test -count=1 -timeout 30m -v -run 'TestLargeTransaction$$' ./test/large -size 1024
