@@ -11,7 +11,7 @@
 # make soak       200 rounds of faults on a cluster
 # make powercut   CUTS power cuts of each role: leader, follower, follower that writes, all nodes; needs root
 # make diskfull   FILLS rounds of full disks on a follower, the leader, all nodes (needs root), and failing syncs
-# make many       ten thousand idle databases on a node
+# make many       ten thousand idle and a thousand active databases: start, memory, turns
 # make large      a transaction of 1 GiB, its VACUUM, and kills in the middle of ones of 256 MiB
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 
@@ -116,7 +116,9 @@ endure: install-deps
 	$(GO) test -count=1 -timeout 12h -v -run TestSoak ./test/fault -soak $(HOURS) -soak-databases 200 -soak-fault-every 20s $(if $(PLOT),-soak-plot $(abspath $(PLOT)))
 
 many: install-deps
-	$(GO) test -count=1 -timeout 1h -v ./test/many -databases 10000
+	$(GO) test -count=1 -timeout 60m -v ./test/many -databases 10000 -nodes 1 -run Idle
+	$(GO) test -count=1 -timeout 60m -v ./test/many -databases 10000 -nodes 3 -run Idle
+	$(GO) test -count=1 -timeout 60m -v ./test/many -active 1000 -writers 32 -run Active
 
 large: install-deps
 	$(GO) test -count=1 -timeout 30m -v -run 'TestLargeTransaction$$' ./test/large -size 1024

@@ -43,6 +43,7 @@ type Status struct {
 type Totals struct {
 	Databases int            `json:"databases"`
 	States    map[string]int `json:"states"`
+	Lag       uint64         `json:"lag"` // of the database that is furthest behind
 }
 
 // Member is one line of a node's view of the cluster.
