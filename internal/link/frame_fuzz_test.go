@@ -15,6 +15,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(byte(kindHello), testHello)
 	f.Add(byte(kindOpen), encodeOpen(OpenRequest{Name: "a", LockTimeout: time.Second}))
 	f.Add(byte(kindCommit), encodeCommit(testTx(2)))
+	f.Add(byte(kindPiece), pieceOf(3, 5))
 	f.Add(byte(kindEnd), encodeEnd(End{Accepted: true, Seen: Fingerprint{1}}))
 	f.Add(byte(kindMismatch), appendFingerprint(nil, Fingerprint{1}))
 	f.Add(byte(kindPragma), appendText(appendText(nil, "a"), "b"))
@@ -32,7 +33,7 @@ func FuzzDecode(f *testing.F) {
 			var r OpenRequest
 			r, err = decodeOpen(b)
 			again = encodeOpen(r)
-		case kindCommit:
+		case kindCommit, kindPiece:
 			var tx *Tx
 			if tx, err = decodeCommit(b); err == nil {
 				again = encodeCommit(tx)
@@ -78,6 +79,10 @@ func FuzzServer(f *testing.F) {
 	life = append(life, frame(kindCommit, encodeCommit(testTx(2)))...)
 	life = append(life, frame(kindEnd, encodeEnd(End{Accepted: true}))...)
 	f.Add(life)
+	parts := life[:len(life)-len(frame(kindCommit, encodeCommit(testTx(2))))-len(frame(kindEnd, encodeEnd(End{Accepted: true})))]
+	parts = append(bytes.Clone(parts), frame(kindPiece, pieceOf(1, 2))...)
+	parts = append(parts, frame(kindCommit, pieceOf(3, 3))...)
+	f.Add(append(parts, frame(kindEnd, encodeEnd(End{Accepted: true}))...))
 	f.Add(life[:40])
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
