@@ -62,8 +62,15 @@ type logBound struct {
 }
 
 type memberProgress struct {
-	last uint64
-	at   time.Time
+	progressReport
+	at time.Time
+}
+
+// progressReport is what a node tells the leader of its log.
+type progressReport struct {
+	Last    uint64  `json:"last"`
+	Full    float64 `json:"full"` // share of its limit
+	Blocked bool    `json:"blocked"`
 }
 
 // LogStatus is the raft log of one node.
@@ -191,8 +198,8 @@ func (s *Service) heldFrom(now time.Time) uint64 {
 	}
 	for _, p := range b.progress {
 		// What is gone cannot be kept; who has everything needs nothing.
-		if now.Sub(p.at) < 5*progressInterval && p.last+1 >= first && p.last < last && (from == 0 || p.last+1 < from) {
-			from = p.last + 1
+		if now.Sub(p.at) < 5*progressInterval && p.Last+1 >= first && p.Last < last && (from == 0 || p.Last+1 < from) {
+			from = p.Last + 1
 		}
 	}
 	return from
@@ -206,7 +213,10 @@ func (s *Service) reportProgress() {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, time.Second)
-		_, err := callJSON[uint64, bool](ctx, s, leader, methodProgress, s.raft.LastIndex())
+		st := s.logStatus()
+		_, err := callJSON[progressReport, bool](ctx, s, leader, methodProgress, progressReport{
+			Last: s.raft.LastIndex(), Full: float64(st.Bytes) / float64(st.Limit), Blocked: st.Blocked != "",
+		})
 		cancel()
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Debug("tell the leader how far this node is", "err", err)
@@ -214,23 +224,28 @@ func (s *Service) reportProgress() {
 	}
 }
 
-func (s *Service) serveProgress(_ context.Context, from string, last uint64) (bool, error) {
+func (s *Service) serveProgress(_ context.Context, from string, r progressReport) (bool, error) {
 	b := &s.logBound
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.progress == nil {
 		b.progress = map[string]memberProgress{}
 	}
-	b.progress[from] = memberProgress{last, s.now()}
+	b.progress[from] = memberProgress{r, s.now()}
 	return true, nil
 }
 
-// awaitLogRoom holds a grant back while the leader's log is nearly full, and refuses it while it is full. The
-// other nodes' logs hold the same entries, and theirs are bounded by their own snapshots.
+// awaitLogRoom holds a grant back while the leader's log is nearly full, and refuses it while it is full. It is
+// held back for a moment also while another member's log is full, unless that one cannot be compacted: one node
+// does not stop the others.
 func (s *Service) awaitLogRoom(ctx context.Context) error {
 	limit, bytes := s.opts.LogLimit, s.store.Bytes()
 	slow := share(limit, slowShare)
 	if bytes < slow {
+		if s.logBound.memberFull(time.Now()) {
+			s.logBound.count(&s.logBound.slowed)
+			s.pauseFor(ctx, logPause)
+		}
 		return nil
 	}
 	full := share(limit, fullShare)
@@ -251,6 +266,18 @@ func (s *Service) awaitLogRoom(ctx context.Context) error {
 		why = "a snapshot is being taken"
 	}
 	return fmt.Errorf("%w: it has %d of at most %d bytes on node %s, and cannot be compacted: %s: %w", ErrLogFull, st.Bytes, st.Limit, s.opts.NodeID, why, ErrLockBusy)
+}
+
+// memberFull reports a member whose log is full and about to be compacted.
+func (b *logBound) memberFull(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.progress {
+		if p.Full >= slowShare && !p.Blocked && now.Sub(p.at) < 5*progressInterval {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *logBound) count(n *uint64) {

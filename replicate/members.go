@@ -208,6 +208,7 @@ type memberRequest struct {
 	Raft  string `json:"raft,omitempty"`
 	HTTP  string `json:"http,omitempty"`
 	Voter bool   `json:"voter,omitempty"`
+	Force bool   `json:"force,omitempty"`
 }
 
 func (s *Service) changeMember(ctx context.Context, q memberRequest) (struct{}, error) {
@@ -220,9 +221,10 @@ func (s *Service) AddMember(ctx context.Context, id, raftAddr string, voter bool
 	return err
 }
 
-// RemoveMember removes a node from the cluster.
-func (s *Service) RemoveMember(ctx context.Context, id string) error {
-	_, err := s.changeMember(ctx, memberRequest{Op: "remove", ID: id})
+// RemoveMember removes a node from the cluster. Without force it is refused when the voters that are left could
+// decide nothing.
+func (s *Service) RemoveMember(ctx context.Context, id string, force bool) error {
+	_, err := s.changeMember(ctx, memberRequest{Op: "remove", ID: id, Force: force})
 	return err
 }
 
@@ -262,10 +264,20 @@ func (s *Service) leaderMember(ctx context.Context, q memberRequest) (struct{}, 
 		if current.Suffrage == raft.Voter && s.voters() == 1 {
 			return none, fmt.Errorf("remove the last voter %q: %w", q.ID, ErrConflict)
 		}
+		if current.Suffrage == raft.Voter && !q.Force {
+			if err := s.quorumWithout(ctx, q.ID); err != nil {
+				return none, fmt.Errorf("remove member %q: %w", q.ID, err)
+			}
+		}
 		if err := s.proposeMember(ctx, &Member{ID: q.ID, Removed: true}); err != nil {
 			return none, err
 		}
-		return none, s.raftChange(s.raft.RemoveServer(raft.ServerID(q.ID), 0, 10*time.Second))
+		if err := s.raftChange(s.raft.RemoveServer(raft.ServerID(q.ID), 0, 10*time.Second)); err != nil {
+			return none, err
+		}
+		s.log.Info("member removed", "member", q.ID)
+		s.warnEven()
+		return none, nil
 	case "announce":
 		if current == nil {
 			return none, fmt.Errorf("announce member %q: %w", q.ID, ErrNoMember)
@@ -312,6 +324,9 @@ func (s *Service) admit(q memberRequest, current *raft.Server) error {
 	id, addr := raft.ServerID(q.ID), raft.ServerAddress(q.Raft)
 	if current != nil && current.Suffrage == raft.Voter {
 		if !q.Voter {
+			if err := s.quorumWithout(s.ctx, q.ID); err != nil && !q.Force {
+				return fmt.Errorf("take the vote of member %q: %w", q.ID, err)
+			}
 			return s.raftChange(s.raft.DemoteVoter(id, 0, 10*time.Second))
 		}
 		return s.raftChange(s.raft.AddVoter(id, addr, 0, 10*time.Second))
@@ -333,17 +348,14 @@ func (s *Service) admit(q memberRequest, current *raft.Server) error {
 	return nil
 }
 
-// promote makes a non-voter a voter when it has applied what the leader had committed.
+// promote makes a non-voter a voter when it has decided what the leader had committed, and stored it.
 func (s *Service) promote(id string) {
 	target := s.raft.CommitIndex()
 	for s.pauseFor(s.ctx, 100*time.Millisecond) {
 		if _, ok := s.leading(); !ok {
 			return // the node asks the next leader again
 		}
-		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
-		st, err := callJSON[struct{}, *Status](ctx, s, id, methodStatus, struct{}{})
-		cancel()
-		if err != nil || st.Cluster.AppliedIndex < target {
+		if up, err := s.caughtUp(s.ctx, id, target); err != nil || !up.Done {
 			continue
 		}
 		addr, _ := s.Address(id)
@@ -352,10 +364,14 @@ func (s *Service) promote(id string) {
 			continue
 		}
 		s.log.Info("member votes now", "member", id)
-		if n := s.voters(); n%2 == 0 {
-			s.log.Warn("an even number of voters tolerates no more failures than one voter less", "voters", n)
-		}
+		s.warnEven()
 		return
+	}
+}
+
+func (s *Service) warnEven() {
+	if n := s.voters(); n > 0 && n%2 == 0 {
+		s.log.Warn("an even number of voters tolerates no more failures than one voter less", "voters", n)
 	}
 }
 
@@ -390,12 +406,30 @@ func (s *Service) announce(m Membership) {
 			q.Op, q.Voter = "add", true
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
-		_, err := s.changeMember(ctx, q)
+		err := s.announceTo(ctx, q)
 		cancel()
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Debug("announce this node", "err", err)
 		}
 	}
+}
+
+// announceTo is changeMember for a node that may have moved: the leader looks for it where it was, so it hears
+// of no leader until one of the others has told that one.
+func (s *Service) announceTo(ctx context.Context, q memberRequest) error {
+	if leader, _ := s.leader(); leader != "" {
+		_, err := s.changeMember(ctx, q)
+		return err
+	}
+	errs := []error{ErrNoLeader}
+	for _, peer := range s.peersLeaderLast() {
+		_, err := callJSON[memberRequest, struct{}](ctx, s, peer, methodMember, q)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Service) reachable(ctx context.Context, id string) bool {

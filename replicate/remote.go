@@ -24,11 +24,12 @@ const (
 	methodMember     uint8 = 11
 	methodReclaim    uint8 = 12
 	methodPressure   uint8 = 13
-	methodProgress   uint8 = 18
-	methodCaughtUp   uint8 = 19
 	methodParts      uint8 = 14 // a stream
 	methodLarge      uint8 = 15
 	methodTouch      uint8 = 16
+	methodProgress   uint8 = 18
+	methodCaughtUp   uint8 = 19
+	methodReplace    uint8 = 20
 	methodDisk       uint8 = 24
 	methodLeaderGone uint8 = 27
 	methodVerify     uint8 = 33 // a stream
@@ -60,7 +61,7 @@ var ErrConflict = errors.New("conflict")
 var ErrInvalid = errors.New("invalid request")
 
 var codedErrors = map[uint16]error{
-	codeFenced: ErrFenced, codeQuota: ErrQuota, codeLockBusy: ErrLockBusy, codeDiskFull: ErrDiskFull,
+	codeFenced: ErrFenced, codeQuota: ErrQuota, codeLockBusy: ErrLockBusy, codeDiskFull: ErrDiskFull, codeNoMember: ErrNoMember,
 	codeNotLeader: ErrNotLeader, codeDeleted: ErrDeleted, codeNotFound: ErrNotFound, codeConflict: ErrConflict, codeInvalid: ErrInvalid,
 }
 
@@ -131,6 +132,8 @@ func (s *Service) registerMethods() {
 	handle(methodPressure, jsonMethodFrom(s.servePressure))
 	handle(methodProgress, jsonMethodFrom(s.serveProgress))
 	handle(methodDisk, jsonMethod(s.serveDisk))
+	handle(methodCaughtUp, jsonMethod(s.serveCaughtUp))
+	handle(methodReplace, jsonMethod(s.leaderReplace))
 	s.port.Handle(methodHello, whenUp(jsonMethodFrom(s.serveHello)), peer.OpenToStrangers())
 	s.port.Handle(methodJoin, whenUp(jsonMethodFrom(s.serveJoin)), peer.OpenToStrangers())
 	handle(methodDurable, jsonMethod(s.serveDurable))

@@ -324,8 +324,14 @@ func (k sink) TermStarted(_, term uint64) {
 	}
 }
 
-func (k sink) MemberChanged(Member) {}
-func (k sink) Stop(err error)       { k.s.stop(err) }
+// MemberChanged tells a person when this node is the one that was removed: raft itself does not, the node just
+// hears nothing more.
+func (k sink) MemberChanged(m Member) {
+	if s := k.s; m.Removed && m.ID == s.opts.NodeID && s.replayed() {
+		s.log.Error("this node was removed from the cluster: stop it; to come back it needs hasqlite-node rejoin, and a start with --join")
+	}
+}
+func (k sink) Stop(err error) { k.s.stop(err) }
 
 // confirmTail waits until the log's tail as this node found it at start is decided. Only then is every
 // position that the files can show known (RULES A3). The tail may be an entry of any kind, so the state

@@ -49,6 +49,7 @@ type ClusterStatus struct {
 	AppliedIndex uint64         `json:"applied_index"`
 	LastIndex    uint64         `json:"last_index"`
 	Members      []MemberStatus `json:"members"`
+	Warnings     []string       `json:"warnings,omitempty"`
 }
 
 // MemberStatus is one member.
@@ -167,6 +168,7 @@ func (s *Service) Status(ctx context.Context, q DatabaseQuery) *Status {
 		}()
 	}
 	wg.Wait()
+	st.Cluster.Warnings = s.warnings(st)
 	return st
 }
 

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,7 +16,7 @@ import (
 
 func newCluster(c *cli) *cobra.Command {
 	return group("cluster", "Show and change the members of the cluster",
-		newClusterStatus(c), newClusterAdd(c), newClusterRemove(c), newClusterTransfer(c), newClusterRecover(c))
+		newClusterStatus(c), newClusterAdd(c), newClusterRemove(c), newClusterReplace(c), newClusterTransfer(c), newClusterRecover(c))
 }
 
 // readyInterval is how often --wait asks.
@@ -168,7 +170,7 @@ A node that was started with --join asks for this itself.`,
 				if err := client.AddMember(ctx, req); err != nil {
 					return err
 				}
-				return c.printDone("member %s added at %s", req.ID, req.Raft)
+				return errors.Join(c.printDone("member %s added at %s", req.ID, req.Raft), c.warnMembers(ctx, client))
 			})
 		},
 	}
@@ -177,22 +179,99 @@ A node that was started with --join asks for this itself.`,
 }
 
 func newClusterRemove(c *cli) *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	cmd := &cobra.Command{
 		Use:   "remove ID",
 		Short: "Remove a member from the cluster",
-		Long: `Removes a member from the cluster, also one that is dead. To come back it needs an empty
-data directory and another id.`,
+		Long: `Removes a member from the cluster, also one that is dead. It is refused when too few of the
+voters that are left can be reached: nothing could be written any more. To come back, the node
+needs an empty data directory, or hasqlite-node rejoin.`,
 		Example:           "  hasqlite cluster remove n3",
 		Args:              exit.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: c.memberIDs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) error {
-				if err := client.RemoveMember(ctx, args[0]); err != nil {
+				if err := client.RemoveMember(ctx, args[0], force); err != nil {
 					return err
 				}
-				return c.printDone("member %s removed", args[0])
+				return errors.Join(c.printDone("member %s removed", args[0]), c.warnMembers(ctx, client))
 			})
 		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also when nothing can be written afterwards")
+	return cmd
+}
+
+// warnMembers says what is wrong with the members now.
+func (c *cli) warnMembers(ctx context.Context, client *api.Client) error {
+	cluster, err := client.Cluster(ctx)
+	if err != nil {
+		return nil // what was asked for is done
+	}
+	for _, w := range cluster.Warnings {
+		if _, err := fmt.Fprintf(c.err, "hasqlite: warning: %s\n", w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replaceInterval is how often the next step of a replacement is asked for.
+const replaceInterval = 500 * time.Millisecond
+
+func newClusterReplace(c *cli) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "replace OLD RAFT-ADDRESS",
+		Short: "Replace a member, dead or alive, by a new node",
+		Long: `Replaces a member by the node at an address, which was started with an empty directory and
+--join. The new node is added without a vote, gets everything, gets its vote, and only then
+is the old member removed. It is refused when too few voters would be left that can be
+reached.
+
+It takes as long as the new node needs for the data. What is not done within --timeout is
+done when the command is given again.`,
+		Example:           "  hasqlite cluster replace n3 db4.lan:7441\n  hasqlite cluster replace n3 db4.lan:7441 --timeout 1h",
+		Args:              exit.Args(cobra.ExactArgs(2)),
+		ValidArgsFunction: c.memberIDs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req := api.ReplaceRequest{Old: args[0], Raft: args[1], Force: force}
+			return c.ask(cmd, c.timeout, func(ctx context.Context, client *api.Client) error {
+				return c.replace(ctx, client, req)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also when nothing can be written afterwards")
+	return cmd
+}
+
+func (c *cli) replace(ctx context.Context, client *api.Client, req api.ReplaceRequest) error {
+	tick := time.NewTicker(replaceInterval)
+	defer tick.Stop()
+	said := ""
+	for {
+		r, err := client.ReplaceMember(ctx, req)
+		if err != nil {
+			return err
+		}
+		if r.State == api.ReplaceDone {
+			return errors.Join(c.printDone("member %s replaced by %s", req.Old, r.New), c.warnMembers(ctx, client))
+		}
+		text := strings.ReplaceAll(r.State, "_", " ")
+		if r.Detail != "" {
+			text += ": " + r.Detail
+		}
+		if text != said && !c.json {
+			if _, err := fmt.Fprintf(c.out, "%s: %s\n", r.New, text); err != nil {
+				return err
+			}
+		}
+		said = text
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return exit.With(exit.Unreachable, fmt.Errorf("replace %s by %s: %s; nothing is lost by giving the command again", req.Old, r.New, text))
+		}
 	}
 }
 

@@ -24,6 +24,8 @@ type fakeNode struct {
 	report api.VerifyReport
 	status api.Status
 	calls  []string
+
+	replaced int
 }
 
 func (f *fakeNode) call(ctx context.Context, format string, args ...any) error {
@@ -60,8 +62,13 @@ func (f *fakeNode) Cluster(ctx context.Context) (api.ClusterStatus, error) {
 func (f *fakeNode) AddMember(ctx context.Context, req api.AddMemberRequest) error {
 	return f.call(ctx, "add %s %s %v", req.ID, req.Raft, req.Voter)
 }
-func (f *fakeNode) RemoveMember(ctx context.Context, id string) error {
-	return f.call(ctx, "remove %s", id)
+func (f *fakeNode) RemoveMember(ctx context.Context, id string, force bool) error {
+	return f.call(ctx, "remove %s %v", id, force)
+}
+func (f *fakeNode) ReplaceMember(ctx context.Context, req api.ReplaceRequest) (api.Replacement, error) {
+	f.replaced++
+	states := []string{api.ReplaceWaiting, api.ReplaceCatchingUp, api.ReplacePromoting, api.ReplaceDone}
+	return api.Replacement{State: states[min(f.replaced, len(states))-1], Old: req.Old, New: "n9"}, f.call(ctx, "replace %s %s %v", req.Old, req.Raft, req.Force)
 }
 func (f *fakeNode) TransferLeadership(ctx context.Context, req api.TransferRequest) error {
 	return f.call(ctx, "transfer %s", req.ID)
@@ -123,9 +130,11 @@ func TestCommandsAskTheNode(t *testing.T) {
 		{"db delete shop.db --force", "delete shop.db true", nil},
 		{"cluster status", "status", []string{"c1, lineage 1", "n1, leader, version v0", "n1      leader     n1:7441", "n4      non-voter", "no"}},
 		{"cluster status --wait", "ready;status", nil},
-		{"cluster add n5 db5:7441", "add n5 db5:7441 true", []string{"member n5 added"}},
-		{"cluster add n5 db5:7441 --non-voter", "add n5 db5:7441 false", nil},
-		{"cluster remove n3", "remove n3", []string{"member n3 removed"}},
+		{"cluster add n5 db5:7441", "add n5 db5:7441 true;cluster", []string{"member n5 added"}},
+		{"cluster add n5 db5:7441 --non-voter", "add n5 db5:7441 false;cluster", nil},
+		{"cluster remove n3", "remove n3 false;cluster", []string{"member n3 removed"}},
+		{"cluster remove n3 --force", "remove n3 true;cluster", []string{"member n3 removed"}},
+		{"cluster replace n3 db9:7441", "replace n3 db9:7441 false;replace n3 db9:7441 false;replace n3 db9:7441 false;replace n3 db9:7441 false;cluster", []string{"catching up", "member n3 replaced by n9"}},
 		{"cluster transfer", "transfer ", []string{"leadership handed over\n"}},
 		{"cluster transfer n2", "transfer n2", []string{"handed over to n2"}},
 		{"verify shop.db", "verify shop.db false", []string{"n1    equal  " + pos + "  3      -", "shop.db equal at " + pos + " on 1 nodes, page by page, in 12ms"}},

@@ -67,8 +67,11 @@ func (f *fakeBackend) AddMember(_ context.Context, req AddMemberRequest) error {
 	f.added = req
 	return f.note("add %q", req.ID)
 }
-func (f *fakeBackend) RemoveMember(_ context.Context, id string) error {
-	return f.note("remove %q", id)
+func (f *fakeBackend) RemoveMember(_ context.Context, id string, force bool) error {
+	return f.note("remove %q force=%v", id, force)
+}
+func (f *fakeBackend) ReplaceMember(_ context.Context, req ReplaceRequest) (Replacement, error) {
+	return Replacement{State: ReplaceDone, Old: req.Old}, f.note("replace %q %q", req.Old, req.Raft)
 }
 func (f *fakeBackend) TransferLeadership(_ context.Context, req TransferRequest) error {
 	return f.note("transfer %q", req.ID)
@@ -125,7 +128,11 @@ func TestClientReachesEveryMethodOfTheBackend(t *testing.T) {
 		{"add member", func(c *Client) error {
 			return c.AddMember(ctx, AddMemberRequest{ID: "n2", Raft: "h:1", Voter: true})
 		}, `add "n2"`},
-		{"remove member", func(c *Client) error { return c.RemoveMember(ctx, "n/2") }, `remove "n/2"`},
+		{"remove member", func(c *Client) error { return c.RemoveMember(ctx, "n/2", true) }, `remove "n/2" force=true`},
+		{"replace member", func(c *Client) error {
+			_, err := c.ReplaceMember(ctx, ReplaceRequest{Old: "n2", Raft: "h:1"})
+			return err
+		}, `replace "n2" "h:1"`},
 		{"transfer", func(c *Client) error { return c.TransferLeadership(ctx, TransferRequest{}) }, `transfer ""`},
 		{"transfer to", func(c *Client) error { return c.TransferLeadership(ctx, TransferRequest{ID: "n3"}) }, `transfer "n3"`},
 		{"verify", func(c *Client) error { _, err := c.Verify(ctx, "a", false); return err }, `verify "a" deep=false`},

@@ -121,8 +121,13 @@ func (c *Client) AddMember(ctx context.Context, req AddMemberRequest) error {
 }
 
 // RemoveMember implements [Backend].
-func (c *Client) RemoveMember(ctx context.Context, id string) error {
-	return c.do(ctx, http.MethodDelete, "/v1/cluster/members/"+url.PathEscape(id), nil, nil)
+func (c *Client) RemoveMember(ctx context.Context, id string, force bool) error {
+	return c.do(ctx, http.MethodDelete, "/v1/cluster/members/"+url.PathEscape(id)+flag("force", force), nil, nil)
+}
+
+// ReplaceMember implements [Backend].
+func (c *Client) ReplaceMember(ctx context.Context, req ReplaceRequest) (Replacement, error) {
+	return call[Replacement](ctx, c, http.MethodPost, "/v1/cluster/replace", req)
 }
 
 // TransferLeadership implements [Backend].

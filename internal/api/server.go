@@ -43,6 +43,7 @@ func NewServer(backend Backend, metrics MetricsSource, log *slog.Logger) *Server
 	mux.HandleFunc("GET /v1/cluster", s.cluster)
 	mux.HandleFunc("POST /v1/cluster/members", s.addMember)
 	mux.HandleFunc("DELETE /v1/cluster/members/{id}", s.removeMember)
+	mux.HandleFunc("POST /v1/cluster/replace", s.replaceMember)
 	mux.HandleFunc("POST /v1/cluster/transfer", s.transfer)
 	mux.HandleFunc("GET /v1/verify/{name...}", s.verify)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -288,7 +289,26 @@ func (s *Server) addMember(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) removeMember(w http.ResponseWriter, r *http.Request) {
-	s.answer(w, r, http.StatusNoContent, nil, s.backend.RemoveMember(r.Context(), r.PathValue("id")))
+	force, err := queryBool(r, "force")
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusNoContent, nil, s.backend.RemoveMember(r.Context(), r.PathValue("id"), force))
+}
+
+func (s *Server) replaceMember(w http.ResponseWriter, r *http.Request) {
+	var req ReplaceRequest
+	err := readJSON(w, r, &req)
+	if err == nil {
+		err = req.Validate()
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	done, err := s.backend.ReplaceMember(r.Context(), req)
+	s.answer(w, r, http.StatusOK, done, err)
 }
 
 func (s *Server) transfer(w http.ResponseWriter, r *http.Request) {

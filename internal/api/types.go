@@ -191,6 +191,8 @@ type ClusterStatus struct {
 	CommitIndex  uint64         `json:"commit_index"`
 	AppliedIndex uint64         `json:"applied_index"`
 	Members      []MemberStatus `json:"members"`
+	// Warnings are what a person should know of the members, in words.
+	Warnings []string `json:"warnings"`
 }
 
 // MemberStatus describes one member of the cluster.
@@ -318,6 +320,41 @@ func (r AddMemberRequest) Validate() error {
 	return nil
 }
 
+// ReplaceRequest asks for a member to be replaced by the node at an address.
+// It is repeated until the answer says that it is done; each does one step,
+// and leaving off in between leaves a cluster that works.
+type ReplaceRequest struct {
+	Old string `json:"old"`
+	// Raft is the address of the new node, which was started with --join.
+	Raft  string `json:"raft"`
+	Force bool   `json:"force,omitempty"`
+}
+
+// Validate says what is wrong with the request. The error is an ErrInvalid.
+func (r ReplaceRequest) Validate() error {
+	if r.Old == "" || r.Raft == "" {
+		return fmt.Errorf("replace member %q by the node at %q: both are needed: %w", clip(r.Old), clip(r.Raft), ErrInvalid)
+	}
+	return nil
+}
+
+// States of a Replacement, in order.
+const (
+	ReplaceWaiting    = "waiting"     // for the new node to join
+	ReplaceCatchingUp = "catching_up" // it has not everything yet
+	ReplacePromoting  = "promoting"   // it has got its vote
+	ReplaceDone       = "done"        // the old member is removed
+)
+
+// Replacement is how far a replacement is.
+type Replacement struct {
+	State string `json:"state"`
+	Old   string `json:"old"`
+	New   string `json:"new"`
+	// Detail says in words what is waited for.
+	Detail string `json:"detail"`
+}
+
 // TransferRequest asks for another leader. An empty ID leaves the choice to
 // the present one.
 type TransferRequest struct {
@@ -380,7 +417,11 @@ type Backend interface {
 	DeleteDatabase(ctx context.Context, name string, force bool) error
 	Cluster(ctx context.Context) (ClusterStatus, error)
 	AddMember(ctx context.Context, req AddMemberRequest) error
-	RemoveMember(ctx context.Context, id string) error
+	// RemoveMember returns ErrInUse when the voters that are left could decide
+	// nothing, unless force is set.
+	RemoveMember(ctx context.Context, id string, force bool) error
+	// ReplaceMember does the next step of a replacement and says how far it is.
+	ReplaceMember(ctx context.Context, req ReplaceRequest) (Replacement, error)
 	TransferLeadership(ctx context.Context, req TransferRequest) error
 	// Verify compares the copies of a database on all members. Copies that
 	// differ are no error: the report says so.

@@ -90,7 +90,7 @@ func (b backend) cluster(st *replicate.Status) api.ClusterStatus {
 	c := api.ClusterStatus{
 		ID: st.Cluster.ID, Lineage: b.n.dir.Record().Lineage, Leader: st.Cluster.Leader, LeaderHTTP: st.Cluster.LeaderHTTP,
 		Term: st.Cluster.Term, CommitIndex: st.Cluster.CommitIndex, AppliedIndex: st.Cluster.AppliedIndex,
-		Members: []api.MemberStatus{},
+		Members: []api.MemberStatus{}, Warnings: append([]string{}, st.Cluster.Warnings...),
 	}
 	for _, m := range st.Cluster.Members {
 		c.Members = append(c.Members, api.MemberStatus(m))
@@ -160,8 +160,16 @@ func (b backend) AddMember(ctx context.Context, req api.AddMemberRequest) error 
 }
 
 // RemoveMember implements api.Backend.
-func (b backend) RemoveMember(ctx context.Context, id string) error {
-	return apiError(b.n.svc.RemoveMember(ctx, id))
+func (b backend) RemoveMember(ctx context.Context, id string, force bool) error {
+	return apiError(b.n.svc.RemoveMember(ctx, id, force))
+}
+
+// ReplaceMember implements api.Backend.
+func (b backend) ReplaceMember(ctx context.Context, req api.ReplaceRequest) (api.Replacement, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	r, err := b.n.svc.Replace(ctx, req.Old, req.Raft, req.Force)
+	return api.Replacement(r), apiError(err)
 }
 
 // TransferLeadership implements api.Backend.

@@ -496,7 +496,7 @@ func TestNodeJoinsLater(t *testing.T) {
 		t.Errorf("compared %d nodes", len(r.Nodes))
 	}
 	// The joined nodes go first: one voter of two is no quorum.
-	if err := (backend{c.nodes[0]}).RemoveMember(t.Context(), "j0"); err != nil {
+	if err := (backend{c.nodes[0]}).RemoveMember(t.Context(), "j0", false); err != nil {
 		t.Error(err)
 	}
 }
