@@ -20,6 +20,10 @@ const (
 	// their entry ids, for verdicts asked late.
 	acceptedWindow = 1024
 
+	// acceptedHorizon is after how many further log entries they are forgotten: ten thousand databases that were
+	// busy once would keep 32 KiB each. No verdict is asked that late.
+	acceptedHorizon = 1 << 18
+
 	// rejectedWindow is how many rejected entry ids are kept, of all databases.
 	rejectedWindow = 1024
 
@@ -159,13 +163,15 @@ type database struct {
 	accepted acceptedRing
 }
 
-// accepts reports whether t was accepted before: this is a second copy of it.
-func (db *database) accepts(t *Transaction) bool {
-	if db == nil {
+// mayHaveAccepted reports whether t was accepted before the entry at index, so that this is a second copy of it, or
+// whether that is not known any more. Such a one is not kept as rejected: its writer may have been told the contrary.
+func (db *database) mayHaveAccepted(t *Transaction, index uint64) bool {
+	next := t.Pre.TXID + 1
+	if db == nil || next <= 1 || next > db.Position.TXID { // transaction 1 is the creation
 		return false
 	}
-	e, ok := db.accepted.at(t.Pre.TXID+1, db.Position.TXID)
-	return ok && e.id == t.ID
+	e, ok := db.accepted.at(next, db.Position.TXID, index)
+	return !ok || e.id == t.ID
 }
 
 func newState() *state {
@@ -309,7 +315,7 @@ func (s *state) transaction(t *Transaction, d *Decision) func(Sink) {
 	}
 	if reason := s.refusal(t, db, d.Term); reason != "" {
 		d.Reason = reason
-		if !db.accepts(t) {
+		if !db.mayHaveAccepted(t, d.Index) {
 			s.rejected.add(t.ID, d.Index)
 		}
 		return nil
@@ -618,7 +624,7 @@ func (f *FSM) ChecksumAt(id DatabaseID, txid TXID) (Checksum, bool) {
 	if txid == db.Position.TXID {
 		return db.Position.Checksum, true
 	}
-	e, ok := db.accepted.at(txid, db.Position.TXID)
+	e, ok := db.accepted.at(txid, db.Position.TXID, f.s.applied)
 	return e.checksum, ok
 }
 

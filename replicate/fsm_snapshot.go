@@ -12,10 +12,13 @@ import (
 // Snapshot implements raft.FSM. What the returned snapshot needs is copied or
 // never changes again.
 func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.stopped != nil {
 		return nil, fmt.Errorf("take manifest: %w: %w", ErrStopped, f.stopped)
+	}
+	for _, db := range f.s.byID {
+		db.accepted.forget(f.s.applied)
 	}
 	m := f.s.manifest()
 	if f.Spools.Listed != nil {

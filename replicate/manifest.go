@@ -110,7 +110,7 @@ func (m *manifest) encode(dst []byte) []byte {
 	le := binary.LittleEndian
 	size := 128 + len(m.rejected)*rejectedEntrySize + len(m.running)*runningSize
 	for i := range m.databases {
-		size += minDatabaseSize + len(m.databases[i].Name) + len(m.databases[i].accepted.window())*acceptedEntrySize
+		size += minDatabaseSize + len(m.databases[i].Name) + len(m.databases[i].accepted.window(m.applied))*acceptedEntrySize
 	}
 	for i := range m.tombstones {
 		size += minTombstoneSize + len(m.tombstones[i].Name)
@@ -140,7 +140,7 @@ func (m *manifest) encode(dst []byte) []byte {
 		dst = le.AppendUint64(dst, db.LastIndex)
 		dst = le.AppendUint64(dst, db.CreatedIndex)
 		dst = le.AppendUint64(dst, uint64(db.CreatedTime))
-		entries := db.accepted.window()
+		entries := db.accepted.window(m.applied)
 		dst = le.AppendUint16(dst, uint16(len(entries)))
 		for _, e := range entries {
 			dst = append(dst, e.id[:]...)

@@ -157,7 +157,7 @@ func (s *state) finalRefusal(f *Final, db *database, term uint64) string {
 
 // refuseLarge forgets a large transaction that can never be accepted.
 func (s *state) refuseLarge(id EntryID, db *database, pre Position, index uint64) func(Sink) {
-	if !db.accepts(&Transaction{ID: id, Pre: pre}) {
+	if !db.mayHaveAccepted(&Transaction{ID: id, Pre: pre}, index) {
 		s.rejected.add(id, index)
 	}
 	if s.running[id] == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 )
 
 // ErrVerdictForgotten is returned by Wait where the transaction in question is
@@ -50,20 +51,40 @@ type acceptedRing struct {
 func (r *acceptedRing) add(e acceptedEntry) {
 	if len(r.entries) >= acceptedWindow+acceptedWindow/4 {
 		kept := make([]acceptedEntry, acceptedWindow-1, acceptedWindow+acceptedWindow/4)
-		copy(kept, r.window()[1:])
+		copy(kept, r.recent()[1:])
 		r.entries = kept
 	}
 	r.entries = append(r.entries, e)
 }
 
-// window returns the entries that count.
-func (r *acceptedRing) window() []acceptedEntry {
+// recent returns the entries of the last transactions.
+func (r *acceptedRing) recent() []acceptedEntry {
 	return r.entries[max(0, len(r.entries)-acceptedWindow):]
 }
 
-// at returns the entry that took transaction txid, where last is the database's.
-func (r *acceptedRing) at(txid, last TXID) (acceptedEntry, bool) {
-	w := r.window()
+// window returns the entries that count at a log index: what is further back than the horizon does not, on any
+// node, whether the node still has it or not.
+func (r *acceptedRing) window(now uint64) []acceptedEntry {
+	w := r.recent()
+	if len(w) == 0 || w[0].index+acceptedHorizon > now {
+		return w
+	}
+	return w[sort.Search(len(w), func(i int) bool { return w[i].index+acceptedHorizon > now }):]
+}
+
+// forget gives back the memory of entries that do not count any more.
+func (r *acceptedRing) forget(now uint64) {
+	switch w := r.window(now); {
+	case len(w) == 0:
+		r.entries = nil
+	case 2*len(w) < len(r.entries):
+		r.entries = slices.Clone(w)
+	}
+}
+
+// at returns the entry that took transaction txid, where last is the database's and now the log index.
+func (r *acceptedRing) at(txid, last TXID, now uint64) (acceptedEntry, bool) {
+	w := r.window(now)
 	if txid > last || uint64(last-txid) >= uint64(len(w)) {
 		return acceptedEntry{}, false
 	}
@@ -79,7 +100,10 @@ func (f *FSM) transactionWith(id DatabaseID, sum Checksum) (TXID, bool) {
 	if db == nil {
 		return 0, false
 	}
-	w := db.accepted.window()
+	if db.Position.Checksum == sum {
+		return db.Position.TXID, true
+	}
+	w := db.accepted.window(f.s.applied)
 	for i := len(w) - 1; i >= 0; i-- {
 		if w[i].checksum == sum {
 			return db.Position.TXID - TXID(len(w)-1-i), true
@@ -141,7 +165,7 @@ func (s *state) verdict(db DatabaseID, pre TXID, id EntryID, term uint64) (o out
 	d := s.byID[db]
 	taken := d != nil && d.Position.TXID > pre
 	if taken {
-		if e, ok := d.accepted.at(pre+1, d.Position.TXID); ok {
+		if e, ok := d.accepted.at(pre+1, d.Position.TXID, s.applied); ok {
 			if e.id == id {
 				return outcome{verdict: VerdictAccepted, position: Position{TXID: pre + 1, Checksum: e.checksum}, index: e.index}, true
 			}

@@ -1,8 +1,10 @@
 package replicate
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -201,5 +203,53 @@ func TestRejectedEntriesAreKeptUpToABound(t *testing.T) {
 	ordered := r.ordered()
 	if len(ordered) != rejectedWindow || ordered[0].id != ids[len(ids)-rejectedWindow] || len(r.byID) != rejectedWindow {
 		t.Fatalf("%d entries in order", len(ordered))
+	}
+}
+
+// What is further back than the horizon counts nowhere, whether a node took a snapshot, and gave the memory back, or did
+// not: two nodes decide alike, and their manifests are the same.
+func TestEntriesBeyondTheHorizonAreForgottenAlike(t *testing.T) {
+	s, other := newScript(t, nil), newScript(t, nil)
+	id := s.create("shop.db")
+	other.create("shop.db")
+	var all []*Transaction
+	for range 40 {
+		all = append(all, s.commit(id))
+		other.apply(all[len(all)-1])
+	}
+	snapshot := func(f *FSM) []byte { return manifestOf(t, f) }
+	jump := func(to uint64) {
+		for _, k := range []*script{s, other} {
+			k.index = to - 1
+			k.create("at " + strconv.FormatUint(to, 10))
+		}
+	}
+	first := s.f.s.byID[id].accepted.entries[0].index
+	for step, gone := range []int{0, 1, 25, 30, 40} {
+		jump(first + acceptedHorizon - 1 + uint64(gone))
+		for i, tx := range all {
+			a := s.ask(t.Context(), tx)
+			if want := i >= gone; want != (a.verdict == VerdictAccepted) || !want && !errors.Is(a.err, ErrVerdictForgotten) {
+				t.Fatalf("step %d, transaction %d: %+v, kept: %v", step, i, a, want)
+			}
+			if _, ok := s.f.ChecksumAt(id, tx.Post.TXID); ok != (i >= gone || i == len(all)-1) {
+				t.Fatalf("step %d, transaction %d: checksum known: %v", step, i, ok)
+			}
+		}
+		if step%2 == 1 { // one of them gives memory back earlier
+			snapshot(s.f)
+		}
+		// A second copy is judged alike.
+		s.apply(all[29])
+		other.apply(all[29])
+		if !bytes.Equal(snapshot(restored(t, snapshot(s.f))), snapshot(other.f)) {
+			t.Fatalf("step %d: the manifests differ", step)
+		}
+	}
+	if e := s.f.s.byID[id].accepted.entries; e != nil {
+		t.Errorf("%d entries are in memory", len(e))
+	}
+	if a := s.ask(t.Context(), s.commit(id)); a.verdict != VerdictAccepted {
+		t.Errorf("the next transaction: %+v", a)
 	}
 }
