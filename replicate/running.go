@@ -37,9 +37,6 @@ func partHash(before [32]byte, part []byte) (after [32]byte) {
 	return after
 }
 
-// offset is where the next part goes.
-func (r *Running) offset() int64 { return int64(r.Bytes) }
-
 // part decides a part of a large transaction.
 func (s *state) part(p *Part, d *Decision) func(Sink) {
 	d.DB = p.DB

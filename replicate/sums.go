@@ -128,11 +128,6 @@ func (s *pageSet) add(pgno uint32) {
 	}
 }
 
-func (s *pageSet) has(pgno uint32) bool {
-	i := int(pgno / 64)
-	return i < len(s.words) && s.words[i]&(1<<(pgno%64)) != 0
-}
-
 // each calls f with every number, ascending.
 func (s *pageSet) each(f func(pgno uint32)) {
 	for i, w := range s.words {
