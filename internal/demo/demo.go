@@ -99,6 +99,10 @@ func (d *show) run(ctx context.Context) error {
 	if err := d.exec(ctx, leader, schema); err != nil {
 		return fmt.Errorf("create the tables: %w", err)
 	}
+	// A statement is compiled with what the node's files show, before it asks for the write lock.
+	if _, err := d.cluster.WaitConverged(ctx, database); err != nil {
+		return err
+	}
 	for _, n := range d.cluster.Nodes() {
 		if err := d.write(ctx, n); err != nil {
 			return err
