@@ -61,10 +61,11 @@ func (c *checkpoints) notice(frames uint32) {
 	c.last = frames
 }
 
-// oldest is the reader that has held its snapshot the longest.
-func (c *checkpoints) oldest(now time.Time) (r reader, age time.Duration, ok bool) {
+// oldest is the reader that has held its snapshot the longest, as far as it was seen: one that was met once, in
+// the middle of a short transaction, has no age.
+func (c *checkpoints) oldest() (r reader, age time.Duration, ok bool) {
 	for _, k := range c.readers {
-		if d := now.Sub(k.from); !ok || d > age {
+		if d := k.seen.Sub(k.from); !ok || d > age {
 			r, age, ok = k, d, true
 		}
 	}
@@ -72,8 +73,8 @@ func (c *checkpoints) oldest(now time.Time) (r reader, age time.Duration, ok boo
 }
 
 // stuck reports a reader that writers should not wait for.
-func (c *checkpoints) stuck(now time.Time) bool {
-	_, age, ok := c.oldest(now)
+func (c *checkpoints) stuck() bool {
+	_, age, ok := c.oldest()
 	return ok && age >= stuckAfter
 }
 
@@ -118,10 +119,10 @@ func (d *replica) runCheckpoint() {
 	now := time.Now()
 	d.mu.Lock()
 	d.ckpt.next = marks.MaxFrame + checkpointFrames
-	if marks.Backfilled < marks.MaxFrame && !d.ckpt.stuck(now) {
+	if marks.Backfilled < marks.MaxFrame && !d.ckpt.stuck() {
 		d.ckpt.next = marks.MaxFrame + checkpointFrames/4
 	}
-	cut := size >= truncateBytes && !d.ckpt.stuck(now) && now.After(d.ckpt.notUntil)
+	cut := size >= truncateBytes && !d.ckpt.stuck() && now.After(d.ckpt.notUntil)
 	d.mu.Unlock()
 	if cut {
 		d.cutWAL(live, size)
@@ -301,7 +302,7 @@ func (d *replica) watchWAL() {
 	marks := d.lookAtWAL(live)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if marks.MaxFrame-min(marks.MaxFrame, marks.Backfilled) >= checkpointFrames || size >= truncateBytes && !d.ckpt.stuck(time.Now()) {
+	if marks.MaxFrame-min(marks.MaxFrame, marks.Backfilled) >= checkpointFrames || size >= truncateBytes && !d.ckpt.stuck() {
 		d.checkpointLocked()
 	}
 }

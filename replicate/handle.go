@@ -508,7 +508,7 @@ func (l *localCommit) encode(d *replica, sums sumTable, pageCount uint32, pages 
 // checkOldPages compares the pages that a transaction replaces, as the application's files hold them,
 // with the table (RULES B8). The application holds slot 0: nothing moves. It runs while the log is written.
 func (d *replica) checkOldPages(live LiveFile, sums sumTable, base wal.Fingerprint, pages []wal.Page) error {
-	snap, err := live.Pin()
+	snap, err := live.TryPin()
 	if err != nil {
 		return nil // a checkpoint runs: the scrubber sees the pages later
 	}

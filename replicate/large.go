@@ -328,7 +328,7 @@ func (h *Handle) proposePieces(ctx context.Context, p *pieces, tick func()) (Out
 // checkOldSums compares the pages that a transaction replaces, as the application's files hold them, with
 // the table (RULES B8), as checkOldPages does for one whose pages are in memory.
 func (d *replica) checkOldSums(live LiveFile, base wal.Fingerprint, l *localCommit) error {
-	snap, err := live.Pin()
+	snap, err := live.TryPin()
 	if err != nil {
 		return nil // a checkpoint runs: the scrubber sees the pages later
 	}

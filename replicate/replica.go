@@ -35,6 +35,7 @@ type LiveFile interface {
 	Begin(ctx context.Context) (*wal.Txn, error)
 	Peek() (fp wal.Fingerprint, pageSize, backfilled uint32, err error)
 	Pin() (*wal.Snapshot, error)
+	TryPin() (*wal.Snapshot, error) // an error while a checkpoint runs, which Pin waits for
 	Checkpoint(truncate bool) (walFrames, backfilled int, err error)
 	// Truncate waits for readers that end within wait; writers wait for it.
 	Truncate(wait time.Duration) (walFrames, backfilled int, err error)

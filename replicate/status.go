@@ -119,7 +119,7 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 		if r.BacklogFrames = d.ckpt.backlog; !d.ckpt.since.IsZero() {
 			r.BacklogMS = now.Sub(d.ckpt.since).Milliseconds()
 		}
-		if reader, age, ok := d.ckpt.oldest(now); ok {
+		if reader, age, ok := d.ckpt.oldest(); ok {
 			r.ReaderPID, r.ReaderAgeMS = reader.pid, age.Milliseconds()
 		}
 	} else {

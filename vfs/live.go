@@ -235,6 +235,17 @@ func (l *Live) checkpoint(mode C.int, wait time.Duration) (walFrames, backfilled
 	return walFrames, backfilled, nil
 }
 
+// TryPin is Pin that does not wait for a checkpoint: the error wraps
+// [wal.ErrBusy] while one runs.
+func (l *Live) TryPin() (*wal.Snapshot, error) {
+	// A checkpoint only tries for the lock, so taking it twice for reading cannot block.
+	if !l.pins.TryRLock() {
+		return nil, fmt.Errorf("pin %s: a checkpoint runs: %w", l.path, wal.ErrBusy)
+	}
+	defer l.pins.RUnlock()
+	return l.Pin()
+}
+
 // SyncWAL makes every transaction that is in the log now durable. Appends go on
 // meanwhile.
 func (l *Live) SyncWAL() error {

@@ -237,6 +237,58 @@ func TestLiveRecoversABrokenHeader(t *testing.T) {
 	}
 }
 
+// A commit must not wait for the seconds that a checkpoint of a long log takes.
+func TestLiveTryPinDoesNotWaitForACheckpoint(t *testing.T) {
+	l := openTest(t, 4096, 0)
+	setUp(t, l, 3)
+	l.pins.Lock() // as a checkpoint does
+	if _, err := l.TryPin(); !errors.Is(err, wal.ErrBusy) {
+		t.Errorf("during a checkpoint: got %v, want ErrBusy", err)
+	}
+	l.pins.Unlock()
+	snap, err := l.TryPin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := snap.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := l.Checkpoint(false); err != nil {
+		t.Errorf("after the snapshot is closed: %v", err)
+	}
+}
+
+// Truncate waits for a reader that ends in time; nobody else cuts the log under it.
+func TestLiveTruncateWaitsForAReader(t *testing.T) {
+	l := openTest(t, 4096, 0)
+	setUp(t, l, 3)
+	reader, err := openSQL(t, l.Path()).Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := reader.QueryRow("SELECT count(*) FROM t").Scan(&n); err != nil || n != 3 {
+		t.Fatalf("got %d rows, %v, want 3", n, err)
+	}
+	if m, err := l.Marks(); err != nil || m.MaxFrame == 0 {
+		t.Errorf("marks %+v, %v", m, err)
+	}
+	if _, _, err := l.Truncate(0); !errors.Is(err, wal.ErrBusy) {
+		t.Errorf("without waiting: got %v, want ErrBusy", err)
+	}
+	ended := make(chan error, 1)
+	time.AfterFunc(50*time.Millisecond, func() { ended <- reader.Rollback() })
+	if _, _, err := l.Truncate(10 * time.Second); err != nil {
+		t.Errorf("with a reader that ends: %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if size, err := l.WALSize(); err != nil || size != 0 {
+		t.Errorf("the log has %d bytes, %v", size, err)
+	}
+}
+
 func TestLiveCheckpointAndWhatHoldsItBack(t *testing.T) {
 	l := openTest(t, 4096, 0)
 	src := setUp(t, l, 3)

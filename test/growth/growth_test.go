@@ -317,7 +317,7 @@ func TestWALComesBackWhenReadersEnd(t *testing.T) {
 		expect(t, app, "ended")
 	}
 	ended := time.Now()
-	err := localcluster.Poll(testcluster.Context(t, 20*time.Second), 20*time.Millisecond, func() (bool, error) {
+	err := localcluster.Poll(testcluster.Context(t, 20*time.Second+*hold/2), 20*time.Millisecond, func() (bool, error) {
 		l, f := database(t, leader), database(t, follower)
 		return l.WALBytes < truncateBytes && f.WALBytes < truncateBytes && l.ReaderAgeMS < 1000 && f.ReaderAgeMS < 1000,
 			fmt.Errorf("WALs of %d and %d bytes, readers of %d and %d ms", l.WALBytes, f.WALBytes, l.ReaderAgeMS, f.ReaderAgeMS)

@@ -1,0 +1,37 @@
+package replicate
+
+import (
+	"testing"
+	"time"
+)
+
+// A writer is a reader too, for a moment, and is met in it again and again. That must not pass for a reader
+// that does not end, for which no writer is held back: the log would never be cut.
+func TestAReaderThatWasMetOnceIsNotStuck(t *testing.T) {
+	now := time.Now()
+	c := &checkpoints{readers: map[readerKey]reader{{slot: 4, mark: 7}: {pid: 1, from: now, seen: now}}}
+	if c.stuck() {
+		t.Error("a reader that was seen once is stuck")
+	}
+	c.readers[readerKey{slot: 5, mark: 9}] = reader{pid: 2, from: now, seen: now.Add(stuckAfter)}
+	if r, age, ok := c.oldest(); !c.stuck() || !ok || r.pid != 2 || age != stuckAfter {
+		t.Errorf("the oldest reader is %+v for %v", r, age)
+	}
+}
+
+func TestTheNextCheckpointFollowsTheLog(t *testing.T) {
+	c := &checkpoints{}
+	c.notice(10)
+	if c.next != checkpointFrames {
+		t.Errorf("first checkpoint at %d frames", c.next)
+	}
+	c.next = 5000 // readers held one up
+	c.notice(4000)
+	if c.next != 5000 {
+		t.Errorf("the log grew, next checkpoint at %d", c.next)
+	}
+	c.notice(3) // it was begun anew
+	if c.next != checkpointFrames {
+		t.Errorf("the log began anew, next checkpoint at %d", c.next)
+	}
+}
