@@ -291,7 +291,7 @@ func TestFollowerCatchesUpByLog(t *testing.T) {
 		// The leader tries a member that was away every few seconds only: the first entry that arrives starts the clock.
 		was := logOf(t, away).LastIndex
 		until(t, "the leader comes back to the node", func() error {
-			if logOf(t, away).LastIndex == was {
+			if last := logOf(t, away).LastIndex; last == was && last < logOf(t, leader).LastIndex {
 				return fmt.Errorf("nothing arrives")
 			}
 			return nil
