@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -488,10 +489,28 @@ func (h *Handle) admit(pageCount uint32, size int64) error {
 	return q.admitTransaction(size)
 }
 
+// scratch are buffers for entries that are being encoded. Their pages are mostly compressed to a small part of what
+// they could take, and the log, raft and the appliers keep the entry for a while.
+var scratch = sync.Pool{New: func() any { return new([]byte) }}
+
+// maxScratch is the largest buffer that is kept; a larger entry stays where it was encoded.
+const maxScratch = 64 << 10
+
 // encode makes the log entry of the transaction and computes its post position on the way. Term and commit
 // time are the leader's to stamp.
 func (l *localCommit) encode(d *replica, sums sumTable, pageCount uint32, pages []wal.Page) ([]byte, error) {
-	entry := make([]byte, 0, TransactionBound(d.pageSize, len(pages)))
+	bound := TransactionBound(d.pageSize, len(pages))
+	if bound > maxScratch {
+		return l.encodeTo(make([]byte, 0, bound), d, sums, pageCount, pages)
+	}
+	buf := scratch.Get().(*[]byte)
+	defer scratch.Put(buf)
+	*buf = slices.Grow((*buf)[:0], bound)
+	entry, err := l.encodeTo(*buf, d, sums, pageCount, pages)
+	return slices.Clone(entry), err
+}
+
+func (l *localCommit) encodeTo(entry []byte, d *replica, sums sumTable, pageCount uint32, pages []wal.Page) ([]byte, error) {
 	entry = EncodeTransactionHeader(entry, &Transaction{DB: d.id, ID: l.id, Pre: l.pre, PageSize: d.pageSize, PageCount: pageCount})
 	entry, pageSums, err := snapshot.EncodeTransactionSums(entry, snapshot.Header{
 		PageSize: d.pageSize, PageCount: pageCount, TXID: uint64(l.post.TXID), CommitTimeMillis: 1,

@@ -104,3 +104,28 @@ func FuzzCommitRequest(f *testing.F) {
 		}
 	})
 }
+
+// The log and its cache keep entries: one must not keep the room that its pages could have taken.
+func TestAnEntryKeepsNoMoreThanItsBytes(t *testing.T) {
+	page := make([]byte, 4096)
+	page[100] = 1
+	d := &replica{pageSize: 4096, id: DatabaseID{1}}
+	sums := make(sumTable, 2)
+	for i := range sums {
+		sums[i] = pageSum(4096, uint32(i+1), make([]byte, 4096))
+	}
+	for range 3 { // with a new buffer and with used ones
+		l := &localCommit{id: NewEntryID(), pre: Position{5, Checksum(snapshot.ChecksumFlag)}, post: Position{TXID: 6}}
+		entry, err := l.encode(d, sums, 2, []wal.Page{{Pgno: 1, Data: page}, {Pgno: 2, Data: page}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cap(entry) > 2*len(entry) {
+			t.Errorf("an entry of %d bytes keeps %d", len(entry), cap(entry))
+		}
+		var back Transaction
+		if err := decodeTransaction(entry, &back); err != nil || back.ID != l.id || back.Post != l.post {
+			t.Errorf("decoded %+v: %v", back, err)
+		}
+	}
+}

@@ -22,7 +22,8 @@ type cache struct {
 // entryOverhead is what an entry costs beside its data.
 const entryOverhead = 160
 
-func cost(l *raft.Log) int { return len(l.Data) + len(l.Extensions) + entryOverhead }
+// cost is the memory that an entry keeps, of its data also what is unused.
+func cost(l *raft.Log) int { return cap(l.Data) + cap(l.Extensions) + entryOverhead }
 
 func (c *cache) at(i int) **raft.Log { return &c.logs[(c.head+i)&(len(c.logs)-1)] }
 
