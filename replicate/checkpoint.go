@@ -208,15 +208,16 @@ func (d *replica) cutWAL(live LiveFile, size int64) {
 	d.checkpointed(true, frames == backfilled, err)
 }
 
-// writing reports whether an application on this node has a write transaction open.
+// writing reports whether an application on this node has a write transaction open, or may begin one unasked.
 func (d *replica) writing() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.local != nil {
 		return true
 	}
+	now := time.Now()
 	for h := range d.handles {
-		if h.granted {
+		if h.writingLocked(now) {
 			return true
 		}
 	}

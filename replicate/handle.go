@@ -71,6 +71,7 @@ type Handle struct {
 	closed  bool
 	parts   *pieces            // of a transaction that is being sent
 	giveUp  context.CancelFunc // ends the begin that waits
+	unasked bool               // told that it may begin without asking
 
 	// Of the goroutine that serves the handle.
 	waited      bool        // the files changed while the last begin waited
@@ -180,7 +181,7 @@ func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position
 	// What the application's snapshot shows, or less: SQLite took it before it asked.
 	d.mu.Lock()
 	known, before, gate := d.known, d.position, d.ckpt.gate
-	h.giveUp = giveUp
+	h.giveUp, h.unasked = giveUp, false
 	d.mu.Unlock()
 	if gate != nil {
 		if err := gate.pass(ctx); err != nil {
@@ -270,10 +271,21 @@ func (h *Handle) acquire(ctx context.Context) (Position, error) {
 // Keep is for how long after its End the application may begin its next transaction without asking, on the files that it
 // left, and say so by Resume; 0: it has to ask. Asked after Commit.
 func (h *Handle) Keep() time.Duration {
-	if h.kept {
-		return keepUse
+	if !h.kept {
+		return 0
 	}
-	return 0
+	h.db.mu.Lock()
+	defer h.db.mu.Unlock()
+	if h.db.ckpt.gate != nil {
+		return 0 // the log is about to be cut: it has to come to the gate
+	}
+	h.unasked = true
+	return keepUse
+}
+
+// writingLocked reports whether the application has a write transaction open, or may begin one without asking.
+func (h *Handle) writingLocked(now time.Time) bool {
+	return h.granted || h.unasked && now.Sub(h.ended) < keepHold
 }
 
 // Resume hears that the application has begun a transaction on what its last one left, without asking. It holds native
