@@ -163,6 +163,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	}
 	if err := s.spools.clear(); err != nil {
 		cancel()
+		s.transport.EndWaits()
 		return nil, errors.Join(err, s.raft.Shutdown().Error())
 	}
 	s.mu.Lock()
@@ -432,6 +433,7 @@ func (s *Service) Shutdown(ctx context.Context) error {
 	var errs []error
 	s.store.Interrupt()
 	stopped := s.raft.Shutdown()
+	s.transport.EndWaits()
 	// A snapshot that waits for an application, or a restore that waits for a peer, gives up: raft waits for
 	// them.
 	s.cancel()

@@ -141,12 +141,13 @@ func (c *raftConn) Close() error {
 // While mayCampaign gives an error, this node asks for no votes; nil allows it always. raft has no other way to
 // keep a voter from standing for election. A candidate that the leader chose asks all the same.
 func LimitBatches(t *raft.NetworkTransport, maxBytes int, mayCampaign func() error) *Transport {
-	return &Transport{NetworkTransport: t, max: maxBytes, mayCampaign: mayCampaign}
+	return &Transport{NetworkTransport: t, comebacks: newComebacks(), max: maxBytes, mayCampaign: mayCampaign}
 }
 
 // Transport is raft's, with a bound on batches and, after Gate, a gate for answers.
 type Transport struct {
 	*raft.NetworkTransport
+	comebacks   *comebacks
 	max         int
 	mayCampaign func() error                                     // nil: always
 	wait        func(index uint64, cancel <-chan struct{}) error // nil: no gate
@@ -156,7 +157,7 @@ type Transport struct {
 // request: until this node, the leader, has it on its own disk (logstore.Parallel). Where wait fails, the
 // answer never counts.
 func Gate(t *Transport, wait func(index uint64, cancel <-chan struct{}) error) *Transport {
-	return &Transport{NetworkTransport: t.NetworkTransport, max: t.max, mayCampaign: t.mayCampaign, wait: wait}
+	return &Transport{NetworkTransport: t.NetworkTransport, comebacks: t.comebacks, max: t.max, mayCampaign: t.mayCampaign, wait: wait}
 }
 
 // RequestPreVote implements raft.WithPreVote.
@@ -185,10 +186,14 @@ var (
 	_ raft.WithClose   = (*Transport)(nil)
 )
 
-// AppendEntries implements raft.Transport.
+// EndWaits lets no request wait for a peer any more. It comes before raft is waited for at its shutdown.
+func (t *Transport) EndWaits() { t.comebacks.end() }
+
+// AppendEntries implements raft.Transport. A request that fails waits for its peer, see comebacks.
 func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	cutBatch(args, t.max)
-	if err := t.NetworkTransport.AppendEntries(id, target, args, resp); err != nil {
+	err := t.comebacks.append(id, args, func() error { return t.NetworkTransport.AppendEntries(id, target, args, resp) })
+	if err != nil {
 		return err
 	}
 	if n := len(args.Entries); n > 0 && t.wait != nil && resp.Success {

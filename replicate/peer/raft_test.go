@@ -51,7 +51,7 @@ func cluster(t *testing.T, wait func(r *raft.Raft, index uint64, cancel <-chan s
 		must(err)
 		self.Store(r)
 		rafts[id], fsms[id], stores[id], transports[id] = r, fsm, store, limited
-		t.Cleanup(func() { r.Shutdown().Error(); trans.Close() })
+		t.Cleanup(func() { limited.EndWaits(); r.Shutdown().Error(); trans.Close() })
 	}
 	return rafts, fsms, stores, ports, transports
 }
