@@ -170,6 +170,7 @@ func (s *Service) leadership() {
 		}
 		leads := s.raft.State() == raft.Leader
 		if led && !leads {
+			s.transport.LeadershipLost()
 			s.resetLocks()
 			s.log.Info("leadership lost", "term", s.raft.CurrentTerm())
 		}

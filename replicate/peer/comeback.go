@@ -7,12 +7,14 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// comebackPatience is for how long a request to a peer that cannot be reached waits for it to come back.
-const comebackPatience = time.Minute
+// comebackPatience is for how long a request that has failed waits for its peer to come back.
+const comebackPatience = 10 * time.Minute
 
-// comebacks shortens the time until a peer that was away is sent the log again. raft waits ten seconds after each of
-// many failures in a row, but sends heartbeats to all peers all the time: the first one that is answered
-// tells the request that failed, which then is sent once more instead of counting as a failure.
+// comebacks shortens the time until a peer that was away is sent the log again. raft pauses after a failed request, and
+// for ten seconds after each of many in a row, but sends heartbeats to all peers all the time. So a request that
+// failed is not reported to raft before the peer answers a heartbeat: there are few failures then, and raft goes on
+// at once. (To send that request again here would be worse: raft would go on to the end of the log as it was when
+// the peer went away, and then send one batch for each CommitTimeout.)
 type comebacks struct {
 	mu      sync.Mutex
 	waiting map[raft.ServerID]chan struct{} // closed when the peer answers a heartbeat
@@ -34,8 +36,8 @@ func (c *comebacks) answered(id raft.ServerID) {
 	}
 }
 
-// wait returns true when the peer answers a heartbeat, false when it does not for comebackPatience or after end.
-func (c *comebacks) wait(id raft.ServerID) bool {
+// wait returns when the peer answers a heartbeat, after release or end, or when it does not for comebackPatience.
+func (c *comebacks) wait(id raft.ServerID) {
 	c.mu.Lock()
 	w := c.waiting[id]
 	if w == nil {
@@ -47,11 +49,18 @@ func (c *comebacks) wait(id raft.ServerID) bool {
 	defer limit.Stop()
 	select {
 	case <-w:
-		return true
 	case <-limit.C:
-		return false
 	case <-c.ended:
-		return false
+	}
+}
+
+// release ends the waits for all peers: this node does not lead any more.
+func (c *comebacks) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, w := range c.waiting {
+		close(w)
+		delete(c.waiting, id)
 	}
 }
 
@@ -70,7 +79,7 @@ func isHeartbeat(args *raft.AppendEntriesRequest) bool {
 	return args.Term != 0 && args.PrevLogEntry == 0 && args.PrevLogTerm == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0
 }
 
-// append sends a request by send, and once more when it failed and the peer has come back.
+// append sends a request by send. A failure is returned when the peer has come back.
 func (c *comebacks) append(id raft.ServerID, args *raft.AppendEntriesRequest, send func() error) error {
 	err := send()
 	switch {
@@ -78,8 +87,8 @@ func (c *comebacks) append(id raft.ServerID, args *raft.AppendEntriesRequest, se
 		if err == nil {
 			c.answered(id)
 		}
-	case err != nil && c.wait(id):
-		err = send()
+	case err != nil:
+		c.wait(id)
 	}
 	return err
 }

@@ -186,6 +186,9 @@ var (
 	_ raft.WithClose   = (*Transport)(nil)
 )
 
+// LeadershipLost ends what this node did as a leader and has no part in any more.
+func (t *Transport) LeadershipLost() { t.comebacks.release() }
+
 // EndWaits lets no request wait for a peer any more. It comes before raft is waited for at its shutdown.
 func (t *Transport) EndWaits() { t.comebacks.end() }
 
