@@ -50,7 +50,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := Config{LogFormat: "text", LogLevel: slog.LevelInfo, Node: node.Config{Data: "/d", HTTP: "127.0.0.1:7440", Raft: "127.0.0.1:7441",
 		RaftLog: "wal", FileMode: 0o660, SnapshotEntries: 8192, TrailingEntries: 10240,
-		LogLimit: 1 << 30, CatchupRate: 256 << 20, WriteLease: 10 * time.Second, IdleClose: time.Minute}}
+		LogLimit: 1 << 30, CatchupRate: 1 << 30, WriteLease: 10 * time.Second, IdleClose: time.Minute}}
 	if !reflect.DeepEqual(c, want) {
 		t.Fatalf("got  %+v\nwant %+v", c, want)
 	}

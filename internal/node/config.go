@@ -18,7 +18,7 @@ const (
 	DefaultSnapshotEntries = 8192
 	DefaultTrailingEntries = 10240
 	DefaultLogLimit        = int64(1 << 30)
-	DefaultCatchupRate     = int64(256 << 20)
+	DefaultCatchupRate     = int64(1 << 30)
 	DefaultWriteLease      = 10 * time.Second
 	DefaultIdleClose       = 60 * time.Second
 )
