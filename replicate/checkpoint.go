@@ -3,6 +3,7 @@ package replicate
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/uglyer/ha-sqlite/wal"
@@ -44,7 +45,8 @@ type readerKey struct {
 }
 
 type reader struct {
-	pid  int // 0: not known
+	pid  int   // 0: not known
+	pids []int // of those that were met at every look, the processes it can be
 	from time.Time
 	seen time.Time // last
 }
@@ -256,6 +258,35 @@ func (d *replica) lookAtWAL(live LiveFile) wal.Marks {
 		c.since = now
 	}
 	readers := map[readerKey]reader{}
+	for key, pids := range c.met(holders, marks) {
+		r, known := c.readers[key]
+		if !known {
+			r.from = now
+		}
+		r.seen = now
+		r.meet(pids)
+		readers[key] = r
+	}
+	for key, r := range c.readers {
+		if _, still := readers[key]; !still && key.salts == marks.Salts && now.Sub(r.seen) < readerGone {
+			readers[key] = r
+		}
+	}
+	c.readers = readers
+	return marks
+}
+
+// met lists the processes that hold each lock slot of readers which keeps something in the log. A writer is a reader
+// too, and shares a slot with those that hold up the log when these have all of them: it is listed only where it is
+// alone.
+func (c *checkpoints) met(holders []slotHolder, marks wal.Marks) map[readerKey][]int {
+	writer := 0
+	for _, h := range holders {
+		if h.slot == 0 {
+			writer = h.pid
+		}
+	}
+	all := map[readerKey][]int{}
 	for _, h := range holders {
 		i := h.slot - firstReadSlot
 		if i < 0 || i >= len(marks.Read) {
@@ -268,23 +299,25 @@ func (d *replica) lookAtWAL(live LiveFile) wal.Marks {
 			}
 			key.mark = marks.Backfilled
 		}
-		r, known := c.readers[key]
-		if !known {
-			r.from = now
-		}
-		r.seen = now
-		if r.pid == 0 {
-			r.pid = h.pid
-		}
-		readers[key] = r
+		all[key] = append(all[key], h.pid)
 	}
-	for key, r := range c.readers {
-		if _, still := readers[key]; !still && key.salts == marks.Salts && now.Sub(r.seen) < readerGone {
-			readers[key] = r
+	for key, pids := range all {
+		others := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return pid == writer })
+		if len(others) > 0 {
+			all[key] = others
 		}
 	}
-	c.readers = readers
-	return marks
+	return all
+}
+
+// meet narrows down which process the reader is: one that was there at every look. Where there is none, readers follow
+// each other without a gap, and the last ones are as good as any.
+func (r *reader) meet(pids []int) {
+	still := slices.DeleteFunc(slices.Clone(r.pids), func(pid int) bool { return !slices.Contains(pids, pid) })
+	if len(still) == 0 {
+		still = pids
+	}
+	r.pids, r.pid = still, still[0]
 }
 
 // watchWAL is the janitor's look at an open database: it tries again what readers kept from being done.

@@ -3,6 +3,8 @@ package replicate
 import (
 	"testing"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/wal"
 )
 
 // A writer is a reader too, for a moment, and is met in it again and again. That must not pass for a reader
@@ -33,5 +35,30 @@ func TestTheNextCheckpointFollowsTheLog(t *testing.T) {
 	c.notice(3) // it was begun anew
 	if c.next != checkpointFrames {
 		t.Errorf("the log began anew, next checkpoint at %d", c.next)
+	}
+}
+
+// A writer that shares the slot of a reader which holds up the log is not taken for it.
+func TestTheReaderIsOneThatIsThereAtEveryLook(t *testing.T) {
+	marks := wal.Marks{MaxFrame: 100, Backfilled: 10}
+	slot := func(n, pid int) slotHolder { return slotHolder{slot: n, pid: pid} }
+	const at = firstReadSlot + 2
+	marks.Read[2] = 10
+	key := readerKey{slot: at, mark: 10}
+	c := &checkpoints{backlog: 90}
+	for name, looks := range map[string][][]slotHolder{
+		"it writes at the first look":   {{slot(at, 7), slot(at, 8), slot(0, 7)}, {slot(at, 7), slot(at, 8)}},
+		"it is not there at the second": {{slot(at, 7), slot(at, 8)}, {slot(at, 8)}, {slot(at, 7), slot(at, 8)}},
+		"it comes later":                {{slot(at, 8)}, {slot(at, 7), slot(at, 8)}},
+		"the first one ends":            {{slot(at, 7)}, {slot(at, 8)}},
+		"only the writer is there":      {{slot(at, 8), slot(0, 8)}},
+	} {
+		var r reader
+		for _, holders := range looks {
+			r.meet(c.met(holders, marks)[key])
+		}
+		if r.pid != 8 {
+			t.Errorf("%s: process %d is the reader, want 8", name, r.pid)
+		}
 	}
 }
