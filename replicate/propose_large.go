@@ -331,17 +331,9 @@ const forgetInterval = time.Second
 
 // partData reads a part back from the log.
 func (s *Service) partData(index uint64) ([]byte, error) {
-	l, err := s.store.Entry(index)
+	p, err := logged[*Part](s, index)
 	if err != nil {
-		return nil, fmt.Errorf("read log entry %d back: %w", index, err)
-	}
-	e, err := Decode(l.Data)
-	if err != nil {
-		return nil, fmt.Errorf("decode log entry %d: %w", index, err)
-	}
-	p, ok := e.(*Part)
-	if !ok {
-		return nil, fmt.Errorf("log entry %d is a %T, not a part", index, e)
+		return nil, err
 	}
 	return p.Data, nil
 }

@@ -256,19 +256,28 @@ func (s *Service) release(n int) { s.retained.Add(-int64(n)) }
 
 // payload reads the LTX file of a transaction back from the log.
 func (s *Service) payload(index uint64) ([]byte, error) {
-	l, err := s.store.Entry(index)
+	t, err := logged[*Transaction](s, index)
 	if err != nil {
-		return nil, fmt.Errorf("read log entry %d back: %w", index, err)
-	}
-	e, err := Decode(l.Data)
-	if err != nil {
-		return nil, fmt.Errorf("decode log entry %d: %w", index, err)
-	}
-	t, ok := e.(*Transaction)
-	if !ok {
-		return nil, fmt.Errorf("log entry %d is a %T, not a transaction", index, e)
+		return nil, err
 	}
 	return t.LTX, nil
+}
+
+// logged reads an entry of a kind back from the log.
+func logged[E any](s *Service, index uint64) (e E, err error) {
+	l, err := s.store.Entry(index)
+	if err != nil {
+		return e, fmt.Errorf("read log entry %d back: %w", index, err)
+	}
+	found, err := Decode(l.Data)
+	if err != nil {
+		return e, fmt.Errorf("decode log entry %d: %w", index, err)
+	}
+	e, ok := found.(E)
+	if !ok {
+		return e, fmt.Errorf("log entry %d is a %T, not a %T", index, found, e)
+	}
+	return e, nil
 }
 
 // sink receives the state machine's decisions. It never blocks.

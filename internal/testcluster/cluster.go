@@ -129,6 +129,22 @@ func Converged(t testing.TB, c *localcluster.Cluster, database string) localclus
 	return pos
 }
 
+// LeaderFirst returns the nodes with the leader in front.
+func LeaderFirst(t testing.TB, c *localcluster.Cluster) []*localcluster.Node {
+	t.Helper()
+	leader, err := c.WaitLeader(Context(t, 30*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := []*localcluster.Node{leader}
+	for _, n := range c.Nodes() {
+		if n != leader {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
 // DatabaseFile returns the path of the node's file of a database.
 func DatabaseFile(t testing.TB, n *localcluster.Node, database string) string {
 	t.Helper()

@@ -36,12 +36,12 @@ var points = []float64{-1, 0.3, 0.9}
 // and where nobody knows it is one of the two.
 func TestLeaderKilledInALargeTransaction(t *testing.T) {
 	c := start(t)
-	setUp := testcluster.Open(t, leaderFirst(t, c)[0], "big.db", "_busy_timeout=20000")
+	setUp := testcluster.Open(t, testcluster.LeaderFirst(t, c)[0], "big.db", "_busy_timeout=20000")
 	testcluster.Exec(t, setUp, createBig)
 	want := 0
 	for round := range *rounds {
 		for i, point := range points {
-			nodes := leaderFirst(t, c)
+			nodes := testcluster.LeaderFirst(t, c)
 			testcluster.Converged(t, c, "big.db")
 			app := nodes[1]
 			if (i+round)%2 == 1 {
@@ -111,7 +111,7 @@ func TestLeaderKilledInALargeTransaction(t *testing.T) {
 // The application is killed in the middle: nothing of its transaction stays on any node, and the next writer goes on.
 func TestApplicationKilledInALargeTransaction(t *testing.T) {
 	c := start(t)
-	nodes := leaderFirst(t, c)
+	nodes := testcluster.LeaderFirst(t, c)
 	db := testcluster.Open(t, nodes[0], "big.db", "_busy_timeout=20000")
 	testcluster.Exec(t, db, createBig)
 	for _, on := range []*localcluster.Node{nodes[0], nodes[1]} {

@@ -61,22 +61,6 @@ func start(t *testing.T, args ...string) *localcluster.Cluster {
 	return testcluster.Start(t, localcluster.Options{Args: append([]string{"--log-limit", fmt.Sprint(limit, "MiB")}, args...)})
 }
 
-// leaderFirst returns the nodes with the leader in front.
-func leaderFirst(t *testing.T, c *localcluster.Cluster) []*localcluster.Node {
-	t.Helper()
-	leader, err := c.WaitLeader(testcluster.Context(t, 30*time.Second))
-	if err != nil {
-		t.Fatal(err)
-	}
-	nodes := []*localcluster.Node{leader}
-	for _, n := range c.Nodes() {
-		if n != leader {
-			nodes = append(nodes, n)
-		}
-	}
-	return nodes
-}
-
 func code(err error) int {
 	var e sqlite3.Error
 	if errors.As(err, &e) {
@@ -180,7 +164,7 @@ func term(t *testing.T, n *localcluster.Node) uint64 {
 // without an election, and other databases' commits pass between their parts.
 func TestLargeTransaction(t *testing.T) {
 	c := start(t)
-	nodes := leaderFirst(t, c)
+	nodes := testcluster.LeaderFirst(t, c)
 	before := term(t, nodes[0])
 	for _, from := range []*localcluster.Node{nodes[0], nodes[1]} {
 		name := fmt.Sprintf("big-%s.db", from.ID)

@@ -15,7 +15,7 @@ func TestAKilledLeaderIsSucceededWithoutATimeout(t *testing.T) {
 	ctx := testcluster.Context(t, 2*time.Minute)
 	const text = "stand for election at once"
 	for i := range 3 {
-		nodes := leaderFirst(t, c)
+		nodes := testcluster.LeaderFirst(t, c)
 		db := testcluster.Open(t, nodes[1+i%2], "f.db", patient...)
 		insist(ctx, t, db, `CREATE TABLE IF NOT EXISTS t(v)`)
 		if err := nodes[0].Kill(); err != nil {
@@ -41,7 +41,7 @@ func TestAKilledLeaderIsSucceededWithoutATimeout(t *testing.T) {
 func TestAShortPauseOfAnyNodeIsNoReasonForAnElection(t *testing.T) {
 	c := testcluster.Start(t, localcluster.Options{})
 	ctx := testcluster.Context(t, 2*time.Minute)
-	nodes := leaderFirst(t, c)
+	nodes := testcluster.LeaderFirst(t, c)
 	db := testcluster.Open(t, nodes[1], "p.db", patient...)
 	insist(ctx, t, db, `CREATE TABLE t(v)`)
 	term := func() uint64 {

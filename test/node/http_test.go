@@ -35,7 +35,7 @@ func TestDatabasesAreCreatedListedAndDeletedThroughAnyNode(t *testing.T) {
 			t.Errorf("database %q was created", bad)
 		}
 	}
-	leader := leaderFirst(t, c)[0]
+	leader := testcluster.LeaderFirst(t, c)[0]
 	if err := leader.Kill(); err != nil {
 		t.Fatal(err)
 	}

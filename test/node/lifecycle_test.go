@@ -24,7 +24,7 @@ import (
 func TestDeleteUnderOpenHandles(t *testing.T) {
 	c := testcluster.Start(t, localcluster.Options{})
 	ctx := testcluster.Context(t, 2*time.Minute)
-	nodes := leaderFirst(t, c)
+	nodes := testcluster.LeaderFirst(t, c)
 	old := testcluster.Open(t, nodes[1], "gone.db", patient...)
 	testcluster.Exec(t, old, `CREATE TABLE t(v)`)
 	testcluster.Exec(t, old, `INSERT INTO t VALUES('old')`)
@@ -119,7 +119,7 @@ func TestNodeRestartsUnderItsApplications(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := testcluster.Start(t, localcluster.Options{})
 			ctx := testcluster.Context(t, 2*time.Minute)
-			n := leaderFirst(t, c)[1]
+			n := testcluster.LeaderFirst(t, c)[1]
 			writer := testcluster.Open(t, n, "attached.db", patient...)
 			testcluster.Exec(t, writer, `CREATE TABLE t(v TEXT)`)
 			testcluster.Exec(t, writer, `INSERT INTO t VALUES('before')`)

@@ -64,19 +64,3 @@ func do(t *testing.T, c *sql.Conn, queries ...string) {
 		}
 	}
 }
-
-// leaderFirst returns the nodes with the leader in front.
-func leaderFirst(t *testing.T, c *localcluster.Cluster) []*localcluster.Node {
-	t.Helper()
-	leader, err := c.WaitLeader(testcluster.Context(t, 30*time.Second))
-	if err != nil {
-		t.Fatal(err)
-	}
-	nodes := []*localcluster.Node{leader}
-	for _, n := range c.Nodes() {
-		if n != leader {
-			nodes = append(nodes, n)
-		}
-	}
-	return nodes
-}

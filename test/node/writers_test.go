@@ -81,7 +81,7 @@ func TestNineWritersGetTheirTurns(t *testing.T) {
 func TestExpiredLeaseMakesTheLateCommitRefused(t *testing.T) {
 	const lease = time.Second
 	c := testcluster.Start(t, localcluster.Options{Args: []string{"--write-lease", lease.String()}})
-	nodes := leaderFirst(t, c)
+	nodes := testcluster.LeaderFirst(t, c)
 	for name, pair := range map[string][2]*localcluster.Node{
 		"holder on the leader":      {nodes[0], nodes[1]},
 		"holder on a follower":      {nodes[1], nodes[0]},
@@ -133,7 +133,7 @@ func TestExpiredLeaseMakesTheLateCommitRefused(t *testing.T) {
 // RULES B2: lock_timeout counts once for a series of attempts of the busy handler.
 func TestLockTimeoutIsSpentOncePerSeries(t *testing.T) {
 	c := testcluster.Start(t, localcluster.Options{})
-	nodes := leaderFirst(t, c)
+	nodes := testcluster.LeaderFirst(t, c)
 	holder := conn(t, testcluster.Open(t, nodes[0], "busy.db", patient...))
 	do(t, holder, `CREATE TABLE t(v)`)
 	testcluster.Converged(t, c, "busy.db")
@@ -153,7 +153,7 @@ func TestLockTimeoutIsSpentOncePerSeries(t *testing.T) {
 func TestLinearizableReadersSeeEveryAcknowledgedCommit(t *testing.T) {
 	const load = 5 * time.Second
 	c := testcluster.Start(t, localcluster.Options{})
-	nodes := leaderFirst(t, c)
+	nodes := testcluster.LeaderFirst(t, c)
 	ctx := testcluster.Context(t, 2*time.Minute)
 	setup := testcluster.Open(t, nodes[0], "lin.db", patient...)
 	testcluster.Exec(t, setup, `CREATE TABLE c(id INTEGER PRIMARY KEY, n INT)`)
@@ -248,7 +248,7 @@ func TestTwoReplicatedDatabasesInOneTransactionAreRefused(t *testing.T) {
 func TestAKeptLockIsGivenBack(t *testing.T) {
 	c := testcluster.Start(t, localcluster.Options{})
 	ctx := testcluster.Context(t, time.Minute)
-	nodes := leaderFirst(t, c)
+	nodes := testcluster.LeaderFirst(t, c)
 	var dbs []*sql.DB
 	for _, n := range []int{0, 1, 1, 2} { // two on one node
 		dbs = append(dbs, testcluster.Open(t, nodes[n], "kept.db", "_busy_timeout=0", "_synchronous=FULL"))
