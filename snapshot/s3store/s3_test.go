@@ -1,0 +1,157 @@
+package s3store
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot/store"
+	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
+)
+
+func open(t *testing.T, raw string) *Store {
+	t.Helper()
+	o, err := ParseURL(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.part, s.single = 5<<20, 6<<20
+	return s
+}
+
+func TestS3KeepsTheContract(t *testing.T) {
+	g := storetest.StartGateway(t)
+	s := open(t, g.URL("some/prefix"))
+	if err := s.Detect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Conditional() {
+		t.Error("If-None-Match was not found to work")
+	}
+	storetest.Contract(t, s, 12<<20)
+
+	t.Run("the probe leaves nothing", func(t *testing.T) {
+		if err := s.List(t.Context(), "_probe", "", func(i store.Info) error { return errors.New(i.Key) }); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("two prefixes do not see each other", func(t *testing.T) {
+		other := open(t, g.URL("some/prefix2"))
+		if dirs, err := other.Dirs(t.Context(), ""); err != nil || len(dirs) != 0 {
+			t.Errorf("got %v, %v", dirs, err)
+		}
+	})
+	t.Run("a bucket that is not there is no missing object", func(t *testing.T) {
+		none := open(t, strings.Replace(g.URL("x"), g.Bucket, "nothere", 1))
+		if _, err := none.Get(t.Context(), "a", 0, -1); err == nil || errors.Is(err, store.ErrNotFound) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a wrong secret is refused", func(t *testing.T) {
+		t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+		if _, err := open(t, g.URL("some/prefix")).Stat(t.Context(), "a/one"); err == nil || errors.Is(err, store.ErrNotFound) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// A store that ignores the condition is found out, and Puts look first.
+func TestDetectFindsAStoreThatIgnoresTheCondition(t *testing.T) {
+	g := storetest.StartGateway(t)
+	target, err := url.Parse(g.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refuse atomic.Bool
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+		r.Out.Host = r.In.Host
+	}, ModifyResponse: func(r *http.Response) error {
+		if r.StatusCode == http.StatusPreconditionFailed {
+			// As a store answers that overwrites.
+			r.StatusCode, r.Body, r.ContentLength = http.StatusOK, http.NoBody, 0
+			r.Header = http.Header{"Etag": {`"x"`}}
+		}
+		return nil
+	}}
+	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if refuse.Load() && r.Header.Get("If-None-Match") != "" {
+			http.Error(w, "<Error><Code>NotImplemented</Code></Error>", http.StatusNotImplemented)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer ts.Close()
+	for _, refuses := range []bool{false, true} {
+		refuse.Store(refuses)
+		s := open(t, "s3://archive/p?endpoint="+ts.URL)
+		if err := s.Detect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s.Conditional() {
+			t.Errorf("refuses %v: taken for conditional", refuses)
+		}
+		key := map[bool]string{false: "a/x", true: "a/y"}[refuses]
+		for i, want := range []error{nil, store.ErrExists} {
+			if err := s.Put(t.Context(), key, strings.NewReader("abc"), 3, time.Now()); !errors.Is(err, want) {
+				t.Errorf("put %d: got %v, want %v", i, err, want)
+			}
+		}
+	}
+}
+
+func TestParseURL(t *testing.T) {
+	for _, tt := range []struct {
+		url  string
+		want Options
+	}{
+		{"s3://b/p", Options{Bucket: "b", Prefix: "p"}},
+		{"s3://b/p/q/?region=eu-central-1&sse=AES256", Options{Bucket: "b", Prefix: "p/q", Region: "eu-central-1", SSE: "AES256"}},
+		{"s3://b/p?endpoint=http://h:1", Options{Bucket: "b", Prefix: "p", Endpoint: "http://h:1", PathStyle: true}},
+		{"s3://b/p?endpoint=https://h&path-style=false&ca=/c.pem&profile=x", Options{Bucket: "b", Prefix: "p", Endpoint: "https://h", CAFile: "/c.pem", Profile: "x"}},
+		{"s3://b/p?sse=aws:kms&kms-key-id=k", Options{Bucket: "b", Prefix: "p", SSE: "aws:kms", KMSKeyID: "k"}},
+	} {
+		got, err := ParseURL(tt.url)
+		if err != nil || got != tt.want {
+			t.Errorf("%s: got %+v, %v", tt.url, got, err)
+		}
+		if again, err := ParseURL(got.URL()); err != nil || again != got {
+			t.Errorf("%s: %s gives %+v, %v", tt.url, got.URL(), again, err)
+		}
+	}
+	for _, bad := range []string{
+		"", "file:///x", "s3://", "s3:///p", "s3://b", "s3://b/", "s3://k:s@b/p", "s3://b/p#x", "s3://b/p?x=1", "s3://b/p?sse=none",
+		"s3://b/p?kms-key-id=k", "s3://b/p?endpoint=h:1", "s3://b/p?endpoint=ftp://h", "s3://b/p?path-style=maybe", "s3://b/p?region=a&region=b",
+		"s3://b/p?region=", "s3://b/a//b", "s3://b/p?age-key=x",
+	} {
+		if o, err := ParseURL(bad); !errors.Is(err, ErrInvalidURL) {
+			t.Errorf("%q: got %+v, %v", bad, o, err)
+		}
+	}
+}
+
+func TestOpenRefusesCertificatesThatAreNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	for _, make := range []bool{false, true} {
+		if make {
+			if err := os.WriteFile(path, []byte("nothing"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := Open(t.Context(), Options{Bucket: "b", Prefix: "p", CAFile: path}); err == nil || !strings.Contains(err.Error(), "ca.pem") {
+			t.Errorf("got %v", err)
+		}
+	}
+}
