@@ -1,0 +1,242 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot/store"
+)
+
+// The layout of an archive. A part of a database's name that begins with an
+// underscore gets another one in front, so nothing of ours meets a name.
+//
+//	_archive.json                         whose archive it is
+//	_databases/<id>-<lineage>.json        the name of each database
+//	<name>/_<id>-<lineage>/               a database, as litestream sees it:
+//	    <level>/<min>-<max>.ltx           levels 0 to 3 and 9
+//	    hasqlite/manifest/<seq>           the manifest after so many journal entries
+//	    hasqlite/journal/<seq>            what has changed since
+//	    hasqlite/commits/<min>-<max>      commits, of which the manifest has no more
+//	    hasqlite/index/<level>-<min>-<max>  where each page of a large file is, and its checksum
+const (
+	markerKey    = "_archive.json"
+	databasesDir = "_databases"
+	manifestDir  = "hasqlite/manifest"
+	journalDir   = "hasqlite/journal"
+	commitsDir   = "hasqlite/commits"
+	indexDir     = "hasqlite/index"
+
+	// SnapshotLevel is the level of files that hold every page.
+	SnapshotLevel = 9
+	// TopLevel is the highest level that compaction makes of those below.
+	TopLevel = 3
+)
+
+// Identity says which database an archive keeps, and whose.
+type Identity struct {
+	Cluster  string `json:"cluster"`
+	Lineage  uint64 `json:"lineage"` // counts the recoveries of the cluster from one node
+	Database string `json:"id"`      // 32 hex digits
+	Name     string `json:"name"`
+}
+
+func (id Identity) check() error {
+	switch {
+	case id.Cluster == "":
+		return errors.New("no cluster id")
+	case len(id.Database) != 32 || strings.Trim(id.Database, "0123456789abcdef") != "":
+		return fmt.Errorf("database id %q", id.Database)
+	case len(id.Name) > maxName:
+		return fmt.Errorf("a name of %d bytes", len(id.Name))
+	}
+	return store.CheckKey(escapeName(id.Name))
+}
+
+const maxName = 255
+
+// dir is the directory of the database.
+func (id Identity) dir() string {
+	return store.Join(escapeName(id.Name), "_"+id.Database+"-"+strconv.FormatUint(id.Lineage, 10))
+}
+
+// escapeName makes a directory of a database's name.
+func escapeName(name string) string {
+	parts := strings.Split(name, "/")
+	for i, p := range parts {
+		if strings.HasPrefix(p, "_") {
+			parts[i] = "_" + p
+		}
+	}
+	return strings.Join(parts, "/")
+}
+
+// marker is the object that says whose an archive is.
+type marker struct {
+	Format     int    `json:"format"`
+	Cluster    string `json:"cluster"`
+	Encryption string `json:"encryption"` // "none" or "age"
+}
+
+const format = 1
+
+// Archive is the archive of a cluster.
+type Archive struct {
+	objects
+	cluster string
+}
+
+// Options of an archive.
+type Options struct {
+	Keys    *Keys
+	TempDir string // for temporary files; "" is the system's
+}
+
+// Open opens an archive to read it.
+func Open(ctx context.Context, s store.Store, o Options) (*Archive, error) {
+	a := &Archive{objects: objects{store: s, keys: o.Keys, tmp: o.TempDir}}
+	m, err := a.readMarker(ctx)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fmt.Errorf("open archive %s: there is no archive: %w", s.URL(), err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open archive %s: %w", s.URL(), err)
+	}
+	a.cluster = m.Cluster
+	return a, nil
+}
+
+// Claim opens the archive for the writers of a cluster, and makes it where
+// there is none. An archive of another cluster, or one that is not encrypted as
+// the keys say, is refused.
+func Claim(ctx context.Context, s store.Store, cluster string, o Options) (*Archive, error) {
+	fail := func(err error) (*Archive, error) { return nil, fmt.Errorf("open archive %s: %w", s.URL(), err) }
+	a := &Archive{objects: objects{store: s, keys: o.Keys, tmp: o.TempDir}, cluster: cluster}
+	m, err := a.readMarker(ctx)
+	if errors.Is(err, store.ErrNotFound) {
+		m = marker{Format: format, Cluster: cluster, Encryption: "none"}
+		if o.Keys != nil {
+			m.Encryption = "age"
+		}
+		var b []byte
+		if b, err = json.Marshal(m); err == nil {
+			err = s.Put(ctx, markerKey, bytes.NewReader(b), int64(len(b)), time.Time{})
+		}
+		if err == nil || errors.Is(err, store.ErrExists) {
+			m, err = a.readMarker(ctx)
+		}
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if m.Cluster != cluster {
+		return fail(fmt.Errorf("it is that of cluster %s, this is %s: %w", m.Cluster, cluster, ErrForeign))
+	}
+	return a, nil
+}
+
+// readMarker reads whose the archive is and refuses keys that do not fit.
+func (a *Archive) readMarker(ctx context.Context) (marker, error) {
+	plain := objects{store: a.store}
+	b, err := plain.get(ctx, markerKey)
+	if err != nil {
+		return marker{}, err
+	}
+	var m marker
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&m); err != nil {
+		return marker{}, damaged(markerKey, "%v", err)
+	}
+	switch {
+	case m.Format != format:
+		return marker{}, &ObjectError{markerKey, fmt.Errorf("format %d, this program knows %d", m.Format, format)}
+	case m.Cluster == "":
+		return marker{}, damaged(markerKey, "it names no cluster")
+	case m.Encryption == "age" && a.keys == nil:
+		return marker{}, fmt.Errorf("the archive is encrypted, and no identity was given: %w", ErrKey)
+	case m.Encryption == "none" && a.keys != nil:
+		return marker{}, fmt.Errorf("a key was given, and the archive is not encrypted: choose another place for an encrypted one: %w", ErrKey)
+	case m.Encryption != "age" && m.Encryption != "none":
+		return marker{}, fmt.Errorf("the archive is encrypted in a way that this program does not know, %q: %w", m.Encryption, ErrKey)
+	}
+	return m, nil
+}
+
+// Store returns what the archive is kept in.
+func (a *Archive) Store() store.Store { return a.store }
+
+// Cluster returns the id of the cluster whose archive it is.
+func (a *Archive) Cluster() string { return a.cluster }
+
+// Databases lists all databases of the archive.
+func (a *Archive) Databases(ctx context.Context) ([]Identity, error) {
+	var keys []string
+	if err := a.store.List(ctx, databasesDir, "", func(i store.Info) error {
+		keys = append(keys, i.Key)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	var list []Identity
+	for _, key := range keys {
+		b, err := a.get(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		var id Identity
+		if err := json.Unmarshal(b, &id); err != nil {
+			return nil, damaged(key, "%v", err)
+		}
+		if err := id.check(); err != nil {
+			return nil, damaged(key, "%v", err)
+		}
+		list = append(list, id)
+	}
+	return list, nil
+}
+
+// Find returns the databases that had the name: more than one where it was
+// deleted and made again, or the cluster was recovered from one node.
+func (a *Archive) Find(ctx context.Context, name string) ([]Identity, error) {
+	probe := Identity{Cluster: a.cluster, Name: name, Database: strings.Repeat("0", 32)}
+	if err := probe.check(); err != nil {
+		return nil, fmt.Errorf("find database %q: %w", name, err)
+	}
+	dirs, err := a.store.Dirs(ctx, escapeName(name))
+	if err != nil {
+		return nil, err
+	}
+	var list []Identity
+	for _, d := range dirs {
+		db, lineage, ok := strings.Cut(strings.TrimPrefix(d, "_"), "-")
+		if !strings.HasPrefix(d, "_") || strings.HasPrefix(d, "__") || !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(lineage, 10, 64)
+		id := Identity{Cluster: a.cluster, Lineage: n, Database: db, Name: name}
+		if err != nil || id.check() != nil {
+			continue
+		}
+		list = append(list, id)
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("find database %q in %s: %w", name, a.store.URL(), ErrNoDatabase)
+	}
+	return list, nil
+}
+
+// announce writes the name of a database where Databases looks for it.
+func (a *Archive) announce(ctx context.Context, id Identity) error {
+	b, err := json.Marshal(id)
+	if err != nil {
+		return fmt.Errorf("encode identity: %w", err)
+	}
+	_, err = a.put(ctx, store.Join(databasesDir, id.Database+"-"+strconv.FormatUint(id.Lineage, 10)+".json"+a.ext()), bytes.NewReader(b), int64(len(b)), time.Time{})
+	return err
+}

@@ -1,0 +1,350 @@
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
+)
+
+const (
+	manifestEvery = 64 // journal entries
+	sealFrom      = 8192
+	sealCount     = 4096
+	putAtOnce     = 8
+)
+
+// Body is the LTX file of a commit.
+type Body interface {
+	io.ReaderAt
+	Size() int64
+}
+
+// Commit is one transaction that the cluster has decided.
+type Commit struct {
+	TXID uint64
+	Time int64  // microseconds since 1970, later than that of the one before
+	Post uint64 // checksum of the database after it
+	LTX  Body   // file of this transaction alone
+}
+
+// Writer writes the archive of one database. There is one at a time, the
+// leader's; if another one writes to the same archive, one of the two gets
+// ErrForeign and has to make a new Writer. It is not safe for concurrent use.
+type Writer struct {
+	view     *View
+	opts     WriterOptions
+	since    uint64 // journal entries since the last manifest
+	manifest uint64 // sequence number of the last manifest
+	broken   error
+}
+
+// WriterOptions of a Writer. Zero values are the defaults.
+type WriterOptions struct {
+	Intervals [TopLevel + 1]time.Duration // of levels 1 to 3: 30 s, 5 min, 1 h
+	MinInputs [TopLevel + 1]int           // files that are worth merging: 4, 2, 1
+	Keep      [TopLevel + 1]time.Duration // single commits 24 h, level 1 24 h, level 2 7 days, level 3 30 days
+	Snapshot  time.Duration               // between snapshots: 24 h
+	Snapshots time.Duration               // for which snapshots are kept: 30 days
+	Fanout    int                         // files merged at a time: 48
+}
+
+func (o *WriterOptions) defaults() {
+	set := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&o.Intervals[1], 30*time.Second)
+	set(&o.Intervals[2], 5*time.Minute)
+	set(&o.Intervals[3], time.Hour)
+	set(&o.Keep[0], 24*time.Hour)
+	set(&o.Keep[1], 24*time.Hour)
+	set(&o.Keep[2], 7*24*time.Hour)
+	set(&o.Keep[3], 30*24*time.Hour)
+	set(&o.Snapshot, 24*time.Hour)
+	set(&o.Snapshots, 30*24*time.Hour)
+	for level, n := range [...]int{1: 4, 2: 2, 3: 1} {
+		if o.MinInputs[level] == 0 {
+			o.MinInputs[level] = n
+		}
+	}
+	if o.Fanout < 2 {
+		o.Fanout = 48
+	}
+}
+
+// Writer opens the archive of a database to write it, and makes it where there
+// is none. What an earlier writer has stored and not entered is taken over.
+func (a *Archive) Writer(ctx context.Context, id Identity, o WriterOptions) (*Writer, error) {
+	if err := id.check(); err != nil {
+		return nil, fmt.Errorf("write archive of %q: %w", id.Name, err)
+	}
+	if id.Cluster != a.cluster {
+		return nil, fmt.Errorf("write archive of %s: the database is of cluster %s, the archive of %s: %w", id.Name, id.Cluster, a.cluster, ErrForeign)
+	}
+	o.defaults()
+	v, err := a.Load(ctx, id)
+	if errors.Is(err, ErrNoDatabase) {
+		empty := encodeManifest(&State{Identity: id})
+		if err := a.announce(ctx, id); err != nil {
+			return nil, fmt.Errorf("make archive of %s: %w", id.Name, err)
+		}
+		if _, err := a.put(ctx, a.seqKey(id.dir(), manifestDir, 0), bytes.NewReader(empty), int64(len(empty)), time.Time{}); err != nil {
+			return nil, fmt.Errorf("make archive of %s: %w", id.Name, err)
+		}
+		v, err = a.Load(ctx, id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// A manifest is written after some entries, by whoever writes them.
+	return &Writer{view: v, opts: o, since: manifestEvery / 2, manifest: v.state.Seq}, nil
+}
+
+// View returns what the archive has. It changes with the next write.
+func (w *Writer) View() *View { return w.view }
+
+// Position returns the last transaction that is archived, 0 before the first.
+func (w *Writer) Position() uint64 { return w.view.state.Last.MaxTXID }
+
+// journal enters changes: with it they have happened, before it they have not.
+func (w *Writer) journal(ctx context.Context, changes ...change) error {
+	if w.broken != nil {
+		return w.broken
+	}
+	next := w.view.state.clone()
+	for _, c := range changes {
+		if err := next.apply(c); err != nil {
+			return fmt.Errorf("write archive of %s: %w", next.Name, err)
+		}
+	}
+	next.Seq++
+	b := encodeJournal(next.Seq, changes)
+	_, err := w.view.put(ctx, w.view.seqKey(w.view.dir, journalDir, next.Seq), bytes.NewReader(b), int64(len(b)), time.Time{})
+	if errors.Is(err, ErrForeign) {
+		w.broken = fmt.Errorf("write archive of %s: another writer was here: %w", next.Name, err)
+		return w.broken
+	}
+	if err != nil {
+		return err
+	}
+	w.setState(next)
+	w.since++
+	return nil
+}
+
+// setState makes a new view, so that one that was handed out stays as it was.
+func (w *Writer) setState(s *State) {
+	old := w.view
+	old.mu.Lock()
+	defer old.mu.Unlock()
+	w.view = &View{Archive: old.Archive, state: s, dir: old.dir, segments: old.segments}
+	old.segments = map[uint64][]Object{}
+}
+
+func (s *State) clone() *State {
+	c := *s
+	c.Segments, c.Recent, c.Snapshots = slices.Clone(s.Segments), slices.Clone(s.Recent), slices.Clone(s.Snapshots)
+	for i := range c.Levels {
+		c.Levels[i] = slices.Clone(s.Levels[i])
+	}
+	c.Gaps, c.Labels = slices.Clone(s.Gaps), slices.Clone(s.Labels)
+	return &c
+}
+
+// Append archives commits that follow the last one archived, as files of level
+// 0, and then enters them. What it had stored before an error is found again by
+// the next try. The bodies are read several times.
+func (w *Writer) Append(ctx context.Context, commits []Commit) error {
+	if w.broken != nil {
+		return w.broken
+	}
+	if len(commits) == 0 {
+		return nil
+	}
+	objects, err := w.upload(ctx, commits)
+	if err != nil {
+		return fmt.Errorf("archive %s: %w", w.view.state.Name, err)
+	}
+	changes := make([]change, 0, len(objects)+1)
+	if w.view.state.PageSize == 0 {
+		head := make([]byte, 100)
+		if _, err := commits[0].LTX.ReadAt(head, 0); err != nil {
+			return fmt.Errorf("archive %s: %w", w.view.state.Name, err)
+		}
+		h, err := snapshot.ParseFileHeader(head)
+		if err != nil {
+			return fmt.Errorf("archive %s: %w", w.view.state.Name, err)
+		}
+		changes = append(changes, change{kind: changePageSize, pageSize: h.PageSize})
+	}
+	for _, o := range objects {
+		changes = append(changes, change{kind: changeAdd, object: o})
+	}
+	return w.journal(ctx, changes...)
+}
+
+func (w *Writer) upload(ctx context.Context, commits []Commit) ([]Object, error) {
+	last := w.view.state.Last
+	for _, c := range commits {
+		if c.TXID != last.MaxTXID+1 || last.MaxTXID != 0 && c.Time <= last.Time {
+			return nil, fmt.Errorf("commit %016x of time %d after %016x of %d: %w", c.TXID, c.Time, last.MaxTXID, last.Time, errInvalidChange)
+		}
+		last = Object{MaxTXID: c.TXID, Time: c.Time}
+	}
+	objects, errs := make([]Object, len(commits)), make([]error, len(commits))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	slots := make(chan struct{}, putAtOnce)
+	var wg sync.WaitGroup
+	for i, c := range commits {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if objects[i], errs[i] = w.putCommit(ctx, c); errs[i] != nil {
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			return nil, err
+		}
+	}
+	return objects, errors.Join(errs...)
+}
+
+func (w *Writer) putCommit(ctx context.Context, c Commit) (Object, error) {
+	if err := ctx.Err(); err != nil {
+		return Object{}, err
+	}
+	o, index, err := describe(bufio.NewReaderSize(io.NewSectionReader(c.LTX, 0, c.LTX.Size()), 64<<10))
+	if err != nil {
+		return Object{}, fmt.Errorf("commit %016x: %w", c.TXID, err)
+	}
+	if o.MinTXID != c.TXID || o.MaxTXID != c.TXID || o.Size != c.LTX.Size() || o.Time != c.Time/1000*1000 {
+		return Object{}, fmt.Errorf("commit %016x of time %d: its file is of %016x-%016x, %d µs: %w", c.TXID, c.Time, o.MinTXID, o.MaxTXID, o.Time, snapshot.ErrCorrupt)
+	}
+	o.Level, o.Time, o.Post = 0, c.Time, c.Post
+	return w.putFile(ctx, o, c.LTX, index)
+}
+
+// describe reads and verifies an LTX file and makes its page index, of which a
+// small file has none. Level, time and checksum are for the caller to set.
+func describe(r io.Reader) (Object, *indexWriter, error) {
+	f, err := snapshot.NewFileReader(r)
+	if err != nil {
+		return Object{}, nil, err
+	}
+	index := &indexWriter{}
+	for {
+		fr, err := f.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return Object{}, nil, err
+		}
+		index.add(fr)
+	}
+	return objectOf(f.Info()), index, nil
+}
+
+func objectOf(i snapshot.FileInfo) Object {
+	return Object{
+		MinTXID: i.MinTXID, MaxTXID: i.MaxTXID, Time: i.CommitTimeMillis * 1000, PageCount: i.PageCount, Pages: uint32(i.Pages),
+		Size: i.Size, Checksum: i.Checksum,
+	}
+}
+
+// putFile stores a file that was verified, and its index before it.
+func (w *Writer) putFile(ctx context.Context, o Object, body io.ReaderAt, index *indexWriter) (Object, error) {
+	if o.Size >= indexedFrom {
+		b, sum := index.bytes()
+		stored, err := w.view.put(ctx, w.view.indexKey(o), bytes.NewReader(b), int64(len(b)), time.Time{})
+		if err != nil {
+			return Object{}, err
+		}
+		o.IndexSize, o.IndexSum = stored, sum
+	}
+	stored, err := w.view.put(ctx, w.view.Key(o), body, o.Size, time.UnixMicro(o.Time))
+	o.Stored = stored
+	return o, err
+}
+
+// Manifest writes a new manifest where it is due, and removes what it replaces.
+// An archive to which nothing is written costs no request.
+func (w *Writer) Manifest(ctx context.Context, force bool) error {
+	if w.broken != nil || w.since == 0 || !force && w.since < manifestEvery {
+		return w.broken
+	}
+	if err := w.seal(ctx); err != nil {
+		return err
+	}
+	s := w.view.state
+	b := encodeManifest(s)
+	if _, err := w.view.put(ctx, w.view.seqKey(w.view.dir, manifestDir, s.Seq), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
+		return fmt.Errorf("write manifest of %s: %w", s.Name, err)
+	}
+	before := w.manifest
+	w.since, w.manifest = 0, s.Seq
+	return w.sweep(ctx, before)
+}
+
+// seal moves the oldest commits into segments, so that the manifest stays small.
+func (w *Writer) seal(ctx context.Context) error {
+	for {
+		s := w.view.state
+		if len(s.Recent) < sealFrom || s.Recent[sealCount-1].MaxTXID > s.Done[1] {
+			return nil
+		}
+		n := 1 // a segment has no gaps
+		for n < sealCount && s.Recent[n].MinTXID == s.Recent[n-1].MaxTXID+1 {
+			n++
+		}
+		list := s.Recent[:n]
+		b := encodeCommits(list)
+		seg := Segment{
+			MinTXID: list[0].MinTXID, MaxTXID: list[len(list)-1].MaxTXID, FirstTime: list[0].Time, LastTime: list[len(list)-1].Time,
+			Count: uint32(len(list)), Sum: crc(b),
+		}
+		if _, err := w.view.put(ctx, w.view.segmentKey(seg), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
+			return fmt.Errorf("write commits of %s: %w", s.Name, err)
+		}
+		if err := w.journal(ctx, change{kind: changeSeal, segment: seg}); err != nil {
+			return err
+		}
+	}
+}
+
+// sweep removes manifests before the last two, and the journal up to the older
+// of them: a reader that has just found it needs what follows.
+func (w *Writer) sweep(ctx context.Context, keep uint64) error {
+	v := w.view
+	var old []string
+	take := func(until uint64, kind string) error {
+		return v.store.List(ctx, store.Join(v.dir, kind), "", func(i store.Info) error {
+			if i.Key < v.seqKey(v.dir, kind, until) {
+				old = append(old, i.Key)
+			}
+			return nil
+		})
+	}
+	if err := take(keep, manifestDir); err != nil {
+		return err
+	}
+	if err := take(keep+1, journalDir); err != nil {
+		return err
+	}
+	return v.store.Delete(ctx, old...)
+}
