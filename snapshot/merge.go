@@ -121,6 +121,8 @@ type MergeError struct {
 }
 
 func (e *MergeError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
 func (e *MergeError) Unwrap() error { return e.Err }
 
 // mergeHeap has the lowest page first, and of one page the latest file's.

@@ -27,6 +27,7 @@ const (
 	Conflict    = 6 // the name is taken, or the database is in use
 	Unknown     = 7 // timed out: whether it took effect is not known
 	Device      = 8 // the disk of the node failed
+	Damaged     = 9 // an archive or a restored file is damaged
 )
 
 // codedError is an error that has its exit code with it.

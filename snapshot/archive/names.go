@@ -240,3 +240,6 @@ func (a *Archive) announce(ctx context.Context, id Identity) error {
 	_, err = a.put(ctx, store.Join(databasesDir, id.Database+"-"+strconv.FormatUint(id.Lineage, 10)+".json"+a.ext()), bytes.NewReader(b), int64(len(b)), time.Time{})
 	return err
 }
+
+// Encrypted reports whether the objects are.
+func (a *Archive) Encrypted() bool { return a.keys != nil }

@@ -121,7 +121,7 @@ func (v *View) restore(ctx context.Context, p *Plan, w Target, progress Progress
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	out := newPageWriter(w, pageSize)
+	out := newPageWriter(w, pageSize, int(min(writeBuffer, int64(p.Target.PageCount)*int64(pageSize))))
 	defer func() {
 		if closeErr := out.close(); err == nil {
 			err = closeErr
@@ -258,10 +258,10 @@ type pageRun struct {
 	data  []byte
 }
 
-func newPageWriter(w io.WriterAt, pageSize uint32) *pageWriter {
+func newPageWriter(w io.WriterAt, pageSize uint32, buffer int) *pageWriter {
 	p := &pageWriter{w: w, pageSize: int(pageSize), full: make(chan pageRun), empty: make(chan []byte, writeBuffers), failed: make(chan error, 1)}
 	for range writeBuffers {
-		p.empty <- make([]byte, 0, writeBuffer)
+		p.empty <- make([]byte, 0, buffer)
 	}
 	p.run.data = <-p.empty
 	go func() {
@@ -278,7 +278,7 @@ func newPageWriter(w io.WriterAt, pageSize uint32) *pageWriter {
 }
 
 func (p *pageWriter) write(pgno uint32, data []byte) error {
-	if n := len(p.run.data); n > 0 && (p.run.first+uint32(n/p.pageSize) != pgno || n+len(data) > writeBuffer) {
+	if n := len(p.run.data); n > 0 && (p.run.first+uint32(n/p.pageSize) != pgno || n+len(data) > cap(p.run.data)) {
 		if err := p.flush(); err != nil {
 			return err
 		}

@@ -391,3 +391,7 @@ func (v *View) Commits(ctx context.Context, from uint64, f func(Point) error) er
 	}
 	return give(^uint64(0))
 }
+
+// File returns the file that ends at the point; of several, that of the lowest
+// level.
+func (p Point) File() Object { return p.object }

@@ -1,4 +1,4 @@
-module github.com/uglyer/ha-sqlite/test/litestream
+module github.com/uglyer/ha-sqlite/tools/litestream
 
 go 1.26.0
 

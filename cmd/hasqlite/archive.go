@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/uglyer/ha-sqlite/internal/exit"
+	"github.com/uglyer/ha-sqlite/internal/storeurl"
+	"github.com/uglyer/ha-sqlite/snapshot/archive"
+)
+
+// archiveOptions name an archive and the key to it.
+type archiveOptions struct {
+	url, identity string
+}
+
+func (o *archiveOptions) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.url, "archive", "", "where the archive is: a directory, file:///path or s3://bucket/prefix (default: HASQLITE_ARCHIVE)")
+	cmd.Flags().StringVar(&o.identity, "identity", "", "file with the age identities of an encrypted archive (default: HASQLITE_IDENTITY)")
+}
+
+// withArchive calls f with the archive that the user named. It works with every
+// node dead, so the timeout for an answer of a node does not apply.
+func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.Context, *archive.Archive) error) error {
+	if o.url == "" {
+		o.url = c.env("HASQLITE_ARCHIVE")
+	}
+	if o.url == "" {
+		return exit.Usagef("no archive: set --archive or HASQLITE_ARCHIVE")
+	}
+	if o.identity == "" {
+		o.identity = c.env("HASQLITE_IDENTITY")
+	}
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	err := func() error {
+		s, err := storeurl.Open(ctx, o.url)
+		if errors.Is(err, storeurl.ErrInvalid) {
+			return exit.With(exit.Usage, err)
+		}
+		if err != nil {
+			return err
+		}
+		var keys *archive.Keys
+		if o.identity != "" {
+			b, err := os.ReadFile(o.identity)
+			if err != nil {
+				return fmt.Errorf("read identities: %w", err)
+			}
+			if keys, err = archive.NewKeys("", string(b)); err != nil {
+				return fmt.Errorf("%s: %w", o.identity, err)
+			}
+			if keys == nil {
+				return fmt.Errorf("%s: the file is empty: %w", o.identity, archive.ErrKey)
+			}
+		}
+		a, err := archive.Open(ctx, s, archive.Options{Keys: keys})
+		if err != nil {
+			return err
+		}
+		return f(ctx, a)
+	}()
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return errInterrupted
+	case errors.Is(err, archive.ErrNoDatabase), errors.Is(err, archive.ErrNotArchived):
+		return exit.With(exit.NotFound, err)
+	case errors.Is(err, archive.ErrDamaged):
+		return exit.With(exit.Damaged, err)
+	case errors.Is(err, archive.ErrTargetExists):
+		return exit.With(exit.Conflict, err)
+	}
+	return err
+}
+
+// newest chooses, of the databases that had a name, the last one.
+func newest(*archive.View) (bool, error) { return true, nil }
+
+// pointJSON is a state that can be restored.
+type pointJSON struct {
+	Bookmark string `json:"bookmark"`
+	TXID     string `json:"txid"`
+	Time     string `json:"time"`
+	Pages    uint32 `json:"pages"`
+}
+
+func describePoint(v *archive.View, p archive.Point) pointJSON {
+	return pointJSON{Bookmark: bookmark(v, p), TXID: fmt.Sprintf("%016x", p.TXID), Time: timeText(p.Time), Pages: p.PageCount}
+}
+
+func bookmark(v *archive.View, p archive.Point) string {
+	return fmt.Sprintf("%016x/%016x@%s", p.TXID, p.Checksum, v.State().Database)
+}
+
+func timeText(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z") }
+
+func newArchive(c *cli) *cobra.Command {
+	return group("archive", "Look into the archive of a cluster", newArchiveStatus(c), newArchiveVerify(c))
+}
+
+// archiveStatus is what archive status prints with --json.
+type archiveStatus struct {
+	Name      string          `json:"name"`
+	ID        string          `json:"id"`
+	Cluster   string          `json:"cluster"`
+	Lineage   uint64          `json:"lineage"`
+	Archive   string          `json:"archive"`
+	First     pointJSON       `json:"first"`
+	Last      pointJSON       `json:"last"`
+	Levels    []archiveLevel  `json:"levels"`
+	Gaps      []archiveGap    `json:"gaps"`
+	Labels    []snapshotLabel `json:"labels"`
+	PageSize  uint32          `json:"page_size"`
+	Encrypted bool            `json:"encrypted"`
+}
+
+type archiveLevel struct {
+	Level int   `json:"level"`
+	Files int   `json:"files"`
+	Bytes int64 `json:"bytes"`
+}
+
+type archiveGap struct {
+	First string `json:"first"`
+	Last  string `json:"last"`
+}
+
+type snapshotLabel struct {
+	Label string `json:"label"`
+	TXID  string `json:"txid"`
+}
+
+func newArchiveStatus(c *cli) *cobra.Command {
+	var o archiveOptions
+	cmd := &cobra.Command{
+		Use:   "status NAME",
+		Short: "Say what an archive has of a database",
+		Long: `Says which states of a database an archive has, and in how many files of each level. It
+reads the manifest and needs no node.`,
+		Example: "  hasqlite archive status shop.db --archive s3://backup/cluster1",
+		Args:    exit.Args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
+				v, err := a.Choose(ctx, args[0], newest)
+				if err != nil {
+					return err
+				}
+				first, err := v.First(ctx)
+				if err != nil {
+					return err
+				}
+				d, err := v.Describe(ctx)
+				if err != nil {
+					return err
+				}
+				s := v.State()
+				out := archiveStatus{
+					Name: s.Name, ID: s.Database, Cluster: s.Cluster, Lineage: s.Lineage, Archive: a.Store().URL(), PageSize: s.PageSize,
+					First: describePoint(v, first), Last: describePoint(v, v.Last()), Gaps: []archiveGap{}, Labels: []snapshotLabel{}, Encrypted: a.Encrypted(),
+				}
+				for level, n := range d.Files {
+					if n > 0 {
+						out.Levels = append(out.Levels, archiveLevel{level, n, d.Bytes[level]})
+					}
+				}
+				for _, g := range s.Gaps {
+					out.Gaps = append(out.Gaps, archiveGap{fmt.Sprintf("%016x", g.MinTXID), fmt.Sprintf("%016x", g.MaxTXID)})
+				}
+				for _, l := range s.Labels {
+					out.Labels = append(out.Labels, snapshotLabel{l.Name, fmt.Sprintf("%016x", l.TXID)})
+				}
+				if c.json {
+					return c.printJSON(out)
+				}
+				return c.printArchive(out)
+			})
+		},
+	}
+	o.flags(cmd)
+	return cmd
+}
+
+func (c *cli) printArchive(s archiveStatus) error {
+	pairs := [][2]string{
+		{"name", s.Name}, {"id", s.ID}, {"cluster", fmt.Sprintf("%s, lineage %d", s.Cluster, s.Lineage)}, {"archive", s.Archive}, {"encrypted", yesNo(s.Encrypted)},
+		{"first", s.First.Time + "  " + s.First.Bookmark}, {"last", s.Last.Time + "  " + s.Last.Bookmark},
+	}
+	for _, l := range s.Levels {
+		pairs = append(pairs, [2]string{fmt.Sprintf("level %d", l.Level), fmt.Sprintf("%d files, %s", l.Files, bytesText(l.Bytes))})
+	}
+	for _, g := range s.Gaps {
+		pairs = append(pairs, [2]string{"not one by one", g.First + " to " + g.Last})
+	}
+	for _, l := range s.Labels {
+		pairs = append(pairs, [2]string{"label " + l.Label, l.TXID})
+	}
+	return c.printFields(pairs)
+}
+
+// archiveReport is what archive verify prints with --json.
+type archiveReport struct {
+	Name     string   `json:"name"`
+	OK       bool     `json:"ok"`
+	Files    int      `json:"files"`
+	Bytes    int64    `json:"bytes"`
+	States   int      `json:"states"`
+	Problems []string `json:"problems"`
+	Unlisted []string `json:"unlisted"`
+}
+
+func newArchiveVerify(c *cli) *cobra.Command {
+	var o archiveOptions
+	cmd := &cobra.Command{
+		Use:   "verify NAME",
+		Short: "Read and check all that an archive has of a database",
+		Long: `Reads every file of a database in an archive to its end, checks that a chain of files
+leads to each state, and restores the last one without keeping it. Files that the
+manifest does not list are named; they do no harm.
+
+Exit codes: 0 all is well, 8 something is missing or damaged, and the output names it.`,
+		Example: "  hasqlite archive verify shop.db --archive /var/lib/hasqlite/archive",
+		Args:    exit.Args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
+				v, err := a.Choose(ctx, args[0], newest)
+				if err != nil {
+					return err
+				}
+				bar := c.progress("verify")
+				r, err := v.Verify(ctx, bar.update)
+				bar.done()
+				if err != nil {
+					return err
+				}
+				out := archiveReport{Name: args[0], OK: len(r.Problems) == 0, Files: r.Objects, Bytes: r.Bytes, States: r.Points, Problems: r.Problems, Unlisted: r.Unknown}
+				if c.json {
+					err = c.printJSON(out)
+				} else {
+					err = c.printArchiveReport(out)
+				}
+				if err == nil && !out.OK {
+					err = exit.With(exit.Damaged, fmt.Errorf("archive of %s: %d problems", args[0], len(r.Problems)))
+				}
+				return err
+			})
+		},
+	}
+	o.flags(cmd)
+	return cmd
+}
+
+func (c *cli) printArchiveReport(r archiveReport) error {
+	var b strings.Builder
+	for _, p := range r.Problems {
+		fmt.Fprintf(&b, "damaged: %s\n", clean(p))
+	}
+	for _, k := range r.Unlisted {
+		fmt.Fprintf(&b, "not in the manifest: %s\n", clean(k))
+	}
+	fmt.Fprintf(&b, "%s: %d files (%s), %d states, %d problems\n", clean(r.Name), r.Files, bytesText(r.Bytes), r.States, len(r.Problems))
+	if _, err := fmt.Fprint(c.out, b.String()); err != nil {
+		return fmt.Errorf("print answer: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/uglyer/ha-sqlite/internal/exit"
+	"github.com/uglyer/ha-sqlite/internal/when"
+	"github.com/uglyer/ha-sqlite/snapshot/archive"
+)
+
+// historyLine is one state of a database in its history.
+type historyLine struct {
+	pointJSON
+	Level     int    `json:"level"`   // of the file that ends there: 0 is a single commit
+	Changed   uint32 `json:"changed"` // pages in that file
+	SizeBytes int64  `json:"size_bytes"`
+	Dropped   uint64 `json:"dropped"` // commits before it that are not restorable one by one
+}
+
+func newHistory(c *cli) *cobra.Command {
+	var o archiveOptions
+	var since, until string
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "history NAME",
+		Short: "List the states of a database that can be restored",
+		Long: `Lists the states of a database that an archive has, with their bookmarks. Level 0 is a
+single commit; a file of a higher level stands for all commits since the line before,
+whose number DROPPED gives: they cannot be restored one by one any more. Level 9 is a
+snapshot.`,
+		Example: `  hasqlite history shop.db --archive /var/lib/hasqlite/archive
+  hasqlite history shop.db --since "1 hour ago" --archive s3://backup/cluster1 --json`,
+		Args: exit.Args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			now := time.Now()
+			from, to := time.Time{}, now
+			for _, f := range []struct {
+				name, text string
+				t          *time.Time
+			}{{"since", since, &from}, {"until", until, &to}} {
+				if f.text == "" {
+					continue
+				}
+				var err error
+				if *f.t, err = when.Parse(f.text, now); err != nil {
+					return exit.Usagef("--%s %w", f.name, err)
+				}
+			}
+			if limit < 1 {
+				return exit.Usagef("--limit %d: want at least 1", limit)
+			}
+			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
+				v, err := a.Choose(ctx, args[0], newest)
+				if err != nil {
+					return err
+				}
+				lines, more, err := history(ctx, v, from, to, limit)
+				if err != nil {
+					return err
+				}
+				if c.json {
+					return c.printJSON(struct {
+						Name   string        `json:"name"`
+						ID     string        `json:"id"`
+						States []historyLine `json:"states"`
+						More   bool          `json:"more"`
+					}{args[0], v.State().Database, lines, more})
+				}
+				rows := [][]string{{"TIME", "BOOKMARK", "LEVEL", "PAGES", "CHANGED", "SIZE", "DROPPED"}}
+				for _, l := range lines {
+					rows = append(rows, []string{l.Time, l.Bookmark, fmt.Sprint(l.Level), fmt.Sprint(l.Pages), fmt.Sprint(l.Changed), bytesText(l.SizeBytes), fmt.Sprint(l.Dropped)})
+				}
+				if err := c.printTable(rows); err != nil {
+					return err
+				}
+				if more {
+					fmt.Fprintf(c.err, "hasqlite: only the last %d states are shown; --limit shows more\n", limit)
+				}
+				return nil
+			})
+		},
+	}
+	o.flags(cmd)
+	cmd.Flags().StringVar(&since, "since", "", "leave out what is before this time: "+when.Forms)
+	cmd.Flags().StringVar(&until, "until", "", "leave out what is behind this time")
+	cmd.Flags().IntVar(&limit, "limit", 1000, "most states to show, the last ones")
+	return cmd
+}
+
+// history returns the last states between two times, and whether there are more.
+func history(ctx context.Context, v *archive.View, from, to time.Time, limit int) ([]historyLine, bool, error) {
+	lines, more, last := []historyLine{}, false, uint64(0)
+	err := v.Commits(ctx, 0, func(p archive.Point) error {
+		dropped := p.TXID - last - 1
+		last = p.TXID
+		if p.Time.Before(from) || p.Time.After(to) {
+			return nil
+		}
+		if len(lines) == limit {
+			lines, more = append(lines[:0], lines[1:]...), true
+		}
+		f := p.File()
+		lines = append(lines, historyLine{describePoint(v, p), f.Level, f.Pages, f.Size, dropped})
+		return nil
+	})
+	return lines, more, err
+}

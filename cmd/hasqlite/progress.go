@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/chzyer/readline"
+)
+
+const progressEvery = 100 * time.Millisecond
+
+// progress is a bar on the terminal, where there is one and no JSON is asked
+// for.
+type progress struct {
+	out   io.Writer // nil: no bar
+	label string
+	shown time.Time
+	width int
+}
+
+func (c *cli) progress(label string) *progress {
+	f, ok := c.err.(*os.File)
+	if c.json || !ok || !readline.IsTerminal(int(f.Fd())) {
+		return &progress{}
+	}
+	return &progress{out: f, label: label}
+}
+
+func (p *progress) update(done, total int64) {
+	now := time.Now()
+	if p.out == nil || total <= 0 || now.Sub(p.shown) < progressEvery {
+		return
+	}
+	p.shown = now
+	const cells = 30
+	full := int(cells * min(done, total) / total)
+	line := fmt.Sprintf("%s [%s%s] %s of %s", p.label, strings.Repeat("=", full), strings.Repeat(" ", cells-full), bytesText(done), bytesText(total))
+	p.width = max(p.width, len(line))
+	fmt.Fprintf(p.out, "\r%-*s", p.width, line)
+}
+
+// done removes the bar.
+func (p *progress) done() {
+	if p.out != nil && p.width > 0 {
+		fmt.Fprintf(p.out, "\r%-*s\r", p.width, "")
+	}
+}
