@@ -1,0 +1,274 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+const (
+	roundCommits = 4096
+	roundBytes   = 64 << 20
+	minRetry     = time.Second
+	maxRetry     = 30 * time.Second
+	retainEvery  = time.Hour
+	roundTimeout = 10 * time.Minute
+)
+
+// Source is where an Uploader gets a database from: the node.
+type Source interface {
+	// Position is the last commit decided, and its time.
+	Position() (txid uint64, time int64)
+
+	// Commits returns commits that follow each other from one on: at least one
+	// where there is one, at most so many of so many bytes. ErrNotInBacklog says
+	// that they cannot be had any more.
+	Commits(ctx context.Context, from uint64, count int, bytes int64) (*Batch, error)
+
+	// Image opens the database as it is now, at a position that is decided.
+	Image(ctx context.Context) (Image, func(), error)
+
+	// Archived is told that all up to a commit is in the archive, each time that
+	// it was read from there or written.
+	Archived(txid uint64)
+}
+
+// UploaderOptions of an Uploader.
+type UploaderOptions struct {
+	Writer   WriterOptions
+	Interval time.Duration // from a commit to its upload; 1 s
+	Archived uint64        // last commit that is known to be archived: a database without later ones costs no request
+	Log      *slog.Logger
+}
+
+// Uploader keeps the archive of one database complete, on the node that leads.
+// As long as nothing is committed it sends no request; where the store does not
+// answer it waits, and the commits stay in the source.
+type Uploader struct {
+	archive *Archive
+	id      Identity
+	source  Source
+	opts    UploaderOptions
+	wake    chan struct{}
+
+	mu     sync.Mutex
+	status UploadStatus
+}
+
+// UploadStatus is what an Uploader has done.
+type UploadStatus struct {
+	Archived uint64    // last commit in the archive; 0 also before it was read
+	Since    time.Time // of the oldest commit that was found not archived, zero where all are
+	Error    string    // of the last round, empty where it went well
+	Gaps     uint64    // times that commits were missing and a snapshot was made
+}
+
+// Lag is how long the oldest commit that is not archived has been waiting.
+func (s UploadStatus) Lag(now time.Time) time.Duration {
+	if s.Since.IsZero() {
+		return 0
+	}
+	return max(0, now.Sub(s.Since))
+}
+
+// NewUploader makes an Uploader, which does nothing before Run.
+func NewUploader(a *Archive, id Identity, source Source, o UploaderOptions) *Uploader {
+	if o.Interval <= 0 {
+		o.Interval = time.Second
+	}
+	o.Writer.defaults()
+	return &Uploader{archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1)}
+}
+
+// Notify says that there was a commit. It never waits.
+func (u *Uploader) Notify() {
+	select {
+	case u.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Status returns what was done.
+func (u *Uploader) Status() UploadStatus {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.status
+}
+
+// Run archives until the context ends. The node runs it while it leads.
+func (u *Uploader) Run(ctx context.Context) {
+	var w *Writer
+	retry := minRetry
+	var nextCompact, nextRetain time.Time
+	archived := u.opts.Archived // as far as is known
+	for ctx.Err() == nil {
+		last, _ := u.source.Position()
+		settled := w != nil && w.settled()
+		now := time.Now()
+		var wait time.Duration
+		switch {
+		case last > archived:
+			wait = u.opts.Interval
+		case w == nil:
+			wait = -1
+		case settled:
+			wait = max(0, nextRetain.Sub(now))
+		default:
+			wait = max(0, nextCompact.Sub(now))
+		}
+		if !u.sleep(ctx, wait) {
+			return
+		}
+		if last, _ = u.source.Position(); last == 0 || w == nil && last <= archived {
+			continue
+		}
+		round, cancel := context.WithTimeout(ctx, roundTimeout)
+		err := u.round(round, &w, &nextCompact, &nextRetain)
+		cancel()
+		if w != nil {
+			archived = w.Position()
+		}
+		u.note(archived, err)
+		if err == nil {
+			retry = minRetry
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		u.opts.Log.Warn("archive not complete, trying again", "db", u.id.Name, "duration", retry, "err", err)
+		if errors.Is(err, ErrForeign) || errors.Is(err, errInvalidChange) {
+			w = nil // what it knows of the archive is not true any more
+		}
+		if !u.pause(ctx, retry) {
+			return
+		}
+		retry = min(2*retry, maxRetry)
+	}
+}
+
+// sleep waits for the time, or where that is negative for a commit, and
+// reports whether to go on. A commit ends a wait for something else.
+func (u *Uploader) sleep(ctx context.Context, d time.Duration) bool {
+	var timer <-chan time.Time
+	if d >= 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		timer = t.C
+	}
+	wake := u.wake
+	if d >= 0 && d <= u.opts.Interval {
+		wake = nil // let more commits come
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer:
+	case <-wake:
+	}
+	return true
+}
+
+func (u *Uploader) pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// note keeps the outcome of a round for Status.
+func (u *Uploader) note(archived uint64, err error) {
+	last, commit := u.source.Position()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.status.Archived = max(u.status.Archived, archived)
+	switch {
+	case last <= archived:
+		u.status.Since = time.Time{}
+	case u.status.Since.IsZero():
+		u.status.Since = time.UnixMicro(commit)
+	}
+	u.status.Error = ""
+	if err != nil {
+		u.status.Error = err.Error()
+	}
+}
+
+// round archives what is there, and merges and removes what is due.
+func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextRetain *time.Time) error {
+	if *wp == nil {
+		w, err := u.archive.Writer(ctx, u.id, u.opts.Writer)
+		if err != nil {
+			return err
+		}
+		*wp = w
+		u.source.Archived(w.Position())
+	}
+	w := *wp
+	for {
+		last, _ := u.source.Position()
+		if last <= w.Position() {
+			break
+		}
+		more, err := u.upload(ctx, w)
+		if err != nil {
+			return err
+		}
+		u.source.Archived(w.Position())
+		u.note(w.Position(), nil)
+		if !more {
+			break
+		}
+	}
+	now := time.Now()
+	if !now.Before(*nextCompact) {
+		if err := w.Compact(ctx, now); err != nil {
+			return err
+		}
+		*nextCompact = now.Add(u.opts.Writer.Intervals[1])
+	}
+	if !now.Before(*nextRetain) {
+		if _, err := w.Retain(ctx, now); err != nil {
+			return err
+		}
+		*nextRetain = now.Add(retainEvery)
+	}
+	return w.Manifest(ctx, false)
+}
+
+// upload archives one batch and reports whether there may be more.
+func (u *Uploader) upload(ctx context.Context, w *Writer) (bool, error) {
+	batch, err := u.source.Commits(ctx, w.Position()+1, roundCommits, roundBytes)
+	if errors.Is(err, ErrNotInBacklog) {
+		img, done, err := u.source.Image(ctx)
+		if err != nil {
+			return false, fmt.Errorf("open image: %w", err)
+		}
+		defer done()
+		u.mu.Lock()
+		u.status.Gaps++
+		u.mu.Unlock()
+		return true, w.SnapshotOf(ctx, img)
+	}
+	if err != nil {
+		return false, err
+	}
+	defer batch.Close()
+	if len(batch.Commits) == 0 {
+		return false, nil
+	}
+	return true, w.Append(ctx, batch.Commits)
+}
+
+// settled reports whether nothing is left to be merged.
+func (w *Writer) settled() bool {
+	s := w.view.state
+	return s.Done[TopLevel] == s.Last.MaxTXID
+}

@@ -1,0 +1,432 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
+)
+
+// node is a Source: a database that is written, and its backlog.
+type node struct {
+	t       testing.TB
+	backlog *Backlog
+	mu      sync.Mutex
+	r       *recorder
+	told    uint64
+	images  int
+}
+
+func newNode(t testing.TB, limit int64) *node {
+	t.Helper()
+	b, err := OpenBacklog(t.TempDir(), limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, backlog: b, r: newRecorder(t, 7, 1024, 2)}
+	n.r.commits, n.r.images, n.r.image = nil, nil, nil
+	n.r.now = time.Now()
+	return n
+}
+
+// commit makes so many commits, now.
+func (n *node) commit(count int) {
+	n.t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for range count {
+		if now := time.Now(); now.After(n.r.now) {
+			n.r.now = now
+		}
+		n.r.step()
+		if err := n.backlog.Add(testID.Database, n.r.commits[len(n.r.commits)-1]); err != nil {
+			n.t.Error(err)
+		}
+	}
+}
+
+func (n *node) Position() (uint64, int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.r.commits) == 0 {
+		return 0, 0
+	}
+	c := n.r.commits[len(n.r.commits)-1]
+	return c.TXID, c.Time
+}
+
+func (n *node) Commits(_ context.Context, from uint64, count int, size int64) (*Batch, error) {
+	return n.backlog.Range(testID.Database, from, count, size)
+}
+
+type fixedImage struct {
+	c        Commit
+	pageSize uint32
+	b        []byte
+}
+
+func (i fixedImage) Position() (uint64, int64, uint64) { return i.c.TXID, i.c.Time, i.c.Post }
+func (i fixedImage) PageSize() uint32                  { return i.pageSize }
+func (i fixedImage) PageCount() uint32                 { return uint32(len(i.b)) / i.pageSize }
+func (i fixedImage) ReadPage(pgno uint32, data []byte) error {
+	copy(data, i.b[(pgno-1)*i.pageSize:])
+	return nil
+}
+
+func (n *node) Image(context.Context) (Image, func(), error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.images++
+	return fixedImage{n.r.commits[len(n.r.commits)-1], n.r.pageSize, n.r.image}, func() {}, nil
+}
+
+func (n *node) Archived(txid uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.told = max(n.told, txid)
+	if err := n.backlog.Trim(testID.Database, txid); err != nil {
+		n.t.Error(err)
+	}
+}
+
+func (n *node) uploader(a *Archive) *Uploader {
+	return NewUploader(a, testID, n, UploaderOptions{Log: slog.New(slog.DiscardHandler)})
+}
+
+// lead runs an uploader until the function it returns is called.
+func lead(u *Uploader) func() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		u.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// complete checks that the archive has every commit, but for gaps, and that each
+// is the recorded image.
+func (n *node) complete(a *Archive, gaps int) {
+	n.t.Helper()
+	ctx := context.Background()
+	v, err := a.Load(ctx, testID)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if len(v.state.Gaps) != gaps {
+		n.t.Fatalf("gaps %v, want %d", v.state.Gaps, gaps)
+	}
+	if got := v.Last().TXID; got != uint64(len(n.r.commits)) {
+		n.t.Fatalf("archived up to %d of %d", got, len(n.r.commits))
+	}
+	next := uint64(1)
+	if err := v.Commits(ctx, 0, func(p Point) error {
+		if gaps == 0 && p.TXID != next {
+			return fmt.Errorf("commit %d is followed by %d", next-1, p.TXID)
+		}
+		next = p.TXID + 1
+		got, err := restoreTX(ctx, v, p.TXID)
+		if err == nil && !bytes.Equal(got, n.r.images[p.TXID-1]) {
+			err = fmt.Errorf("commit %d is restored as another", p.TXID)
+		}
+		return err
+	}); err != nil {
+		n.t.Fatal(err)
+	}
+	report, err := v.Verify(ctx, nil)
+	if err != nil || len(report.Problems) > 0 {
+		n.t.Fatalf("verify: %v, %v", report.Problems, err)
+	}
+}
+
+func settle(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func TestCommitsAreArchivedWithinTheIntervalAndIdleCostsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := storetest.NewFaulty(openDir(t), 1)
+		a := claim(t, s, nil)
+		n := newNode(t, 1<<30)
+		u := n.uploader(a)
+		stop := lead(u)
+		defer stop()
+		for range 5 {
+			n.commit(3)
+			u.Notify()
+			settle(1100 * time.Millisecond)
+			if got, _ := n.Position(); u.Status().Archived != got || u.Status().Lag(time.Now()) != 0 {
+				t.Fatalf("after the interval: %+v, last commit %d", u.Status(), got)
+			}
+		}
+		if st := n.backlog.Status(); st.Bytes != 0 || n.told != 15 {
+			t.Errorf("backlog %+v, told %d", st, n.told)
+		}
+		settle(2 * time.Hour) // the last windows close
+		calls := s.Calls("")
+		settle(20 * time.Hour)
+		if got := s.Calls("") - calls; got != 0 {
+			t.Errorf("an idle database costs %d requests in 20 hours", got)
+		}
+		n.complete(a, 0)
+		n.commit(1)
+		u.Notify()
+		settle(1100 * time.Millisecond)
+		n.complete(a, 0)
+	})
+}
+
+func TestAnUploaderOfAnIdleDatabaseSendsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := storetest.NewFaulty(openDir(t), 1)
+		a := claim(t, s, nil)
+		n := newNode(t, 1<<30)
+		n.commit(2)
+		calls := s.Calls("")
+		u := NewUploader(a, testID, n, UploaderOptions{Archived: 2, Log: slog.New(slog.DiscardHandler)})
+		stop := lead(u)
+		defer stop()
+		settle(time.Hour)
+		if got := s.Calls("") - calls; got != 0 {
+			t.Errorf("%d requests", got)
+		}
+	})
+}
+
+func TestWithTheStoreDownTheBacklogGrowsAndDrainsByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := storetest.NewFaulty(openDir(t), 1)
+		a := claim(t, s, nil)
+		n := newNode(t, 1<<30)
+		u := n.uploader(a)
+		stop := lead(u)
+		defer stop()
+		n.commit(3)
+		u.Notify()
+		settle(2 * time.Second)
+		s.Down(true)
+		for range 30 {
+			n.commit(1)
+			u.Notify()
+			settle(10 * time.Second)
+		}
+		st := u.Status()
+		if st.Archived != 3 || st.Error == "" || st.Lag(time.Now()) < 4*time.Minute || n.backlog.Status().Bytes == 0 {
+			t.Errorf("while the store is down: %+v, lag %s", st, st.Lag(time.Now()))
+		}
+		s.Down(false)
+		settle(maxRetry + 2*time.Second)
+		if st := u.Status(); st.Archived != 33 || st.Error != "" || st.Lag(time.Now()) != 0 || n.backlog.Status().Bytes != 0 {
+			t.Errorf("after it came back: %+v", st)
+		}
+		n.complete(a, 0)
+	})
+}
+
+func TestLeadersChangeWhileTheStoreFails(t *testing.T) {
+	for seed := range uint64(4) {
+		synctest.Test(t, func(t *testing.T) {
+			s := storetest.NewFaulty(openDir(t), seed)
+			a := claim(t, s, nil)
+			n := newNode(t, 1<<30)
+			r := rand.New(rand.NewPCG(seed, 3))
+			s.Rate(0.15)
+			for range 8 {
+				u := n.uploader(a)
+				stop := lead(u)
+				// Now and then the one before does not know yet that it leads no more.
+				stopOld := func() {}
+				if r.IntN(2) == 0 {
+					stopOld = lead(n.uploader(a))
+				}
+				for range 1 + r.IntN(6) {
+					n.commit(1 + r.IntN(3))
+					u.Notify()
+					settle(time.Duration(r.IntN(40_000)) * time.Millisecond)
+				}
+				stop()
+				stopOld()
+			}
+			s.Rate(0)
+			stop := lead(n.uploader(a))
+			settle(2 * maxRetry)
+			stop()
+			n.complete(a, 0)
+		})
+	}
+}
+
+func TestCommitsThatAreGoneBecomeAGapAndNoHole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claim(t, openDir(t), nil)
+		n := newNode(t, 1<<30)
+		u := n.uploader(a)
+		n.commit(5)
+		stop := lead(u)
+		settle(2 * time.Second)
+		stop()
+		n.commit(4)
+		if err := n.backlog.Drop(testID.Database); err != nil {
+			t.Fatal(err)
+		}
+		n.commit(3) // the backlog begins here
+		u = n.uploader(a)
+		stop = lead(u)
+		settle(2 * time.Second)
+		n.commit(3)
+		u.Notify()
+		settle(3 * time.Hour) // compaction goes over the gap
+		stop()
+		if n.images != 1 || u.Status().Gaps != 1 {
+			t.Errorf("%d images, %+v", n.images, u.Status())
+		}
+		n.complete(a, 1)
+		v, err := a.Load(t.Context(), testID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g := v.state.Gaps[0]; g != (Gap{6, 11}) {
+			t.Errorf("gap %v", g)
+		}
+		if _, err := v.PointOf(t.Context(), 8); !errors.Is(err, ErrNotArchived) {
+			t.Errorf("a state in the gap: %v", err)
+		}
+		if _, dropped, err := v.At(t.Context(), time.UnixMicro(n.r.commits[8].Time)); err != nil || !dropped {
+			t.Errorf("a time in the gap: %v, %v", dropped, err)
+		}
+	})
+}
+
+func TestBacklogKeepsItsLimitAndSurvivesACrash(t *testing.T) {
+	dir := t.TempDir()
+	r := newRecorder(t, 5, 4096, 0)
+	for len(r.commits) < 40 {
+		r.step()
+	}
+	b, err := OpenBacklog(dir, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(b *Backlog, db string, list []Commit) {
+		t.Helper()
+		for _, c := range list {
+			if err := b.Add(db, c); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	add(b, "a", r.commits[:30])
+	add(b, "a", r.commits[3:7]) // known already
+	add(b, "b", r.commits[:3])
+	if err := errors.Join(b.Sync(), b.Trim("b", 2)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := OpenBacklog(dir, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := again.Status(), b.Status(); got != want {
+		t.Errorf("after a restart %+v, want %+v", got, want)
+	}
+	for from := uint64(1); from <= 31; from++ {
+		batch, err := again.Range("a", from, 1000, 1<<30)
+		if err != nil || len(batch.Commits) != int(31-from) {
+			t.Fatalf("from %d: %d commits, %v", from, len(batch.Commits), err)
+		}
+		for i, c := range batch.Commits {
+			want := r.commits[from-1+uint64(i)]
+			x, y := make([]byte, want.LTX.Size()), make([]byte, want.LTX.Size())
+			if _, err := c.LTX.ReadAt(x, 0); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := want.LTX.ReadAt(y, 0); err != nil {
+				t.Fatal(err)
+			}
+			if c.TXID != want.TXID || c.Time != want.Time || c.Post != want.Post || !bytes.Equal(x, y) {
+				t.Fatalf("commit %d is another", want.TXID)
+			}
+		}
+		batch.Close()
+	}
+	if _, err := again.Range("a", 40, 1, 1); !errors.Is(err, ErrNotInBacklog) {
+		t.Errorf("behind a hole: %v", err)
+	}
+	add(again, "a", r.commits[35:36]) // 31 to 35 are missing: only 36 is of use
+	if _, err := again.Range("a", 30, 1, 1); !errors.Is(err, ErrNotInBacklog) {
+		t.Errorf("before a hole: %v", err)
+	}
+	small, err := OpenBacklog(t.TempDir(), 200<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.commits {
+		add(small, "a", []Commit{c})
+		if st := small.Status(); st.Bytes > st.Limit {
+			t.Fatalf("%+v", st)
+		}
+	}
+	if small.Status().Dropped == 0 {
+		t.Error("nothing was dropped")
+	}
+}
+
+func TestBacklogCutsOffWhatACrashHasTorn(t *testing.T) {
+	r := newRecorder(t, 6, 512, 0)
+	for len(r.commits) < 6 {
+		r.step()
+	}
+	size := int64(0)
+	var ends []int64
+	for _, c := range r.commits {
+		size += backlogHeader + c.LTX.Size()
+		ends = append(ends, size)
+	}
+	for _, cut := range []int64{0, 1, 39, 41, ends[0] - 1, ends[0], ends[3] + 20, size - 1} {
+		dir := t.TempDir()
+		b, err := OpenBacklog(dir, 1<<30)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range r.commits {
+			if err := b.Add("a", c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Truncate(b.path("a", 1), cut); err != nil {
+			t.Fatal(err)
+		}
+		if b, err = OpenBacklog(dir, 1<<30); err != nil {
+			t.Fatal(err)
+		}
+		want := 0
+		for want < len(ends) && ends[want] <= cut {
+			want++
+		}
+		batch, err := b.Range("a", 1, 100, 1<<30)
+		if err != nil || len(batch.Commits) != want {
+			t.Fatalf("cut at %d: %d commits, want %d, %v", cut, len(batch.Commits), want, err)
+		}
+		batch.Close()
+		for _, c := range r.commits[want:] {
+			if err := b.Add("a", c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if h := b.Status(); h.Bytes != size {
+			t.Errorf("cut at %d and filled up: %+v, want %d bytes", cut, h, size)
+		}
+	}
+}
