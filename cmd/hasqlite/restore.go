@@ -31,12 +31,13 @@ type wantedState struct {
 func (w *wantedState) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&w.at, "at", "", "time: "+when.Forms)
 	cmd.Flags().StringVar(&w.to, "to", "", "bookmark, or transaction number of 16 hex digits")
-	cmd.MarkFlagsMutuallyExclusive("at", "to")
 }
 
 func (w *wantedState) parse(now time.Time) error {
 	var err error
 	switch {
+	case w.at != "" && w.to != "":
+		return exit.Usagef("--at and --to name two states: give one")
 	case w.at != "":
 		if w.time, err = when.Parse(w.at, now); err != nil {
 			return exit.Usagef("--at %w", err)

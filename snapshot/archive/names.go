@@ -102,7 +102,7 @@ func Open(ctx context.Context, s store.Store, o Options) (*Archive, error) {
 	a := &Archive{objects: objects{store: s, keys: o.Keys, tmp: o.TempDir}}
 	m, err := a.readMarker(ctx)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, fmt.Errorf("open archive %s: there is no archive: %w", s.URL(), err)
+		return nil, fmt.Errorf("open archive %s: there is no archive, %s is missing: %w", s.URL(), markerKey, ErrNoDatabase)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open archive %s: %w", s.URL(), err)
