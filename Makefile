@@ -71,6 +71,7 @@ lint: build/staticcheck
 tidy:
 	$(GO) mod tidy -diff
 	cd tools && $(GO) mod tidy -diff
+	cd tools/litestream && $(GO) mod tidy -diff
 	cd test/gorm && $(GO) mod tidy -diff
 
 race: install-deps

@@ -227,7 +227,7 @@ func newArchiveVerify(c *cli) *cobra.Command {
 leads to each state, and restores the last one without keeping it. Files that the
 manifest does not list are named; they do no harm.
 
-Exit codes: 0 all is well, 8 something is missing or damaged, and the output names it.`,
+Exit codes: 0 all is well, 9 something is missing or damaged, and the output names it.`,
 		Example: "  hasqlite archive verify shop.db --archive /var/lib/hasqlite/archive",
 		Args:    exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

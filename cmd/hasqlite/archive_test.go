@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"filippo.io/age"
+	agekeys "filippo.io/age"
 
 	"github.com/uglyer/ha-sqlite/internal/exit"
 	"github.com/uglyer/ha-sqlite/snapshot"
@@ -206,7 +206,7 @@ func TestArchiveStatusAndVerify(t *testing.T) {
 }
 
 func TestRestoreFromAnEncryptedArchive(t *testing.T) {
-	id, err := age.GenerateX25519Identity()
+	id, err := agekeys.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestRestoreFromAnEncryptedArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	root, images := exampleArchive(t, keys)
-	wrong, err := age.GenerateX25519Identity()
+	wrong, err := agekeys.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,7 @@ The node is named by --node or HASQLITE_NODE; without either it is ` + defaultNo
 
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 no such database or member, 4 the node did
 not answer or the cluster has no leader, 5 the nodes differ, 6 the name is taken or the
-database is in use, 7 timed out and not known whether it took effect, 8 an archive is
+database is in use, 7 timed out and not known whether it took effect, 9 an archive is
 damaged, 130 interrupted.
 
 The commands restore, history and archive read an archive and need no node.`
