@@ -40,6 +40,7 @@ type indexWriter struct {
 	blockN                   int
 	last                     uint32 // page number
 	first, before            uint32 // page number of this block, of the one before
+	roll                     uint64 // all page checksums together
 	offset                   int64  // of the block's first frame
 }
 
@@ -54,6 +55,7 @@ func (w *indexWriter) add(fr snapshot.Frame) {
 	w.block = binary.AppendUvarint(w.block, uint64(fr.Size))
 	w.block = binary.LittleEndian.AppendUint64(w.block, fr.Sum)
 	w.last = fr.Pgno
+	w.roll ^= fr.Sum &^ snapshot.ChecksumFlag
 	w.blockN++
 }
 

@@ -23,7 +23,7 @@ import (
 //	    hasqlite/manifest/<seq>           the manifest after so many journal entries
 //	    hasqlite/journal/<seq>            what has changed since
 //	    hasqlite/commits/<min>-<max>      commits, of which the manifest has no more
-//	    hasqlite/index/<level>-<min>-<max>  where each page of a large file is, and its checksum
+//	    hasqlite/index/<level>-<min>-<max>-<checksum of the file>  where each of its pages is, and its checksum
 const (
 	markerKey    = "_archive.json"
 	databasesDir = "_databases"

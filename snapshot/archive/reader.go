@@ -185,6 +185,9 @@ type smallFile struct {
 
 func (r *Reader) small(o Object) (*smallFile, int, error) {
 	key := r.view.Key(o)
+	if o.Size > maxMetadata {
+		return nil, 0, &ObjectError{key, fmt.Errorf("it has %d bytes and no page index: restore the state instead", o.Size)}
+	}
 	raw, err := r.view.get(r.ctx, key)
 	if err != nil {
 		return nil, 0, err

@@ -3,16 +3,24 @@ package archive
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc64"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/pierrec/lz4/v4"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
 )
 
@@ -429,4 +437,103 @@ func TestBacklogCutsOffWhatACrashHasTorn(t *testing.T) {
 			t.Errorf("cut at %d and filled up: %+v, want %d bytes", cut, h, size)
 		}
 	}
+}
+
+// What a writer has stored and not entered, the next one takes over, also where
+// it was compressed by another program.
+func TestWhatAWriterLeftBehindIsTakenOver(t *testing.T) {
+	s := storetest.NewFaulty(openDir(t), 1)
+	a := claim(t, s, nil)
+	r := newRecorder(t, 3, 4096, 0)
+	r.exec("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<60) INSERT INTO item(data) SELECT randomblob(1500) FROM n")
+	r.commit()
+	w := openWriter(t, a, quick())
+	if err := w.Append(t.Context(), r.commits); err != nil {
+		t.Fatal(err)
+	}
+	stop := errors.New("stop")
+	for _, step := range []string{"hasqlite/index", "hasqlite/journal"} {
+		s.Hook(func(op, key string) error {
+			if op == "put" && strings.Contains(key, step) {
+				return stop
+			}
+			return nil
+		})
+		if err := openWriter(t, a, quick()).Snapshot(t.Context()); !errors.Is(err, stop) {
+			t.Fatalf("%s: %v", step, err)
+		}
+	}
+	s.Hook(nil)
+	// The file lies there with the same pages, not compressed the same way.
+	v := w.View()
+	key := v.Key(Object{Level: SnapshotLevel, MinTXID: 1, MaxTXID: 3})
+	b := recompress(t, mustGet(t, s, key))
+	if err := errors.Join(s.Delete(t.Context(), key), s.Put(t.Context(), key, bytes.NewReader(b), int64(len(b)), epoch)); err != nil {
+		t.Fatal(err)
+	}
+	w = openWriter(t, a, quick())
+	if err := w.Snapshot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.View().state.Snapshots[0]; got.Size != int64(len(b)) || got.IndexSize == 0 {
+		t.Errorf("the file entered has %d bytes, the one in the store %d", got.Size, len(b))
+	}
+	if got, err := restoreTX(t.Context(), w.View(), 3); err != nil || !bytes.Equal(got, r.image) {
+		t.Errorf("restored: %v", err)
+	}
+	if r, err := w.View().Verify(t.Context(), nil); err != nil || len(r.Problems) != 0 {
+		t.Errorf("verify: %+v, %v", r, err)
+	}
+}
+
+func mustGet(t testing.TB, s store.Store, key string) []byte {
+	t.Helper()
+	b, err := (&objects{store: s}).get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// recompress writes a file with another compressor.
+func recompress(t testing.TB, b []byte) []byte {
+	t.Helper()
+	in, err := snapshot.NewFileReader(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := bytes.Clone(b[:100])
+	sum := crc64.Update(0, crcTable, out)
+	var index []byte
+	for {
+		fr, err := in.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		block := make([]byte, lz4.CompressBlockBound(len(fr.Data)))
+		n, err := lz4.CompressBlockHC(fr.Data, block, lz4.Level9, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			n = copy(block, b[fr.Offset+10:fr.Offset+int64(fr.Size)])
+		}
+		for _, v := range []uint64{uint64(fr.Pgno), uint64(len(out)), uint64(10 + n)} {
+			index = binary.AppendUvarint(index, v)
+		}
+		head := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint32(nil, fr.Pgno), 1), uint32(n))
+		sum = crc64.Update(crc64.Update(sum, crcTable, head), crcTable, fr.Data)
+		out = append(append(out, head...), block[:n]...)
+	}
+	tail := append(make([]byte, 6), index...)
+	tail = binary.BigEndian.AppendUint64(append(tail, 0), uint64(len(index)+1))
+	tail = append(tail, make([]byte, 8)...)
+	out = binary.BigEndian.AppendUint64(append(out, tail...), 1<<63|crc64.Update(sum, crcTable, tail))
+	if _, err := snapshot.VerifyFile(bytes.NewReader(out)); err != nil || bytes.Equal(out, b) {
+		t.Fatalf("compressed again: %v", err)
+	}
+	return out
 }

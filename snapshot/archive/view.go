@@ -25,6 +25,7 @@ const (
 type View struct {
 	*Archive
 	state *State
+	base  uint64 // sequence number of the manifest that was read
 	dir   string
 
 	mu       sync.Mutex
@@ -37,8 +38,9 @@ func (a *Archive) Load(ctx context.Context, id Identity) (*View, error) {
 	var err error
 	for range loadTries {
 		var s *State
-		if s, err = a.loadState(ctx, id); err == nil {
-			return &View{Archive: a, state: s, dir: id.dir(), segments: map[uint64][]Object{}}, nil
+		var base uint64
+		if s, base, err = a.loadState(ctx, id); err == nil {
+			return &View{Archive: a, state: s, base: base, dir: id.dir(), segments: map[uint64][]Object{}}, nil
 		}
 		if !errors.Is(err, ErrDamaged) || ctx.Err() != nil {
 			break
@@ -47,65 +49,65 @@ func (a *Archive) Load(ctx context.Context, id Identity) (*View, error) {
 	return nil, fmt.Errorf("load manifest of %s: %w", id.Name, err)
 }
 
-func (a *Archive) loadState(ctx context.Context, id Identity) (*State, error) {
+func (a *Archive) loadState(ctx context.Context, id Identity) (s *State, base uint64, err error) {
 	dir := id.dir()
 	newest := ""
 	if err := a.store.List(ctx, store.Join(dir, manifestDir), "", func(i store.Info) error {
 		newest = i.Key
 		return nil
 	}); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if newest == "" {
-		return nil, fmt.Errorf("%s has no manifest: %w", dir, ErrNoDatabase)
+		return nil, 0, fmt.Errorf("%s has no manifest: %w", dir, ErrNoDatabase)
 	}
 	if strings.HasSuffix(newest, encryptedExt) != (a.keys != nil) {
-		return nil, damaged(newest, "encryption differs from that of the archive")
+		return nil, 0, damaged(newest, "encryption differs from that of the archive")
 	}
 	b, err := a.get(ctx, newest)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	s, err := decodeManifest(b)
-	if err != nil {
-		return nil, &ObjectError{newest, err}
+	if s, err = decodeManifest(b); err != nil {
+		return nil, 0, &ObjectError{newest, err}
 	}
 	if s.Identity != id {
-		return nil, damaged(newest, "it is that of database %s of cluster %s, lineage %d", s.Database, s.Cluster, s.Lineage)
+		return nil, 0, damaged(newest, "it is that of database %s of cluster %s, lineage %d", s.Database, s.Cluster, s.Lineage)
 	}
 	if key := a.seqKey(dir, manifestDir, s.Seq); key != newest {
-		return nil, damaged(newest, "it belongs to %s", key)
+		return nil, 0, damaged(newest, "it belongs to %s", key)
 	}
+	base = s.Seq
 	var keys []string
 	if err := a.store.List(ctx, store.Join(dir, journalDir), fmt.Sprintf("%016x%s", s.Seq, a.ext()), func(i store.Info) error {
 		keys = append(keys, i.Key)
 		return nil
 	}); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	bodies, err := fetchAll(ctx, &a.objects, keys)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	for i, key := range keys {
 		seq, changes, err := decodeJournal(bodies[i])
 		if err != nil {
-			return nil, &ObjectError{key, err}
+			return nil, 0, &ObjectError{key, err}
 		}
 		if want := a.seqKey(dir, journalDir, s.Seq+1); key != want {
-			return nil, damaged(want, "it is missing, the next one is %s", key)
+			return nil, 0, damaged(want, "it is missing, the next one is %s", key)
 		}
 		if seq != s.Seq+1 {
-			return nil, damaged(key, "it is entry %016x", seq)
+			return nil, 0, damaged(key, "it is entry %016x", seq)
 		}
 		for _, c := range changes {
 			if err := s.apply(c); err != nil {
-				return nil, damaged(key, "%v", err)
+				return nil, 0, damaged(key, "%v", err)
 			}
 		}
 		s.Seq = seq
 	}
-	return s, nil
+	return s, base, nil
 }
 
 func (a *Archive) seqKey(dir, kind string, seq uint64) string {
@@ -142,7 +144,7 @@ func (v *View) Key(o Object) string {
 }
 
 func (v *View) indexKey(o Object) string {
-	return store.Join(v.dir, indexDir, fmt.Sprintf("%d-%s%s", o.Level, o.name(), v.ext()))
+	return store.Join(v.dir, indexDir, fmt.Sprintf("%d-%s-%016x%s", o.Level, o.name(), o.Checksum, v.ext()))
 }
 
 func (v *View) segmentKey(s Segment) string { return store.Join(v.dir, commitsDir, s.name()+v.ext()) }

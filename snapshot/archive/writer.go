@@ -106,8 +106,7 @@ func (a *Archive) Writer(ctx context.Context, id Identity, o WriterOptions) (*Wr
 	if err != nil {
 		return nil, err
 	}
-	// A manifest is written after some entries, by whoever writes them.
-	return &Writer{view: v, opts: o, since: manifestEvery / 2, manifest: v.state.Seq}, nil
+	return &Writer{view: v, opts: o, since: v.state.Seq - v.base, manifest: v.base}, nil
 }
 
 // View returns what the archive has. It changes with the next write.
@@ -147,7 +146,7 @@ func (w *Writer) setState(s *State) {
 	old := w.view
 	old.mu.Lock()
 	defer old.mu.Unlock()
-	w.view = &View{Archive: old.Archive, state: s, dir: old.dir, segments: old.segments}
+	w.view = &View{Archive: old.Archive, state: s, base: old.base, dir: old.dir, segments: old.segments}
 	old.segments = map[uint64][]Object{}
 }
 
@@ -267,19 +266,51 @@ func objectOf(i snapshot.FileInfo) Object {
 	}
 }
 
-// putFile stores a file that was verified, and its index before it.
+// putFile stores a file that was verified, and its index. Where an earlier
+// writer has stored the same pages, compressed otherwise, and not entered them,
+// its file is taken.
 func (w *Writer) putFile(ctx context.Context, o Object, body io.ReaderAt, index *indexWriter) (Object, error) {
-	if o.Size >= indexedFrom {
-		b, sum := index.bytes()
-		stored, err := w.view.put(ctx, w.view.indexKey(o), bytes.NewReader(b), int64(len(b)), time.Time{})
+	key := w.view.Key(o)
+	stored, err := w.view.put(ctx, key, body, o.Size, time.UnixMicro(o.Time))
+	if errors.Is(err, ErrForeign) {
+		there, found, err := w.describeStored(ctx, key, err)
 		if err != nil {
 			return Object{}, err
 		}
-		o.IndexSize, o.IndexSum = stored, sum
+		if there.MinTXID != o.MinTXID || there.MaxTXID != o.MaxTXID || there.Time/1000 != o.Time/1000 || there.PageCount != o.PageCount ||
+			there.Pages != o.Pages || found.roll != index.roll {
+			return Object{}, &ObjectError{key, fmt.Errorf("it exists with another content: %w", ErrForeign)}
+		}
+		info, err := w.view.store.Stat(ctx, key)
+		if err != nil {
+			return Object{}, err
+		}
+		o.Size, o.Checksum, stored, index = there.Size, there.Checksum, info.Size, found
+	} else if err != nil {
+		return Object{}, err
 	}
-	stored, err := w.view.put(ctx, w.view.Key(o), body, o.Size, time.UnixMicro(o.Time))
 	o.Stored = stored
+	if o.Size < indexedFrom {
+		return o, nil
+	}
+	b, sum := index.bytes()
+	stored, err = w.view.put(ctx, w.view.indexKey(o), bytes.NewReader(b), int64(len(b)), time.Time{})
+	o.IndexSize, o.IndexSum = stored, sum
 	return o, err
+}
+
+// describeStored is describe for an object; cause is why it was asked.
+func (w *Writer) describeStored(ctx context.Context, key string, cause error) (Object, *indexWriter, error) {
+	r, err := w.view.open(ctx, key)
+	if err != nil {
+		return Object{}, nil, err
+	}
+	defer r.Close()
+	o, index, err := describe(bufio.NewReaderSize(r, readBuffer))
+	if err != nil {
+		return Object{}, nil, errors.Join(cause, &ObjectError{key, err})
+	}
+	return o, index, nil
 }
 
 // Manifest writes a new manifest where it is due, and removes what it replaces.
