@@ -163,7 +163,6 @@ func TestFileWriterRefusesWhatIsNoFile(t *testing.T) {
 
 // model is a database as the transactions leave it.
 type model struct {
-	size  int
 	pages [][]byte
 }
 
