@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/uglyer/ha-sqlite/snapshot"
@@ -25,6 +27,8 @@ type Reader struct {
 	limit []uint32 // of each file, behind which its pages are cut off
 	ctx   context.Context
 
+	warm  sync.Mutex
+	has   map[int][]uint32 // pages of the small files of the plan, once they were read
 	mu    sync.Mutex
 	cache map[string]*list.Element
 	order *list.List // the most recently used first
@@ -95,9 +99,17 @@ func (r *Reader) Page(pgno uint32) ([]byte, error) {
 	if pgno == snapshot.LockPgno(r.PageSize()) {
 		return make([]byte, r.PageSize()), nil
 	}
+	if err := r.readSmall(); err != nil {
+		return nil, fmt.Errorf("read page %d: %w", pgno, err)
+	}
 	for i := len(r.plan.Objects) - 1; i >= 0; i-- {
 		if pgno > r.limit[i] {
 			break // what older files have of it was cut off
+		}
+		if pages, small := r.has[i]; small {
+			if _, ok := slices.BinarySearch(pages, pgno); !ok {
+				continue
+			}
 		}
 		data, ok, err := r.pageOf(r.plan.Objects[i], pgno)
 		if err != nil {
@@ -108,6 +120,47 @@ func (r *Reader) Page(pgno uint32) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("read page %d: %w", pgno, damaged(r.view.Key(r.plan.Objects[0]), "no file of the plan has the page"))
+}
+
+// readSmall reads the small files of the plan, once, and remembers which pages
+// they have: the cache need not keep them all.
+func (r *Reader) readSmall() error {
+	r.warm.Lock()
+	defer r.warm.Unlock()
+	if r.has != nil {
+		return nil
+	}
+	pages, errs := make([][]uint32, len(r.plan.Objects)), make([]error, len(r.plan.Objects))
+	slots := make(chan struct{}, fetchAtOnce)
+	var wg sync.WaitGroup
+	for i, o := range r.plan.Objects {
+		if o.IndexSize > 0 {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			v, err := r.cachedValue(r.view.Key(o), func() (any, int, error) { return r.small(o) })
+			if err != nil {
+				errs[i] = err
+				return
+			}
+			pages[i] = slices.Sorted(maps.Keys(v.(*smallFile).places))
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	r.has = map[int][]uint32{}
+	for i, o := range r.plan.Objects {
+		if o.IndexSize == 0 {
+			r.has[i] = pages[i]
+		}
+	}
+	return nil
 }
 
 func (r *Reader) pageOf(o Object, pgno uint32) ([]byte, bool, error) {
