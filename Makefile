@@ -13,6 +13,7 @@
 # make diskfull   FILLS rounds of full disks on a follower, the leader, all nodes (needs root), and failing syncs
 # make many       ten thousand idle and a thousand active databases: start, memory, turns
 # make large      a transaction of 1 GiB, its VACUUM, and kills in the middle of ones of 256 MiB
+# make history    300 commits of 9 databases restored from every level, and 1 GiB by us and by litestream
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 
 GO       ?= go
@@ -38,7 +39,7 @@ LDFLAGS   := -X github.com/uglyer/ha-sqlite/internal/buildinfo.version=$(VERSION
 CLUSTER_TESTS = ./test/...
 OTHER_TESTS   = $$($(GO) list ./... | grep -v /ha-sqlite/test/)
 
-.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth many large soak powercut diskfull endure catchup clean
+.PHONY: all build extension install-deps test lint tidy check race asan fuzz bench growth many large soak powercut diskfull endure catchup history clean
 
 all: build extension
 
@@ -124,6 +125,10 @@ many: install-deps
 large: install-deps
 	$(GO) test -count=1 -timeout 30m -v -run 'TestLargeTransaction$$' ./test/large -size 1024
 	$(GO) test -count=1 -timeout 30m -v -run Killed ./test/large -size 256
+
+history: install-deps
+	$(GO) test -count=1 -timeout 2h -v -run TestEveryTransaction ./snapshot/archive -commits 300
+	$(GO) test -count=1 -timeout 1h -v ./test/archive -every -large-pages 262144 -large-commits 10000
 
 clean:
 	rm -rf bin build hasqlite.so
