@@ -47,6 +47,7 @@ type disk struct {
 	space Space
 	// low is the room below which the disk counts as full, enough the room above which it does not any more.
 	low, enough, reserve int64
+	unknown              bool // the last look failed; used by watchDisk alone
 
 	mu    sync.Mutex
 	full  error // nil: there is room
@@ -119,8 +120,10 @@ func (s *Service) watchDisk() {
 func (s *Service) lookAtDisk() bool {
 	d := s.disk
 	free, err := d.space.Free()
-	if err != nil {
+	if err != nil && !d.unknown {
 		s.log.Warn("room on the disk unknown", "err", err)
+	}
+	if d.unknown = err != nil; d.unknown {
 		return false
 	}
 	full := s.diskFull() != nil

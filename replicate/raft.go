@@ -100,7 +100,12 @@ func (s *Service) Address(id string) (string, bool) {
 	return "", false
 }
 
+// servers returns the members. raft hears of those in a snapshot that the leader sent only when it is restored, but
+// a new node has to fetch pages from them for that.
 func (s *Service) servers() []raft.Server {
+	if a := s.arriving.Load(); a != nil && len(*a) > 0 {
+		return *a
+	}
 	select {
 	case <-s.raftUp:
 	default:
@@ -303,14 +308,16 @@ func (o ownSnapshot) Persist(sink raft.SnapshotSink) error {
 
 // Restore implements raft.FSM.
 func (m stateMachine) Restore(rc io.ReadCloser) error {
-	id, complete, ok := logstore.SnapshotID(rc)
+	given, ok := logstore.SnapshotOf(rc)
+	m.s.arriving.Store(&given.Servers)
+	defer m.s.arriving.Store(nil)
 	if err := m.FSM.Restore(rc); err != nil {
 		return err
 	}
-	if !ok || complete {
+	if !ok || given.Complete {
 		return nil
 	}
-	if err := m.s.opts.Snapshots.MarkComplete(id); err != nil {
+	if err := m.s.opts.Snapshots.MarkComplete(given.ID); err != nil {
 		return fmt.Errorf("after restoring a snapshot: %w", err)
 	}
 	return nil

@@ -102,8 +102,9 @@ type Service struct {
 	catchup  throttle      // of what is fetched from peers
 	rereads  sync.Mutex    // one paced re-read at a time
 
-	replay      chan struct{} // closed when the log's tail at start is confirmed or replaced
-	raftUp      chan struct{} // closed when raft is set
+	replay      chan struct{}                 // closed when the log's tail at start is confirmed or replaced
+	raftUp      chan struct{}                 // closed when raft is set
+	arriving    atomic.Pointer[[]raft.Server] // the members of the snapshot that is being restored
 	replayOnce  sync.Once
 	replayIndex uint64
 	replayTerm  uint64
@@ -163,8 +164,8 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	}
 	if err := s.spools.clear(); err != nil {
 		cancel()
-		s.transport.EndWaits()
-		return nil, errors.Join(err, s.raft.Shutdown().Error())
+		stopped := s.raft.Shutdown()
+		return nil, errors.Join(err, s.transport.EndWaits(), stopped.Error())
 	}
 	s.mu.Lock()
 	s.restored = true
@@ -442,7 +443,7 @@ func (s *Service) Shutdown(ctx context.Context) error {
 	var errs []error
 	s.store.Interrupt()
 	stopped := s.raft.Shutdown()
-	s.transport.EndWaits()
+	errs = append(errs, s.transport.EndWaits())
 	// A snapshot that waits for an application, or a restore that waits for a peer, gives up: raft waits for
 	// them.
 	s.cancel()

@@ -36,13 +36,13 @@ func (c *counter) Snapshot() (raft.FSMSnapshot, error) {
 }
 
 func (c *counter) Restore(rc io.ReadCloser) error {
-	id, complete, ok := SnapshotID(rc)
+	given, ok := SnapshotOf(rc)
 	if !ok {
 		return errors.New("snapshot without an id")
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.refuse && !complete {
+	if c.refuse && !given.Complete {
 		c.refused++
 		return errors.New("the pages did not come")
 	}
@@ -51,10 +51,10 @@ func (c *counter) Restore(rc io.ReadCloser) error {
 		return err
 	}
 	c.n = n
-	if complete {
+	if given.Complete {
 		return nil
 	}
-	return c.snaps.MarkComplete(id)
+	return c.snaps.MarkComplete(given.ID)
 }
 
 func (c *counter) value() uint64 {

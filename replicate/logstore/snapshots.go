@@ -30,7 +30,7 @@ var ErrNoSnapshot = errors.New("no such snapshot")
 //   - taken here: FSMSnapshot.Persist calls TakenHere with its sink, and Close of the
 //     sink makes the snapshot complete;
 //   - received from a leader (or a user's restore): FSM.Restore calls
-//     MarkComplete(id) as its last act, with the id from SnapshotID.
+//     MarkComplete(id) as its last act, with the id from SnapshotOf.
 //
 // After a crash in between, raft starts from the former snapshot and its log,
 // of which nothing has been removed yet.
@@ -175,7 +175,7 @@ func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	s.mu.Lock()
 	s.index[id] = meta.Index
 	s.mu.Unlock()
-	return meta, &reader{ReadCloser: rc, s: s, id: id, complete: s.complete(id)}, nil
+	return meta, &reader{ReadCloser: rc, s: s, id: id, complete: s.complete(id), servers: meta.Configuration.Servers}, nil
 }
 
 func (s *Snapshots) release(id string) {
@@ -205,6 +205,7 @@ type reader struct {
 	s        *Snapshots
 	id       string
 	complete bool
+	servers  []raft.Server
 	once     sync.Once
 }
 
@@ -214,17 +215,23 @@ func (r *reader) Close() error {
 	return r.ReadCloser.Close()
 }
 
-// SnapshotID tells which snapshot FSM.Restore was given, and whether it is
-// complete already, which is the case at start. False: rc is not of this store.
-func SnapshotID(rc io.ReadCloser) (id string, complete, ok bool) {
+// Given is the snapshot that FSM.Restore was given.
+type Given struct {
+	ID       string
+	Complete bool          // already, which is the case at start
+	Servers  []raft.Server // the members at the snapshot's index
+}
+
+// SnapshotOf tells which snapshot FSM.Restore was given. False: rc is not of this store.
+func SnapshotOf(rc io.ReadCloser) (Given, bool) {
 	for {
 		switch r := rc.(type) {
 		case *reader:
-			return r.id, r.complete, true
+			return Given{r.id, r.complete, r.servers}, true
 		case raft.ReadCloserWrapper:
 			rc = r.WrappedReadCloser()
 		default:
-			return "", false, false
+			return Given{}, false
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -83,15 +84,18 @@ func TestAReceivedSnapshotCountsOnlyOnceItIsRestored(t *testing.T) {
 	// The restore reads it by id, through whatever raft wraps around it.
 	meta, rc, err := s.Open(id)
 	must(t, err)
-	got, complete, ok := SnapshotID(wrapped{rc})
-	if !ok || got != id || complete || meta.Index != 50 {
-		t.Fatalf("got %q, %v, %v", got, complete, ok)
+	given, ok := SnapshotOf(wrapped{rc})
+	if !ok || given.ID != id || given.Complete || meta.Index != 50 {
+		t.Fatalf("got %+v, %v", given, ok)
+	}
+	if !slices.Equal(given.Servers, testConfiguration.Servers) {
+		t.Fatalf("members %v", given.Servers)
 	}
 	if b, err := io.ReadAll(rc); string(b) != "state" || err != nil {
 		t.Fatalf("got %q, %v", b, err)
 	}
 	must(t, rc.Close())
-	if _, _, ok := SnapshotID(io.NopCloser(nil)); ok {
+	if _, ok := SnapshotOf(io.NopCloser(nil)); ok {
 		t.Fatal("a foreign reader has an id")
 	}
 	covered := uint64(0)
@@ -103,7 +107,7 @@ func TestAReceivedSnapshotCountsOnlyOnceItIsRestored(t *testing.T) {
 	}
 	_, rc, err = s.Open(id)
 	must(t, err)
-	if _, complete, ok := SnapshotID(rc); !ok || !complete {
+	if given, ok := SnapshotOf(rc); !ok || !given.Complete {
 		t.Fatal("a complete snapshot says that it is not")
 	}
 	must(t, rc.Close())

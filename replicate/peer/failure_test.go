@@ -38,12 +38,31 @@ func silentPeer(t *testing.T, id Identity) string {
 	return ln.Addr().String()
 }
 
+// overWhen passes its deadline when the channel is closed: at a known point,
+// not at a time that a busy machine may have spent on the way there.
+type overWhen struct {
+	context.Context
+	over chan struct{}
+}
+
+func (c overWhen) Done() <-chan struct{} { return c.over }
+
+func (c overWhen) Err() error {
+	select {
+	case <-c.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
 func TestErrorsSayWhetherTheRequestMayHaveBeenHandled(t *testing.T) {
 	n := newNetwork()
 	a := n.start(t, member("a"), DialTimeout(200*time.Millisecond))
 	b := n.start(t, member("b"))
-	ended := make(chan struct{}, 1)
+	began, ended := make(chan struct{}), make(chan struct{}, 1)
 	b.Handle(mBlock, func(ctx context.Context, _ string, _ []byte) ([]byte, error) {
+		close(began)
 		<-ctx.Done()
 		ended <- struct{}{}
 		return nil, ctx.Err()
@@ -64,11 +83,15 @@ func TestErrorsSayWhetherTheRequestMayHaveBeenHandled(t *testing.T) {
 	n.set("stopped", silentPeer(t, member("stopped")))
 
 	long := func() context.Context { return deadline(t) }
-	short := func() context.Context {
-		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-		t.Cleanup(cancel)
-		return ctx
+	within := func(d time.Duration) func() context.Context {
+		return func() context.Context {
+			ctx, cancel := context.WithTimeout(context.Background(), d)
+			t.Cleanup(cancel)
+			return ctx
+		}
 	}
+	short, second := within(50*time.Millisecond), within(time.Second) // to dial and send within
+	handled := func() context.Context { return overWhen{context.Background(), began} }
 	over := func() context.Context {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -91,8 +114,8 @@ func TestErrorsSayWhetherTheRequestMayHaveBeenHandled(t *testing.T) {
 		"over before it was":  {over, "b", mBlock, nil, true, context.Canceled},
 		"over while dialling": {short, "mute", mBlock, nil, true, context.DeadlineExceeded},
 		"too large":           {long, "b", mBlock, [][]byte{huge, huge}, true, ErrTooLarge},
-		"over while handled":  {short, "b", mBlock, nil, false, context.DeadlineExceeded},
-		"stopped peer":        {short, "stopped", mBlock, nil, false, context.DeadlineExceeded},
+		"over while handled":  {handled, "b", mBlock, nil, false, context.DeadlineExceeded},
+		"stopped peer":        {second, "stopped", mBlock, nil, false, context.DeadlineExceeded},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -145,7 +145,7 @@ func Listen(addr string, ident func() Identity, resolve func(id string) (addr st
 	if o.advertise != "" {
 		p.addr = o.advertise
 	}
-	p.raft = &raftLayer{p: p, conns: make(chan net.Conn), closed: make(chan struct{})}
+	p.raft = &raftLayer{p: p, conns: make(chan net.Conn), closed: make(chan struct{}), live: map[*raftConn]struct{}{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.wg.Add(2)
 	go p.acceptLoop()
@@ -425,10 +425,10 @@ func (p *Port) greet(conn net.Conn) {
 	conn.SetDeadline(time.Time{}) //nolint:errcheck // a dead connection shows at the read
 	switch h.kind {
 	case kindRaft:
-		p.raft.deliver(&raftConn{Conn: conn, gone: func() {
+		p.raft.deliver(conn, func() {
 			drop()
 			p.raftEnded(h.sender)
-		}})
+		})
 	case kindStream:
 		p.serveStream(conn, h.sender)
 		drop()

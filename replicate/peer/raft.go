@@ -41,7 +41,9 @@ type raftLayer struct {
 	p      *Port
 	conns  chan net.Conn
 	closed chan struct{}
-	once   sync.Once
+
+	mu   sync.Mutex
+	live map[*raftConn]struct{} // nil: closed
 }
 
 var _ raft.StreamLayer = (*raftLayer)(nil)
@@ -62,7 +64,42 @@ func (r *raftLayer) Close() error {
 	return nil
 }
 
-func (r *raftLayer) shut() { r.once.Do(func() { close(r.closed) }) }
+// shut ends raft's connections: raft waits for its requests at its shutdown, and a follower may take hours to
+// restore a snapshot before it answers.
+func (r *raftLayer) shut() {
+	r.mu.Lock()
+	live := r.live
+	if live != nil {
+		r.live = nil
+		close(r.closed)
+	}
+	r.mu.Unlock()
+	for c := range live {
+		c.Close() //nolint:errcheck // it is thrown away
+	}
+}
+
+// conn wraps a connection, which gone hears the end of. The layer is closed: nil, and so is the connection.
+func (r *raftLayer) conn(inner net.Conn, gone func()) *raftConn {
+	c := &raftConn{Conn: inner}
+	c.gone = func() {
+		r.mu.Lock()
+		delete(r.live, c)
+		r.mu.Unlock()
+		gone()
+	}
+	r.mu.Lock()
+	closed := r.live == nil
+	if !closed {
+		r.live[c] = struct{}{}
+	}
+	r.mu.Unlock()
+	if closed {
+		c.Close() //nolint:errcheck // it is thrown away
+		return nil
+	}
+	return c
+}
 
 // Addr implements net.Listener with the address that peers dial.
 func (r *raftLayer) Addr() net.Addr { return tcpAddr(r.p.addr) }
@@ -79,8 +116,8 @@ func (a tcpAddr) String() string { return string(a) }
 // process.
 func (r *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	if string(address) == r.p.addr {
-		near, far := net.Pipe()
-		go r.deliver(&raftConn{Conn: far, gone: func() {}})
+		near, far := net.Pipe() // its other end ends it
+		go r.deliver(far, func() {})
 		return near, nil
 	}
 	id, addr, ok := strings.Cut(string(address), "@")
@@ -103,11 +140,19 @@ func (r *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net
 		conn.Close() //nolint:errcheck // it is thrown away
 		return nil, fmt.Errorf("dial raft of %q: %w", id, ErrClosed)
 	}
-	return &raftConn{Conn: conn, gone: func() { r.p.untrackConn(conn) }}, nil
+	c := r.conn(conn, func() { r.p.untrackConn(conn) })
+	if c == nil {
+		return nil, fmt.Errorf("dial raft of %q: %w", id, ErrClosed)
+	}
+	return c, nil
 }
 
-// deliver hands an accepted connection to Accept.
-func (r *raftLayer) deliver(c *raftConn) {
+// deliver hands an accepted connection to Accept, and calls gone at its end.
+func (r *raftLayer) deliver(conn net.Conn, gone func()) {
+	c := r.conn(conn, gone)
+	if c == nil {
+		return
+	}
 	select {
 	case r.conns <- c:
 	case <-r.closed:
@@ -189,8 +234,12 @@ var (
 // LeadershipLost ends what this node did as a leader and has no part in any more.
 func (t *Transport) LeadershipLost() { t.comebacks.release() }
 
-// EndWaits lets no request wait for a peer any more. It comes before raft is waited for at its shutdown.
-func (t *Transport) EndWaits() { t.comebacks.end() }
+// EndWaits lets no request wait for a peer any more, and closes the transport: what is in flight fails. It comes
+// after raft was told to shut down, and before that is waited for.
+func (t *Transport) EndWaits() error {
+	t.comebacks.end()
+	return t.NetworkTransport.Close()
+}
 
 // AppendEntries implements raft.Transport. A request that fails waits for its peer, see comebacks.
 func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {

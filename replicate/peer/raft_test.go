@@ -1,9 +1,12 @@
 package peer
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -51,7 +54,7 @@ func cluster(t *testing.T, wait func(r *raft.Raft, index uint64, cancel <-chan s
 		must(err)
 		self.Store(r)
 		rafts[id], fsms[id], stores[id], transports[id] = r, fsm, store, limited
-		t.Cleanup(func() { limited.EndWaits(); r.Shutdown().Error(); trans.Close() })
+		t.Cleanup(func() { stopped := r.Shutdown(); limited.EndWaits(); stopped.Error() })
 	}
 	return rafts, fsms, stores, ports, transports
 }
@@ -253,5 +256,44 @@ func TestRaftIsDialledByNode(t *testing.T) {
 	}
 	if !a.Connected("b") {
 		t.Fatal("the port ended with its raft layer")
+	}
+}
+
+// A follower answers InstallSnapshot when it has restored the snapshot, which may take hours. raft on the leader
+// waits for its requests when it shuts down.
+func TestShutdownEndsARequestThatIsNotAnswered(t *testing.T) {
+	n := newNetwork()
+	a, b := n.start(t, member("a")), n.start(t, member("b"))
+	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		ServerAddressProvider: a, Stream: a.RaftLayer(), MaxPool: 1, Timeout: time.Hour, Logger: hclog.NewNullLogger(),
+	})
+	limited := LimitBatches(trans, 1000, nil)
+	done := make(chan error, 1)
+	go func() {
+		var resp raft.InstallSnapshotResponse
+		done <- limited.InstallSnapshot("b", raft.ServerAddress(b.Addr()), &raft.InstallSnapshotRequest{Size: 5}, &resp, strings.NewReader("state"))
+	}()
+	conn, err := b.RaftLayer().Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	sent := bufio.NewReader(conn)
+	if _, err := sent.ReadByte(); err != nil {
+		t.Fatal(err)
+	}
+	if err := limited.EndWaits(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Fatal("nobody answered, and it succeeded")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the request goes on after the transport was closed")
+	}
+	if c, err := a.RaftLayer().Dial(raft.ServerAddress("b@"+b.Addr()), time.Second); !errors.Is(err, ErrClosed) {
+		t.Errorf("dialled %v, %v", c, err)
 	}
 }
