@@ -27,6 +27,7 @@ import (
 //	member       1 codec version, 1 removed, string id, string raft address, string HTTP address
 //	version      1 cluster version
 //	part, final  see part.go
+//	archived     see archived.go
 //
 // A string is a 2-byte length and that many bytes of UTF-8. Every length is
 // exact: bytes left over are an error.
@@ -80,6 +81,7 @@ const (
 	KindVersion
 	KindPart
 	KindFinal
+	KindArchived
 )
 
 // String names the kind for logs.
@@ -101,6 +103,8 @@ func (k Kind) String() string {
 		return "part"
 	case KindFinal:
 		return "final"
+	case KindArchived:
+		return "archived"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -272,7 +276,7 @@ func StampTransaction(entry []byte, term uint64, commitTime int64) error {
 func commitTimeMillis(micros int64) int64 { return micros / 1000 }
 
 // Decode returns a *TermStart, *Create, *Transaction, *Delete, *Member,
-// *Version, *Part or *Final. The LTX of a transaction and the data of a part
+// *Version, *Part, *Final or *Archived. The LTX of a transaction and the data of a part
 // alias b; their content is not looked at.
 func Decode(b []byte) (any, error) {
 	kind, err := checkEntry(b)
@@ -324,6 +328,10 @@ func Decode(b []byte) (any, error) {
 		f := new(Final)
 		d.final(f)
 		e = f
+	case KindArchived:
+		a := new(Archived)
+		d.archived(a)
+		e = a
 	default:
 		return nil, fmt.Errorf("decode entry: %v: %w", kind, ErrCorruptEntry)
 	}

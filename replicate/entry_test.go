@@ -33,6 +33,8 @@ func encodeEntry(e any) ([]byte, error) {
 		return EncodePart(nil, e), nil
 	case *Final:
 		return EncodeFinal(nil, e), nil
+	case *Archived:
+		return EncodeArchived(nil, e)
 	}
 	panic("unknown entry")
 }
@@ -73,6 +75,8 @@ func sampleEntries() []any {
 			CommitTime: 1790000000123456, PageSize: 4096, PageCount: 17, Pages: 16, Count: 9, Size: 1 << 40, Hash: [32]byte{3},
 		},
 		&Final{Abort: true, DB: DatabaseID{1}, ID: EntryID{2}},
+		&Archived{Archive: 7, Positions: []ArchivedPosition{{DatabaseID{1}, 3}, {DatabaseID{2}, 1 << 40}}},
+		&Archived{},
 	}
 }
 

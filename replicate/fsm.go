@@ -64,6 +64,9 @@ type Sink interface {
 	Deleted(index uint64, id DatabaseID)
 	TermStarted(index, term uint64)
 	MemberChanged(Member)
+	// Archived passes positions as the entry has them, also of databases that are
+	// deleted.
+	Archived(index uint64, e *Archived)
 	// Stop is called at most once: the log holds an entry that this program
 	// cannot decide. No further entry is decided.
 	Stop(err error)
@@ -82,6 +85,7 @@ type DatabaseState struct {
 	LastIndex    uint64 // raft index of the entry that led to Position
 	CreatedIndex uint64 // raft index of the create entry
 	CreatedTime  int64  // microseconds since 1970
+	Archived     TXID   // last transaction known to be in the archive that FSM.Archive names
 }
 
 // Tombstone is what is left of a deleted database.
@@ -146,6 +150,7 @@ type state struct {
 	term           uint64   // highest term whose start is decided
 	termIndex      uint64   // of that term start
 	clusterVersion uint8
+	archive        uint64 // which the archived positions are about
 	byID           map[DatabaseID]*database
 	byName         map[string]*database
 	names          nameIndex // of byName
@@ -301,6 +306,9 @@ func (s *state) decide(e any, d *Decision) func(Sink) {
 	case *Final:
 		d.Kind = KindFinal
 		return s.final(e, d)
+	case *Archived:
+		d.Kind = KindArchived
+		return s.archived(e, d)
 	}
 	panic(fmt.Sprintf("decide entry of type %T", e))
 }
@@ -550,4 +558,5 @@ func (noSink) Dropped(uint64, []EntryID)     {}
 func (noSink) Deleted(uint64, DatabaseID)    {}
 func (noSink) TermStarted(uint64, uint64)    {}
 func (noSink) MemberChanged(Member)          {}
+func (noSink) Archived(uint64, *Archived)    {}
 func (noSink) Stop(error)                    {}

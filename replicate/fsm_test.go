@@ -45,6 +45,7 @@ func (r *recorder) Part(index uint64, before Running, data []byte) {
 func (r *recorder) AcceptedLarge(index uint64, f *Final) { r.add("%d accepted %v", index, f.Post.TXID) }
 func (r *recorder) Dropped(index uint64, ids []EntryID)  { r.add("%d dropped %d", index, len(ids)) }
 func (r *recorder) TermStarted(index, term uint64)       { r.add("%d term %d", index, term) }
+func (r *recorder) Archived(_ uint64, e *Archived)       { r.add("archived %d %v", e.Archive, e.Positions) }
 func (r *recorder) MemberChanged(m Member)               { r.add("member %s removed=%v", m.ID, m.Removed) }
 func (r *recorder) Stop(err error)                       { r.stopped = err; r.add("stop") }
 

@@ -16,11 +16,12 @@ import (
 // A manifest is the FSM's state as a raft snapshot, little-endian:
 //
 //	magic "HASM", 1 format version, 8 length of the whole
-//	16 cluster id, 8 applied index, 8 term, 8 index of its start, 1 cluster version
+//	16 cluster id, 8 applied index, 8 term, 8 index of its start, 1 cluster version,
+//	8 archive
 //	4 databases by id, each:
 //	    16 id, string name, 8 incarnation, 4 page size, 4 page count, 1 auto_vacuum,
 //	    8+8 position, 8 commit time, 8 last index, 8 created index, 8 created time,
-//	    2 accepted entries, oldest first, the last one of the position's TXID,
+//	    8 archived TXID, 2 accepted entries, oldest first, the last one of the position's TXID,
 //	    each 16 id, 8 checksum, 8 index
 //	4 tombstones by id, each: 16 id, string name, 8 index
 //	2 members by id, each: 1 codec version, string id, string raft address, string HTTP address
@@ -40,7 +41,7 @@ const (
 
 	manifestPrefixSize = len(manifestMagic) + 1 + 8
 	acceptedEntrySize  = 32
-	minDatabaseSize    = 16 + 2 + 8 + 4 + 4 + 1 + 16 + 8 + 8 + 8 + 8 + 2
+	minDatabaseSize    = 16 + 2 + 8 + 4 + 4 + 1 + 16 + 8 + 8 + 8 + 8 + 8 + 2
 	minTombstoneSize   = 16 + 2 + 8
 	minMemberSize      = 1 + 2 + 2 + 2
 	rejectedEntrySize  = 24
@@ -58,6 +59,7 @@ type manifest struct {
 	term           uint64
 	termIndex      uint64
 	clusterVersion uint8
+	archive        uint64
 	databases      []database // by id
 	tombstones     []Tombstone
 	members        []Member
@@ -74,6 +76,7 @@ func (s *state) manifest() *manifest {
 		term:           s.term,
 		termIndex:      s.termIndex,
 		clusterVersion: s.clusterVersion,
+		archive:        s.archive,
 		databases:      make([]database, 0, len(s.byID)),
 		tombstones:     make([]Tombstone, 0, len(s.tombstones)),
 		members:        sortedMembers(s.members),
@@ -125,6 +128,7 @@ func (m *manifest) encode(dst []byte) []byte {
 	dst = le.AppendUint64(dst, m.term)
 	dst = le.AppendUint64(dst, m.termIndex)
 	dst = append(dst, m.clusterVersion)
+	dst = le.AppendUint64(dst, m.archive)
 
 	dst = le.AppendUint32(dst, uint32(len(m.databases)))
 	for i := range m.databases {
@@ -140,6 +144,7 @@ func (m *manifest) encode(dst []byte) []byte {
 		dst = le.AppendUint64(dst, db.LastIndex)
 		dst = le.AppendUint64(dst, db.CreatedIndex)
 		dst = le.AppendUint64(dst, uint64(db.CreatedTime))
+		dst = le.AppendUint64(dst, uint64(db.Archived))
 		entries := db.accepted.window(m.applied)
 		dst = le.AppendUint16(dst, uint16(len(entries)))
 		for _, e := range entries {
@@ -241,6 +246,7 @@ func decodeManifest(b []byte) (*state, error) {
 	if s.clusterVersion > CodecVersion {
 		return nil, fmt.Errorf("manifest of cluster version %d, this program knows up to %d: %w", s.clusterVersion, CodecVersion, ErrNewerVersion)
 	}
+	s.archive = d.uint64()
 	s.readDatabases(d)
 	s.readTombstones(d)
 	s.readMembers(d)
@@ -289,6 +295,7 @@ func (s *state) readDatabases(d *decoder) {
 		db.LastIndex = d.uint64()
 		db.CreatedIndex = d.uint64()
 		db.CreatedTime = int64(d.uint64())
+		db.Archived = TXID(d.uint64())
 		d.accepted(db)
 		if d.err != nil {
 			return
@@ -300,6 +307,9 @@ func (s *state) readDatabases(d *decoder) {
 		}
 		if !snapshot.ValidPageSize(db.PageSize) || db.AutoVacuum > 2 || db.PageCount == 0 || db.Position.TXID == 0 {
 			d.fail("database %s: page size %d, auto_vacuum %d, %d pages, transaction %v", db.ID, db.PageSize, db.AutoVacuum, db.PageCount, db.Position.TXID)
+		}
+		if db.Archived > db.Position.TXID {
+			d.fail("database %s at transaction %v is archived up to %v", db.ID, db.Position.TXID, db.Archived)
 		}
 		if s.byName[db.Name] != nil {
 			d.fail("two databases are named %q", db.Name)

@@ -344,9 +344,10 @@ func TestRestoreRefusesDamageAndKeepsTheState(t *testing.T) {
 		f(b)
 		return resumManifest(b)
 	}
-	const databases = manifestPrefixSize + 16 + 8 + 8 + 8 + 1
+	const version = manifestPrefixSize + 16 + 8 + 8 + 8
+	const databases = version + 1 + 8
 	refuse("newer version", edit(func(b []byte) { b[4] = manifestVersion + 1 }), ErrNewerVersion)
-	refuse("newer cluster version", edit(func(b []byte) { b[databases-1] = CodecVersion + 1 }), ErrNewerVersion)
+	refuse("newer cluster version", edit(func(b []byte) { b[version] = CodecVersion + 1 }), ErrNewerVersion)
 	refuse("count of 4 billion databases", edit(func(b []byte) { binary.LittleEndian.PutUint32(b[databases:], 0xffffffff) }), ErrCorruptManifest)
 	refuse("databases out of order", edit(func(b []byte) { b[databases+4] = 0xff }), ErrCorruptManifest)
 	huge := slices.Clone(good)

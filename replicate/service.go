@@ -51,6 +51,8 @@ type Options struct {
 	// BeforePart is called before this node, as the leader, proposes a part of a large transaction, and with
 	// one number more before the final entry. For tests.
 	BeforePart func(number uint32)
+	// Archive says how commits are archived; nil: they are not.
+	Archive *ArchiveOptions
 	// Space is the disk; nil: nobody asks. SegmentBytes is what the log allocates at a time, ReserveBytes the
 	// reserve of Space.
 	Space                      Space
@@ -105,6 +107,7 @@ type Service struct {
 	replay      chan struct{}                 // closed when the log's tail at start is confirmed or replaced
 	raftUp      chan struct{}                 // closed when raft is set
 	arriving    atomic.Pointer[[]raft.Server] // the members of the snapshot that is being restored
+	archiver    *archiver                     // nil: nothing is archived
 	replayOnce  sync.Once
 	replayIndex uint64
 	replayTerm  uint64
@@ -147,6 +150,12 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	// A leader may remember handles of this node's former life.
 	s.handleSeq.Store(rand.Uint64() << 32)
 	s.locks = NewLockTable(SystemClock{}, opts.WriteLease)
+	if opts.Archive != nil {
+		if s.archiver, err = newArchiver(s, *opts.Archive); err != nil {
+			cancel()
+			return nil, errors.Join(err, sums.Close())
+		}
+	}
 	s.fsm = NewFSM(sink{s}, log)
 	s.fsm.OnPersist = s.beforePersist
 	s.fsm.OnRestore = s.afterRestore
@@ -177,6 +186,9 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	s.goroutine(s.boundLog)
 	s.goroutine(s.reportProgress)
 	s.goroutine(s.watchDisk)
+	if s.archiver != nil {
+		s.goroutine(s.archiver.run)
+	}
 	return s, nil
 }
 
@@ -345,6 +357,13 @@ func (k sink) MemberChanged(m Member) {
 		s.log.Error("this node was removed from the cluster: stop it; to come back it needs hasqlite-node rejoin, and a start with --join")
 	}
 }
+
+func (k sink) Archived(_ uint64, e *Archived) {
+	if a := k.s.archiver; a != nil {
+		a.decided(e)
+	}
+}
+
 func (k sink) Stop(err error) { k.s.stop(err) }
 
 // confirmTail waits until the log's tail as this node found it at start is decided. Only then is every

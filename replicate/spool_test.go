@@ -37,6 +37,7 @@ func (n *spoolNode) AcceptedLarge(uint64, *Final)        {}
 func (n *spoolNode) Dropped(index uint64, ids []EntryID) { n.spools.drop(index, ids) }
 func (n *spoolNode) Deleted(uint64, DatabaseID)          {}
 func (n *spoolNode) TermStarted(uint64, uint64)          {}
+func (n *spoolNode) Archived(uint64, *Archived)          {}
 func (n *spoolNode) MemberChanged(Member)                {}
 func (n *spoolNode) Stop(err error)                      { n.t.Errorf("stopped: %v", err) }
 func (n *spoolNode) file(id EntryID) string              { return n.spools.path(id) }

@@ -155,7 +155,7 @@ func (c Config) check() error {
 	case n.Socket != "" && len(n.Socket) > maxSocketPath:
 		return fmt.Errorf("socket: the path %q has %d bytes, and the system takes %d at most", n.Socket, len(n.Socket), maxSocketPath)
 	}
-	return nil
+	return checkArchive(n)
 }
 
 // maxSocketPath is the longest path of a Unix socket (sun_path less its zero).

@@ -56,6 +56,16 @@ var options = []option{
 	{"catchup-rate", "SIZE", formatSize(node.DefaultCatchupRate), "most bytes a second fetched from other nodes to catch up", setSize(func(c *Config) *int64 { return &c.Node.CatchupRate }, 64<<10)},
 	{"write-lease", "DURATION", node.DefaultWriteLease.String(), "how long a silent writer keeps the write lock while another waits", setDuration(func(c *Config) *time.Duration { return &c.Node.WriteLease })},
 	{"idle-close", "DURATION", "60s", "how long a database stays open after its last application", setDuration(func(c *Config) *time.Duration { return &c.Node.IdleClose })},
+	{"archive", "URL", "", "where every commit is kept: file:///path, s3://bucket/prefix or none (default: the directory archive in the data directory)", setArchive},
+	{"archive-interval", "DURATION", node.DefaultArchiveInterval.String(), "time from a commit to its upload", setDuration(func(c *Config) *time.Duration { return &c.Node.ArchiveInterval })},
+	{"archive-key", "FILE", "", "file of age identities: what is archived is encrypted to them", setPath(func(c *Config) *string { return &c.Node.ArchiveKey })},
+	{"archive-recipients", "FILE", "", "file of age recipients to encrypt to (default: those of --archive-key)", setPath(func(c *Config) *string { return &c.Node.ArchiveRecipients })},
+	{"archive-window", "DURATION", "24h", "for how long every single commit can be restored", setDuration(func(c *Config) *time.Duration { return &c.Node.ArchiveWindow })},
+	{"archive-levels", "L1,L2,L3", "30s,5m,1h", "how much time a file of levels 1, 2 and 3 covers", setLevels(func(c *Config) *[3]time.Duration { return &c.Node.ArchiveLevels })},
+	{"archive-keep", "L1,L2,L3", "24h,168h,720h", "for how long files of levels 1, 2 and 3 are kept", setLevels(func(c *Config) *[3]time.Duration { return &c.Node.ArchiveKeep })},
+	{"archive-snapshot", "DURATION", "24h", "time between snapshots in the archive", setDuration(func(c *Config) *time.Duration { return &c.Node.ArchiveSnapshot })},
+	{"archive-snapshots", "DURATION", "720h", "for how long snapshots in the archive are kept", setDuration(func(c *Config) *time.Duration { return &c.Node.ArchiveSnapshots })},
+	{"archive-backlog", "SIZE", formatSize(node.DefaultArchiveBacklog), "most bytes on this node of commits that wait for the archive", setSize(func(c *Config) *int64 { return &c.Node.ArchiveBacklog }, 1<<20)},
 	{"verify", "full|off", "off", "full: compare the whole file with its checksums after every commit (slow)", setVerify},
 }
 

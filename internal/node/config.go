@@ -21,6 +21,22 @@ const (
 	DefaultCatchupRate     = int64(1 << 30)
 	DefaultWriteLease      = 10 * time.Second
 	DefaultIdleClose       = 60 * time.Second
+
+	DefaultArchiveInterval  = time.Second
+	DefaultArchiveWindow    = 24 * time.Hour
+	DefaultArchiveSnapshot  = 24 * time.Hour
+	DefaultArchiveSnapshots = 30 * 24 * time.Hour
+	DefaultArchiveBacklog   = int64(4 << 30)
+)
+
+// NoArchive is the value of Config.Archive that keeps none.
+const NoArchive = "none"
+
+// What compaction makes of the commits by default: how much time a file of
+// levels 1 to 3 covers, and for how long it is kept.
+var (
+	DefaultArchiveLevels = [3]time.Duration{30 * time.Second, 5 * time.Minute, time.Hour}
+	DefaultArchiveKeep   = [3]time.Duration{24 * time.Hour, 7 * 24 * time.Hour, 30 * 24 * time.Hour}
 )
 
 // Config is everything a node is told at start. Each field is one option of
@@ -87,6 +103,26 @@ type Config struct {
 	// VerifyFull compares the whole database file with the table of page
 	// checksums after every commit. It is slow and meant for tests.
 	VerifyFull bool
+	// Archive is the URL of the store that every commit is kept in. Empty: the
+	// directory archive in the data directory. NoArchive: none is kept.
+	Archive string
+	// ArchiveInterval is the time from a commit to its upload.
+	ArchiveInterval time.Duration
+	// ArchiveKey names a file with age identities, with which the archive is
+	// encrypted and read; ArchiveRecipients one with age recipients, where these
+	// are not those of the identities. Empty: the archive is not encrypted.
+	ArchiveKey, ArchiveRecipients string
+	// ArchiveWindow is for how long every single commit can be restored.
+	ArchiveWindow time.Duration
+	// ArchiveLevels is how much time a file of levels 1 to 3 covers, ArchiveKeep
+	// for how long it is kept.
+	ArchiveLevels, ArchiveKeep [3]time.Duration
+	// ArchiveSnapshot is the time between snapshots, ArchiveSnapshots for how
+	// long they are kept.
+	ArchiveSnapshot, ArchiveSnapshots time.Duration
+	// ArchiveBacklog bounds the bytes of commits on disk that wait for the
+	// archive.
+	ArchiveBacklog int64
 	// Version is what the node reports as its version.
 	Version string
 }
@@ -137,5 +173,25 @@ func (c Config) WithDefaults() Config {
 	if c.IdleClose == 0 {
 		c.IdleClose = DefaultIdleClose
 	}
+	c.archiveDefaults()
 	return c
+}
+
+func (c *Config) archiveDefaults() {
+	set := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&c.ArchiveInterval, DefaultArchiveInterval)
+	set(&c.ArchiveWindow, DefaultArchiveWindow)
+	set(&c.ArchiveSnapshot, DefaultArchiveSnapshot)
+	set(&c.ArchiveSnapshots, DefaultArchiveSnapshots)
+	for i := range c.ArchiveLevels {
+		set(&c.ArchiveLevels[i], DefaultArchiveLevels[i])
+		set(&c.ArchiveKeep[i], DefaultArchiveKeep[i])
+	}
+	if c.ArchiveBacklog == 0 {
+		c.ArchiveBacklog = DefaultArchiveBacklog
+	}
 }

@@ -124,6 +124,10 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err := logstore.Check(n.store, snapshots, n.raftAddr); err != nil {
 		return err
 	}
+	archiving, err := n.archiveOptions()
+	if err != nil {
+		return err
+	}
 	fileAccess := files{fileMode: n.dir.FileMode(), gid: n.dir.Group(), making: new(sync.Mutex)}
 	n.svc, err = replicate.Start(replicate.Options{
 		NodeID: n.id, Cluster: n.cluster, Dir: n.dir.Path(), HTTPAddr: n.httpAddr, Files: wrapFiles(cfg, fileAccess),
@@ -134,7 +138,8 @@ func (n *Node) start(ctx context.Context) (err error) {
 		BeforePart:  callBeforePart,
 		CatchupStep: func(database, step string) { catchupStep(cfg, database, step) },
 		Quotas:      cfg.Quotas, MaxUnattended: maxUnattended(),
-		Space: n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
+		Archive: archiving,
+		Space:   n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
 	}, n.log)
 	if err != nil {
 		return err
