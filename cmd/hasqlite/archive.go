@@ -8,11 +8,11 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/uglyer/ha-sqlite/internal/exit"
+	"github.com/uglyer/ha-sqlite/internal/moment"
 	"github.com/uglyer/ha-sqlite/internal/storeurl"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
 )
@@ -95,14 +95,8 @@ type pointJSON struct {
 }
 
 func describePoint(v *archive.View, p archive.Point) pointJSON {
-	return pointJSON{Bookmark: bookmark(v, p), TXID: fmt.Sprintf("%016x", p.TXID), Time: timeText(p.Time), Pages: p.PageCount}
+	return pointJSON{Bookmark: moment.Bookmark(v, p), TXID: fmt.Sprintf("%016x", p.TXID), Time: moment.TimeText(p.Time), Pages: p.PageCount}
 }
-
-func bookmark(v *archive.View, p archive.Point) string {
-	return fmt.Sprintf("%016x/%016x@%s", p.TXID, p.Checksum, v.State().Database)
-}
-
-func timeText(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z") }
 
 func newArchive(c *cli) *cobra.Command {
 	return group("archive", "Look into the archive of a cluster", newArchiveStatus(c), newArchiveVerify(c))

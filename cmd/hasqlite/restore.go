@@ -3,102 +3,34 @@ package main
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"net/url"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/uglyer/ha-sqlite/internal/exit"
+	"github.com/uglyer/ha-sqlite/internal/moment"
 	"github.com/uglyer/ha-sqlite/internal/when"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
 )
 
-// state says which state of a database the user means.
-type wantedState struct {
-	at   string
-	to   string
-	time time.Time // of at
-	txid uint64    // of to
-	sum  uint64    // of to; 0: none was given
-	db   string    // of to; "": none was given
-}
+// wantedState is the state of a database that the flags name.
+type wantedState struct{ at, to string }
 
 func (w *wantedState) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&w.at, "at", "", "time: "+when.Forms)
 	cmd.Flags().StringVar(&w.to, "to", "", "bookmark, or transaction number of 16 hex digits")
 }
 
-func (w *wantedState) parse(now time.Time) error {
-	var err error
-	switch {
-	case w.at != "" && w.to != "":
-		return exit.Usagef("--at and --to name two states: give one")
-	case w.at != "":
-		if w.time, err = when.Parse(w.at, now); err != nil {
-			return exit.Usagef("--at %w", err)
-		}
-		if w.time.After(now) {
-			return exit.Usagef("--at %s is %s, in the future: it is %s now", w.at, timeText(w.time), timeText(now))
-		}
-	case w.to != "":
-		position, db, hasDB := strings.Cut(w.to, "@")
-		txid, sum, hasSum := strings.Cut(position, "/")
-		if w.txid, err = hex64(txid); err == nil && hasSum {
-			w.sum, err = hex64(sum)
-		}
-		if err == nil && (w.txid == 0 || hasDB && (len(db) != 32 || !hasSum)) {
-			err = errors.New("it names no state")
-		}
-		if err != nil {
-			return exit.Usagef("--to %q: %w; want <txid>/<checksum>@<database id> or a txid of 16 hex digits", w.to, err)
-		}
-		w.db = db
-	}
-	return nil
-}
-
-func hex64(s string) (uint64, error) {
-	if len(s) != 16 {
-		return 0, fmt.Errorf("%q has not 16 hex digits", s)
-	}
-	return strconv.ParseUint(s, 16, 64)
-}
-
-// find chooses the database and the state.
-func (w *wantedState) find(ctx context.Context, a *archive.Archive, name string) (v *archive.View, p archive.Point, dropped bool, err error) {
-	v, err = a.Choose(ctx, name, func(v *archive.View) (bool, error) {
-		if w.db != "" {
-			return v.State().Database == w.db, nil
-		}
-		if w.at == "" {
-			return true, nil
-		}
-		first, err := v.First(ctx)
-		return err == nil && !first.Time.After(w.time), err
-	})
+func (w *wantedState) parse(now time.Time) (moment.Moment, error) {
+	m, err := moment.Parse(w.at, w.to, now)
 	if err != nil {
-		return nil, archive.Point{}, false, err
+		return m, exit.With(exit.Usage, fmt.Errorf("--%w", err))
 	}
-	switch {
-	case w.at != "":
-		p, dropped, err = v.At(ctx, w.time)
-	case w.to != "":
-		if w.db != "" && v.State().Database != w.db {
-			return nil, p, false, fmt.Errorf("the bookmark is of database %s, the archive has %s under the name %s: %w", w.db, v.State().Database, name, archive.ErrNotArchived)
-		}
-		p, err = v.PointOf(ctx, w.txid)
-		if err == nil && w.sum != 0 && w.sum != p.Checksum {
-			err = fmt.Errorf("the bookmark has checksum %016x, the archive %016x at that transaction: it is of another history: %w", w.sum, p.Checksum, archive.ErrNotArchived)
-		}
-	default:
-		p = v.Last()
-	}
-	return v, p, dropped, err
+	return m, nil
 }
 
 // restored is what restore prints with --json.
@@ -137,21 +69,23 @@ commit, or not at all; one that exists is not replaced.`,
 			case file == "" && !dry:
 				return exit.Usagef("no file to restore into: set --output")
 			}
-			if err := want.parse(time.Now()); err != nil {
+			m, err := want.parse(time.Now())
+			if err != nil {
 				return err
 			}
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				v, p, dropped, err := want.find(ctx, a, name)
+				f, err := m.Find(ctx, a, name)
 				if err != nil {
 					return err
 				}
+				v, p := f.View, f.Point
 				plan, err := v.Plan(ctx, p)
 				if err != nil {
 					return err
 				}
 				out := restored{
 					pointJSON: describePoint(v, p), File: file, SizeBytes: int64(p.PageCount) * int64(v.State().PageSize), Files: len(plan.Objects),
-					ReadBytes: plan.Bytes, Dropped: dropped, Last: p.TXID == v.Last().TXID, DryRun: dry,
+					ReadBytes: plan.Bytes, Dropped: f.Dropped, Last: f.Last(), DryRun: dry,
 				}
 				if !dry {
 					opts := archive.RestoreOptions{}
@@ -170,7 +104,7 @@ commit, or not at all; one that exists is not replaced.`,
 				if c.json {
 					return c.printJSON(out)
 				}
-				return c.printRestored(out, want)
+				return c.printRestored(out, m.Remarks(f))
 			})
 		},
 	}
@@ -183,17 +117,14 @@ commit, or not at all; one that exists is not replaced.`,
 	return cmd
 }
 
-func (c *cli) printRestored(r restored, want wantedState) error {
+func (c *cli) printRestored(r restored, remarks []string) error {
 	verb := "restored into " + r.File
 	if r.DryRun {
 		verb = "would be restored"
 	}
 	text := fmt.Sprintf("commit %s of %s %s: %s from %d files (%s)\n", r.Bookmark, r.Time, clean(verb), bytesText(r.SizeBytes), r.Files, bytesText(r.ReadBytes))
-	if want.at != "" && r.Last {
-		text += "it is the last commit of the archive: what was committed later and not archived is not in it\n"
-	}
-	if r.Dropped {
-		text += "commits behind it are no longer kept one by one; some of them may be before the time that was asked for\n"
+	for _, line := range remarks {
+		text += line + "\n"
 	}
 	if r.Verified {
 		text += "integrity_check: ok\n"

@@ -21,6 +21,8 @@ var mayImport = map[string][]string{
 	"snapshot/s3store":         {"snapshot/store"},
 	"snapshot/archive":         {"snapshot", "snapshot/store"},
 	"internal/when":            {},
+	"internal/moment":          {"internal/when", "snapshot/archive"},
+	"vfs/history":              {"internal/moment", "internal/storeurl", "snapshot", "snapshot/archive"},
 	"internal/storeurl":        {"snapshot/store", "snapshot/s3store"},
 	"replicate":                {"wal", "snapshot", "snapshot/archive", "replicate/pagesums", "replicate/peer", "replicate/logstore", "internal/histogram"},
 	"replicate/pagesums":       {},
@@ -43,7 +45,7 @@ var mayImport = map[string][]string{
 	"internal/clusterrun":      {"internal/localcluster"},
 	"internal/bench":           {"internal/localcluster", "vfs", "replicate/logstore"},
 	"cmd/hasqlite-node":        {"internal/nodecmd"},
-	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/node", "internal/nodecmd", "internal/shell", "internal/storeurl", "internal/when", "snapshot/archive"},
+	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/shell", "internal/storeurl", "internal/when", "snapshot/archive", "vfs/history"},
 }
 
 // onlyStandard lists the packages that import nothing from outside either.

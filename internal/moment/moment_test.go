@@ -1,0 +1,58 @@
+package moment
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+func TestParse(t *testing.T) {
+	const db = "00112233445566778899aabbccddeeff"
+	for _, tt := range []struct {
+		at, to string
+		want   Moment
+	}{
+		{"", "", Moment{}},
+		{"10 minutes ago", "", Moment{Time: now.Add(-10 * time.Minute)}},
+		{"now", "", Moment{Time: now}},
+		{"", "000000000000002a", Moment{TXID: 42}},
+		{"", "000000000000002a/8000000000000001", Moment{TXID: 42, Checksum: 1<<63 | 1}},
+		{"", "000000000000002a/8000000000000001@" + db, Moment{TXID: 42, Checksum: 1<<63 | 1, Database: db}},
+	} {
+		got, err := Parse(tt.at, tt.to, now)
+		if err != nil || got != tt.want {
+			t.Errorf("at %q to %q: got %+v, %v, want %+v", tt.at, tt.to, got, err, tt.want)
+		}
+	}
+	for _, tt := range []struct{ at, to, says string }{
+		{"now", "000000000000002a", "two states"},
+		{"soon", "", "write for example"},
+		{"2026-11-22T12:00:00.000001Z", "", "in the future"},
+		{"", "2a", "16 hex digits"},
+		{"", "000000000000002g", "16 hex digits"},
+		{"", "0000000000000000", "names no state"},
+		{"", "000000000000002a/0000000000000000", "names no state"},
+		{"", "000000000000002a@" + db, "names no state"},
+		{"", "000000000000002a/8000000000000001@00", "names no state"},
+		{"", "+00000000000002a", "16 hex digits"},
+	} {
+		if m, err := Parse(tt.at, tt.to, now); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("at %q to %q: got %+v, %v, want %q", tt.at, tt.to, m, err, tt.says)
+		}
+	}
+}
+
+// FuzzParse: no text panics, and what is taken names exactly one kind of state.
+func FuzzParse(f *testing.F) {
+	f.Add("10 minutes ago", "")
+	f.Add("", "000000000000002a/8000000000000001@00112233445566778899aabbccddeeff")
+	f.Fuzz(func(t *testing.T, at, to string) {
+		m, err := Parse(at, to, now)
+		if err == nil && (at != "") != m.ByTime() || err == nil && (to != "") != (m.TXID != 0) {
+			t.Errorf("at %q to %q: %+v", at, to, m)
+		}
+	})
+}
