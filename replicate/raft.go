@@ -320,5 +320,6 @@ func (m stateMachine) Restore(rc io.ReadCloser) error {
 	if err := m.s.opts.Snapshots.MarkComplete(given.ID); err != nil {
 		return fmt.Errorf("after restoring a snapshot: %w", err)
 	}
+	m.s.store.Installed(given.Index)
 	return nil
 }

@@ -105,10 +105,10 @@ func New(opts Options) (*Cluster, error) {
 			env:     opts.Env,
 		}
 		var err error
-		if n.HTTP, err = freeAddr(); err != nil {
+		if n.HTTP, err = FreeAddr(); err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
-		if n.Raft, err = freeAddr(); err != nil {
+		if n.Raft, err = FreeAddr(); err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
 		join = append(join, n.Raft)

@@ -21,8 +21,8 @@ var ports struct {
 	taken map[int]bool
 }
 
-// freeAddr returns a loopback address on which nothing listens now.
-func freeAddr() (string, error) {
+// FreeAddr returns a loopback address on which nothing listens now, and which it returns once in a process.
+func FreeAddr() (string, error) {
 	ports.Lock()
 	defer ports.Unlock()
 	if ports.taken == nil {

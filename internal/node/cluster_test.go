@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	"github.com/mattn/go-sqlite3"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/internal/localcluster"
 	"github.com/uglyer/ha-sqlite/replicate"
 	_ "github.com/uglyer/ha-sqlite/vfs"
 )
@@ -70,12 +70,11 @@ func newCluster(t *testing.T, n int, change func(i int, cfg *Config)) *cluster {
 
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := localcluster.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 func (c *cluster) start(i int) {
@@ -426,8 +425,15 @@ func TestDeleteIsRefusedWhileOpenAndForcedOnDemand(t *testing.T) {
 	if _, err := db.Exec(`CREATE TABLE u(v)`); err == nil || !strings.Contains(err.Error(), "readonly") {
 		t.Errorf("write to a deleted database: %v", err)
 	}
-	again := c.open(2, "db")
-	exec(t, again, `CREATE TABLE fresh(v)`)
+	var again *sql.DB
+	eventually(t, "node 2 knows of the deletion and makes a new database", func() error {
+		again = c.open(2, "db")
+		_, err := again.Exec(`CREATE TABLE fresh(v)`)
+		if err != nil {
+			again.Close()
+		}
+		return err
+	})
 	if got := query[int](t, again, `SELECT count(*) FROM sqlite_schema`); got != 1 {
 		t.Errorf("the new database has %d objects", got)
 	}

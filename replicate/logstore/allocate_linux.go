@@ -28,3 +28,12 @@ func fallocate(f *os.File, mode uint32, off, n int64) error {
 		return err
 	}
 }
+
+// syncData syncs what was written, and of the metadata what is needed to read it again.
+func syncData(f *os.File) error {
+	for {
+		if err := unix.Fdatasync(int(f.Fd())); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

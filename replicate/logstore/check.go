@@ -43,7 +43,7 @@ func Check(s *Store, snaps raft.SnapshotStore, raftAddr string) error {
 		return nil
 	}
 	snap := list[0].Index
-	s.Covered(snap)
+	s.Covered(snap, list[0].Term)
 	switch {
 	case last == 0:
 	case last < snap:

@@ -19,6 +19,7 @@ type counter struct {
 	mu      sync.Mutex
 	n       uint64
 	refuse  bool // restores of snapshots that are not complete fail
+	store   *Store
 	refused int
 }
 
@@ -54,7 +55,11 @@ func (c *counter) Restore(rc io.ReadCloser) error {
 	if given.Complete {
 		return nil
 	}
-	return c.snaps.MarkComplete(given.ID)
+	if err := c.snaps.MarkComplete(given.ID); err != nil {
+		return err
+	}
+	c.store.Installed(given.Index)
+	return nil
 }
 
 func (c *counter) value() uint64 {
@@ -99,7 +104,7 @@ func startMember(t *testing.T, dir string, kind Kind, id string, boot bool, refu
 	if boot {
 		must(t, raft.BootstrapCluster(conf, s, s, sn, trans, raft.Configuration{Servers: []raft.Server{{ID: conf.LocalID, Address: raft.ServerAddress(id)}}}))
 	}
-	m := &member{fsm: &counter{snaps: sn, refuse: refuse}, store: s, snaps: sn, trans: trans}
+	m := &member{fsm: &counter{snaps: sn, refuse: refuse, store: s}, store: s, snaps: sn, trans: trans}
 	m.Raft, err = raft.NewRaft(conf, m.fsm, s, s, sn, trans)
 	must(t, err)
 	return m

@@ -194,8 +194,19 @@ type segmentFile struct {
 	alloc     func(f *os.File, off, n int64) error
 	end       int64 // of what was written
 	allocated int64 // blocks are reserved up to here
-	synced    bool  // the directory is, too
+	written   int64 // and written up to here, with entries or zeros
+	synced    bool  // all there is to know about the file is, and the directory too
 }
+
+// A block that was reserved and not written has to be entered into the file system's journal when it is: the
+// sync of each append then waits for the journal too, and for what others have put there. Small appends
+// therefore write zeros ahead of them, so that most overwrite blocks and are synced by themselves.
+const (
+	zeroStep  = 256 << 10 // how far ahead
+	zeroUnder = 16 << 10  // larger appends would write as much again
+)
+
+var zeros [zeroStep]byte
 
 // growStep is what a segment that is past its size grows by.
 const growStep = 256 << 10
@@ -218,7 +229,25 @@ func (s *segmentFile) reserve(size int64) error {
 func (s *segmentFile) WriteAt(p []byte, off int64) (int, error) {
 	n, err := s.f.WriteAt(p, off)
 	s.end = max(s.end, off+int64(n))
-	return n, s.t.note(err)
+	s.written = max(s.written, s.end)
+	if err != nil {
+		return n, s.t.note(err)
+	}
+	if s.written == s.end && n <= zeroUnder {
+		s.writeAhead()
+	}
+	return n, nil
+}
+
+// writeAhead makes blocks that the next appends overwrite. Nobody waits for them, so nobody hears of an error: what
+// is not written now is written by the appends.
+func (s *segmentFile) writeAhead() {
+	to := min((s.end+zeroStep)/zeroStep*zeroStep, s.allocated)
+	if to <= s.end {
+		return
+	}
+	n, _ := s.f.WriteAt(zeros[:to-s.end], s.end) //nolint:errcheck // see above
+	s.written += int64(n)
 }
 
 // ReadAt implements types.WritableFile.
@@ -229,15 +258,16 @@ func (s *segmentFile) Close() error { return s.f.Close() }
 
 // Sync implements types.WritableFile.
 func (s *segmentFile) Sync() error {
+	if s.synced {
+		return s.t.noteSync(syncData(s.f))
+	}
 	if err := s.f.Sync(); err != nil {
 		return s.t.noteSync(err)
 	}
-	if !s.synced {
-		if err := syncDir(s.dir); err != nil {
-			return s.t.noteSync(err)
-		}
-		s.synced = true
+	if err := syncDir(s.dir); err != nil {
+		return s.t.noteSync(err)
 	}
+	s.synced = true
 	return nil
 }
 

@@ -44,7 +44,7 @@ func TestBytesFollowTheLog(t *testing.T) {
 			switch first, last := s.Bounds(); {
 			case last > first+2 && r.IntN(4) == 0:
 				to := first + r.Uint64N(last-first)
-				s.Covered(to)
+				s.Covered(to, 1)
 				must(t, s.Compact(to+1))
 				for i := first; i <= to; i++ {
 					delete(want, i)
@@ -60,7 +60,7 @@ func TestBytesFollowTheLog(t *testing.T) {
 				check("after the tail was replaced")
 			case r.IntN(8) == 0:
 				s = open()
-				s.Covered(0)
+				s.Covered(0, 1)
 				if last > 0 {
 					check("after a start")
 				}
@@ -99,12 +99,12 @@ func TestCompactKeepsWhatNoSnapshotHolds(t *testing.T) {
 		if first, last := s.Bounds(); first != 1 || last != 20 {
 			t.Fatalf("the log is %d to %d without a snapshot", first, last)
 		}
-		s.Covered(10)
+		s.Covered(10, 1)
 		must(t, s.Compact(15))
 		if first, last := s.Bounds(); first != 11 || last != 20 {
 			t.Fatalf("the log is %d to %d with a snapshot of 10", first, last)
 		}
-		s.Covered(20)
+		s.Covered(20, 1)
 		must(t, s.Compact(100))
 		if first, last := s.Bounds(); first != 20 || last != 20 {
 			t.Fatalf("the log is %d to %d, its last entry stays", first, last)

@@ -43,7 +43,7 @@ type Snapshots struct {
 	incomplete []string // sealed in this process and not complete yet, oldest first
 	open       map[string]int
 	index      map[string]uint64 // of those in open
-	onComplete func(index uint64)
+	onComplete func(index, term uint64)
 }
 
 var _ raft.SnapshotStore = (*Snapshots)(nil)
@@ -175,7 +175,7 @@ func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	s.mu.Lock()
 	s.index[id] = meta.Index
 	s.mu.Unlock()
-	return meta, &reader{ReadCloser: rc, s: s, id: id, complete: s.complete(id), servers: meta.Configuration.Servers}, nil
+	return meta, &reader{ReadCloser: rc, s: s, id: id, index: meta.Index, complete: s.complete(id), servers: meta.Configuration.Servers}, nil
 }
 
 func (s *Snapshots) release(id string) {
@@ -204,6 +204,7 @@ type reader struct {
 	io.ReadCloser
 	s        *Snapshots
 	id       string
+	index    uint64
 	complete bool
 	servers  []raft.Server
 	once     sync.Once
@@ -218,6 +219,7 @@ func (r *reader) Close() error {
 // Given is the snapshot that FSM.Restore was given.
 type Given struct {
 	ID       string
+	Index    uint64
 	Complete bool          // already, which is the case at start
 	Servers  []raft.Server // the members at the snapshot's index
 }
@@ -227,7 +229,7 @@ func SnapshotOf(rc io.ReadCloser) (Given, bool) {
 	for {
 		switch r := rc.(type) {
 		case *reader:
-			return Given{r.id, r.complete, r.servers}, true
+			return Given{r.id, r.index, r.complete, r.servers}, true
 		case raft.ReadCloserWrapper:
 			rc = r.WrappedReadCloser()
 		default:
@@ -273,7 +275,7 @@ func (s *Snapshots) MarkComplete(id string) error {
 		}
 		for _, m := range list {
 			if m.ID == id {
-				tell(m.Index)
+				tell(m.Index, m.Term)
 			}
 		}
 	}
@@ -281,9 +283,9 @@ func (s *Snapshots) MarkComplete(id string) error {
 	return nil
 }
 
-// OnComplete sets f, which is called with the index of every snapshot that
-// becomes complete. Check sets it to the log's Covered.
-func (s *Snapshots) OnComplete(f func(index uint64)) {
+// OnComplete sets f, which is called with the last index of every snapshot
+// that becomes complete, and its term. Check sets it to the log's Covered.
+func (s *Snapshots) OnComplete(f func(index, term uint64)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.onComplete = f

@@ -99,7 +99,7 @@ func TestAReceivedSnapshotCountsOnlyOnceItIsRestored(t *testing.T) {
 		t.Fatal("a foreign reader has an id")
 	}
 	covered := uint64(0)
-	s.OnComplete(func(i uint64) { covered = i })
+	s.OnComplete(func(i, _ uint64) { covered = i })
 	must(t, s.MarkComplete(id))
 	wantList(t, s, 50)
 	if covered != 50 {

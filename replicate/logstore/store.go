@@ -114,17 +114,21 @@ type Store struct {
 
 	writeMu sync.Mutex // one StoreLogs or DeleteRange at a time
 	cut     bool       // the last entries were removed, and none stored since; under writeMu
+	// installed is the index of a snapshot that came from the leader, until raft has removed what is before it, or has
+	// stored an entry; under writeMu.
+	installed uint64
 
-	mu      sync.Mutex
-	first   uint64 // of the log, 0 = empty
-	last    uint64
-	terms   []termRun // of what was stored or looked up since Open, ascending
-	covered uint64    // every entry up to here is in a complete snapshot
-	sizes   sizes     // of the entries first to last
-	started bool
-	failed  error
-	closed  bool
-	waiters map[*waiter]struct{}
+	mu          sync.Mutex
+	first       uint64 // of the log, 0 = empty
+	last        uint64
+	terms       []termRun // of what was stored or looked up since Open, ascending
+	covered     uint64    // every entry up to here is in a complete snapshot
+	coveredTerm uint64    // of that entry
+	sizes       sizes     // of the entries first to last
+	started     bool
+	failed      error
+	closed      bool
+	waiters     map[*waiter]struct{}
 }
 
 // termRun says that the entries from first on have term, up to the next run.
@@ -314,7 +318,17 @@ func (s *Store) GetLog(index uint64, log *raft.Log) error {
 	// segment; a leader would then replay what it should send as a snapshot.
 	s.mu.Lock()
 	gone := s.last == 0 || index < s.first || index > s.last
+	covered, term := s.covered, s.coveredTerm
+	next := s.last == 0 || s.first > covered
 	s.mu.Unlock()
+	if gone && next && index == covered && index > 1 {
+		// A follower whose log begins after its snapshot is asked for the term of that one's last entry: raft does not
+		// look there when the log goes on, refuses what follows, and is sent the snapshot again and again. Nobody
+		// takes this for the entry itself: it is read as what precedes others, by a leader too, which starts a
+		// follower here only if it has the entry before.
+		*log = raft.Log{Index: index, Term: term, Type: raft.LogNoop}
+		return nil
+	}
 	if gone {
 		return raft.ErrLogNotFound // raft compares by identity
 	}
@@ -367,7 +381,7 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 			return s.fail(err)
 		}
 	}
-	s.cut = false
+	s.cut, s.installed = false, 0
 	s.cache.add(logs)
 	s.stored(logs)
 	return nil
@@ -435,7 +449,22 @@ func (s *Store) stored(logs []*raft.Log) {
 func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
+	if installed := s.installed; installed > 0 {
+		if first, last := s.Bounds(); minIndex <= first && maxIndex >= last {
+			s.installed = 0
+			maxIndex = min(maxIndex, installed)
+		}
+	}
 	return s.deleteRange(minIndex, maxIndex)
+}
+
+// Installed says that raft has restored a snapshot that the leader sent, and removes the log next. What is after
+// the snapshot stays: raft goes on as if it had that, and it may have been acknowledged. (raft removes all of
+// a log that is monotonic, and forgets that its last entry is gone.)
+func (s *Store) Installed(index uint64) {
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	s.installed = index
 }
 
 func (s *Store) deleteRange(minIndex, maxIndex uint64) error {
@@ -493,12 +522,12 @@ func (s *Store) deleteRange(minIndex, maxIndex uint64) error {
 	return nil
 }
 
-// Covered says that a complete snapshot holds every entry up to index.
-func (s *Store) Covered(index uint64) {
+// Covered says that a complete snapshot holds every entry up to index, which has that term.
+func (s *Store) Covered(index, term uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if index > s.covered {
-		s.covered = index
+		s.covered, s.coveredTerm = index, term
 		s.wakeLocked()
 	}
 }

@@ -274,7 +274,7 @@ func TestDurableAnswersForTheEntryOfThatTermOnly(t *testing.T) {
 			t.Fatalf("ended wait: %v", err)
 		}
 		snap := durable(t, s, 50, 2)
-		s.Covered(60)
+		s.Covered(60, 1)
 		must(t, <-snap)
 		last := durable(t, s, 99, 2)
 		must(t, s.Close())
