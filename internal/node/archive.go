@@ -50,6 +50,7 @@ func (n *Node) archiveOptions() (*replicate.ArchiveOptions, error) {
 	}
 	o := &replicate.ArchiveOptions{
 		URL: s.URL(), Local: strings.HasPrefix(cfg.archiveURL(), "file:"), Interval: cfg.ArchiveInterval, BacklogLimit: cfg.ArchiveBacklog,
+		Lineage: func() uint64 { return n.dir.Record().Lineage },
 		Open: func(ctx context.Context, cluster [16]byte) (*archive.Archive, error) {
 			return archive.Claim(ctx, s, datadir.ClusterID(cluster).String(), archive.Options{Keys: keys, TempDir: temp})
 		},
