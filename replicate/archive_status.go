@@ -16,10 +16,10 @@ type ArchiveStatus struct {
 	Encrypted   bool   //
 	Error       string // why it is not open, or why an upload failed
 	Lagging     int    // databases of which commits are not archived
-	LagSeconds  float64
+	Lag         time.Duration
 	LagBytes    int64
 	Backlog     archive.BacklogStatus
-	Failed      uint64 // uploads, since the start
+	Failures    uint64 // uploads, since the start
 	Gaps        uint64 // commits that were missing, so that a snapshot stands in
 	Fetched     uint64 // commits that came from a peer
 }
@@ -34,7 +34,7 @@ func (s *Service) ArchiveStatus() ArchiveStatus {
 	now := s.now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r.Open, r.Gaps, r.Fetched, r.Failed = a.archive != nil, a.gaps, a.fetched, a.failures
+	r.Open, r.Gaps, r.Fetched, r.Failures = a.archive != nil, a.gaps, a.fetched, a.failures
 	if a.archive != nil {
 		r.Conditional, r.Encrypted = a.archive.Store().Conditional(), a.archive.Encrypted()
 	}
@@ -45,12 +45,13 @@ func (s *Service) ArchiveStatus() ArchiveStatus {
 		lag, size, ok := a.lagLocked(k, now)
 		if ok {
 			r.Lagging++
-			r.LagSeconds = max(r.LagSeconds, lag.Seconds())
+			r.Lag = max(r.Lag, lag)
 			r.LagBytes += size
 		}
 		if k.uploader != nil {
 			st := k.uploader.u.Status()
 			r.Gaps += st.Gaps
+			r.Failures += st.Failures
 			if st.Error != "" {
 				r.Error = st.Error
 			}

@@ -255,7 +255,8 @@ func (a *archiver) endUploaders(over func(*kept) bool) {
 		if k.uploader != nil && over(k) {
 			k.uploader.cancel()
 			ending = append(ending, k.uploader)
-			a.gaps += k.uploader.u.Status().Gaps
+			st := k.uploader.u.Status()
+			a.gaps, a.failures = a.gaps+st.Gaps, a.failures+st.Failures
 			k.uploader = nil
 		}
 		if k.uploader == nil && k.jobs == 0 && len(k.entries) == 0 && k.last <= k.archived {

@@ -68,6 +68,7 @@ type UploadStatus struct {
 	Since    time.Time // of the oldest commit that was found not archived, zero where all are
 	Error    string    // of the last round, empty where it went well
 	Failed   time.Time // since when rounds fail, zero where the last one went well
+	Failures uint64    // rounds that failed
 	Gaps     uint64    // times that commits were missing and a snapshot was made
 	Settled  bool      // everything is archived and merged: nothing is to be done before the next commit
 }
@@ -278,6 +279,7 @@ func (u *Uploader) note(archived uint64, err error) {
 		return
 	}
 	u.status.Error = err.Error()
+	u.status.Failures++
 	if u.status.Failed.IsZero() {
 		u.status.Failed = time.Now()
 	}
