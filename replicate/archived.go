@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+
+	"github.com/uglyer/ha-sqlite/snapshot/archive"
 )
 
 // The body of an archived entry, little-endian:
@@ -95,4 +97,39 @@ func (f *FSM) Archive() uint64 {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.s.archive
+}
+
+// Archive returns the archive of the cluster, or of this node where each has one; nil while it is not open, or nothing
+// is archived.
+func (s *Service) Archive() *archive.Archive {
+	a := s.archiver
+	if a == nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.archive
+}
+
+// ArchivedPosition returns the last transaction of a database that this node knows to be archived, 0 for none.
+func (s *Service) ArchivedPosition(id DatabaseID) TXID {
+	st, ok := s.fsm.Get(id)
+	a := s.archiver
+	if a == nil || !ok {
+		return 0
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	k := a.kept[id]
+	switch {
+	case a.opts.Local && a.surveyed == 0 || a.archive == nil:
+		return 0
+	case k != nil:
+		return k.archived
+	case a.opts.Local && st.Position.TXID > 1:
+		return st.Position.TXID // nothing of it waits
+	case s.fsm.Archive() == a.tag:
+		return st.Archived
+	}
+	return 0
 }

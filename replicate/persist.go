@@ -75,6 +75,9 @@ func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) err
 	if failed == nil && len(blocked) > 0 {
 		failed = s.majorityHas(s.ctx, blocked)
 	}
+	if failed == nil && s.archiver != nil {
+		failed = s.archiver.keep(s.ctx, states)
+	}
 	if failed != nil {
 		return fmt.Errorf("keep the log: %w", failed)
 	}

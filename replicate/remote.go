@@ -36,6 +36,7 @@ const (
 	methodRound      uint8 = 34 // a stream
 	methodPages      uint8 = 35 // a stream
 	methodDurable    uint8 = 36
+	methodCommits    uint8 = 40 // a stream
 )
 
 // Codes of errors that the caller has to tell apart.
@@ -148,6 +149,9 @@ func (s *Service) registerMethods() {
 	})
 	s.port.HandleStream(methodVerify, func(ctx context.Context, from string, req []byte, w io.Writer) error {
 		return coded(s.serveVerify(ctx, from, req, w))
+	})
+	s.port.HandleStream(methodCommits, func(ctx context.Context, _ string, req []byte, w io.Writer) error {
+		return coded(s.serveCommits(ctx, req, w))
 	})
 	handle(methodLeaderGone, jsonMethod(s.judgeLeader))
 	s.port.OnRaftEnded(s.raftEnded)

@@ -15,6 +15,9 @@ const catchupsAtOnce = 4
 // the leader sent it, the pages that are missing are fetched before this node acknowledges anything on top.
 func (s *Service) afterRestore(states []DatabaseState) error {
 	s.quotas.recount(states)
+	if s.archiver != nil {
+		s.archiver.rebase(states)
+	}
 	s.mu.Lock()
 	fromLeader := s.restored
 	keep := make(map[DatabaseID]bool, len(states))

@@ -313,6 +313,9 @@ func (k sink) Created(index uint64, st DatabaseState) {
 }
 
 func (k sink) Accepted(index uint64, t *Transaction) {
+	if a := k.s.archiver; a != nil {
+		a.add(t.DB, t.Post.TXID, keptCommit{index: index, time: t.CommitTime, size: int64(len(t.LTX))})
+	}
 	if d, ok := k.s.replica(t.DB); ok {
 		d.enqueue(item{index: index, position: t.Post, pre: t.Pre, id: t.ID, ltx: t.LTX})
 	}
@@ -325,6 +328,9 @@ func (k sink) Part(index uint64, before Running, data []byte) {
 
 func (k sink) AcceptedLarge(index uint64, f *Final) {
 	sp := k.s.spools.accept(index, f.ID)
+	if a := k.s.archiver; a != nil {
+		a.add(f.DB, f.Post.TXID, keptCommit{index: index, time: f.CommitTime, size: int64(f.Size), spool: sp})
+	}
 	if d, ok := k.s.replica(f.DB); ok {
 		d.enqueue(item{
 			index: index, position: f.Post, pre: f.Pre, id: f.ID, spool: sp, size: int64(f.Size), pages: f.Pages, commitTime: f.CommitTime,
@@ -339,6 +345,9 @@ func (k sink) Dropped(index uint64, ids []EntryID) { k.s.spools.drop(index, ids)
 func (k sink) Deleted(index uint64, id DatabaseID) {
 	if d, ok := k.s.replica(id); ok {
 		k.s.quotas.count(d.name, -1)
+		if a := k.s.archiver; a != nil {
+			a.noteDeleted(id)
+		}
 		d.enqueue(item{index: index, deleted: true})
 	}
 }

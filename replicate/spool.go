@@ -190,6 +190,13 @@ func (sp *spool) dropOpsLocked() {
 	sp.ops = nil
 }
 
+// hold begins a use by who archives it.
+func (sp *spool) hold() {
+	sp.s.mu.Lock()
+	defer sp.s.mu.Unlock()
+	sp.refs++
+}
+
 // release ends the use by an applier or a writer.
 func (sp *spool) release() {
 	sp.s.mu.Lock()

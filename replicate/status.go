@@ -66,6 +66,7 @@ type DatabaseStatus struct {
 	Name     string    `json:"name"`
 	ID       string    `json:"id"`
 	Decided  Position  `json:"decided"`
+	Archived TXID      `json:"archived"`
 	File     *Position `json:"file"` // nil while it is not known
 	Lag      uint64    `json:"lag"`  // transactions decided and not in the files
 	PageSize uint32    `json:"page_size"`
@@ -97,7 +98,7 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 	defer d.mu.Unlock()
 	r := DatabaseStatus{
 		Name: d.name, ID: d.id.String(), Decided: st.Position, PageSize: d.pageSize, Pages: st.PageCount,
-		Handles: len(d.handles), Quota: d.quota, State: "ok", CommitTime: time.UnixMicro(st.CommitTime).UTC(),
+		Handles: len(d.handles), Quota: d.quota, State: "ok", Archived: d.svc.ArchivedPosition(d.id), CommitTime: time.UnixMicro(st.CommitTime).UTC(),
 	}
 	if d.known {
 		p := d.position

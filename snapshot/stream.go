@@ -227,7 +227,16 @@ func (d *StreamDecoder) end() error {
 // Restamp would leave it with another commit time. A file that is corrupt, or
 // has another number of pages, is read with a checksum that is wrong.
 func RestampReader(r io.ReaderAt, size int64, pages int, commitTimeMillis int64) (io.Reader, error) {
-	fail := func(err error) (io.Reader, error) {
+	f, err := RestampAt(r, size, pages, commitTimeMillis)
+	if err != nil {
+		return nil, err
+	}
+	return io.NewSectionReader(f, 0, size), nil
+}
+
+// RestampAt is RestampReader for who reads the file several times.
+func RestampAt(r io.ReaderAt, size int64, pages int, commitTimeMillis int64) (*Restamped, error) {
+	fail := func(err error) (*Restamped, error) {
 		return nil, fmt.Errorf("set commit time in LTX file of %d bytes: %w", size, err)
 	}
 	if size < minTransaction {
@@ -256,5 +265,41 @@ func RestampReader(r io.ReaderAt, size int64, pages int, commitTimeMillis int64)
 	behind := uint64(headerSize-timestampOffset-8) + uint64(pages)*uint64(frameHeaderSize+h.PageSize) + endSize + index + 8 + 8
 	sum := tail[len(tail)-8:]
 	binary.BigEndian.PutUint64(sum, ChecksumFlag|(binary.BigEndian.Uint64(sum)^multiply(crcUpdate(0, change[:]), zeros(behind))))
-	return io.MultiReader(bytes.NewReader(head[:headerSize]), io.NewSectionReader(r, headerSize, size-headerSize-8), bytes.NewReader(sum)), nil
+	f := &Restamped{r: r, size: size}
+	copy(f.head[:], head[:headerSize])
+	copy(f.sum[:], sum)
+	return f, nil
+}
+
+// Restamped is an LTX file with another commit time.
+type Restamped struct {
+	r    io.ReaderAt
+	size int64
+	head [headerSize]byte
+	sum  [8]byte // the last bytes
+}
+
+// Size returns the size of the file.
+func (f *Restamped) Size() int64 { return f.size }
+
+// ReadAt implements io.ReaderAt.
+func (f *Restamped) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off >= f.size {
+		return 0, io.EOF
+	}
+	want := p[:min(int64(len(p)), f.size-off)]
+	n, err := f.r.ReadAt(want, off)
+	if n < len(want) {
+		return n, corruptEnd(err)
+	}
+	if off < headerSize {
+		copy(want, f.head[off:])
+	}
+	if at := f.size - 8; off+int64(len(want)) > at {
+		copy(want[max(at-off, 0):], f.sum[max(off-at, 0):])
+	}
+	if len(want) < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
 }

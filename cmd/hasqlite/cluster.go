@@ -86,6 +86,7 @@ func (c *cli) printCluster(st api.Status) error {
 		{"socket", st.Node.Socket},
 		{"log", fmt.Sprintf("term %d, committed %d, applied %d", cl.Term, cl.CommitIndex, cl.AppliedIndex)},
 		{"log size", logSize(st.Log)},
+		{"archive", archiveText(st.Archive)},
 		{"databases", strconv.Itoa(st.Totals.Databases)},
 	})
 	if err != nil {
@@ -299,4 +300,31 @@ func newClusterTransfer(c *cli) *cobra.Command {
 			})
 		},
 	}
+}
+
+// archiveText says how far the archive is.
+func archiveText(a api.ArchiveStatus) string {
+	if a.URL == "" {
+		return "none: commits are kept nowhere but on the nodes"
+	}
+	text := a.URL
+	if a.Local {
+		text += ", one on each node"
+	}
+	if a.Encrypted {
+		text += ", encrypted"
+	}
+	switch {
+	case a.Lagging > 0:
+		text += fmt.Sprintf("; %d databases wait, the oldest commit for %s", a.Lagging, (time.Duration(a.LagMS) * time.Millisecond).Round(100*time.Millisecond))
+	case a.Open:
+		text += "; complete"
+	}
+	if a.BacklogDropped > 0 {
+		text += fmt.Sprintf("; %d commits were dropped for want of room", a.BacklogDropped)
+	}
+	if a.Error != "" {
+		text += "; " + a.Error
+	}
+	return text
 }

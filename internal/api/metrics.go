@@ -44,6 +44,8 @@ type Metrics struct {
 	// DiskFull: the node takes no writes for want of room. DiskFreeBytes is that room.
 	DiskFull      bool
 	DiskFreeBytes int64
+	// Archive says how far the archive is.
+	Archive ArchiveStatus
 	// BacklogFrames are the frames of all WALs that are not in the database
 	// files, BacklogSeconds the longest time for which one had a backlog,
 	// OldestReaderSeconds the age of the oldest reader that keeps frames.
@@ -167,6 +169,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(descLogLimit, float64(m.LogLimitBytes))
 	gauge(descLogBlocked, m.LogBlockedSeconds)
 	gauge(descWAL, float64(m.WALSizeBytes))
+	if m.Archive.URL != "" {
+		collectArchive(m.Archive, gauge, counter)
+	}
 	for _, state := range []string{DatabaseOK, DatabaseFenced, DatabaseCatchingUp, DatabaseLate} {
 		gauge(descDatabases, float64(m.Databases[state]), state)
 	}

@@ -72,6 +72,8 @@ type Status struct {
 	Log   LogStatus `json:"log"`
 	// Disk is the room on the node's disk.
 	Disk DiskStatus `json:"disk"`
+	// Archive is where commits are kept.
+	Archive ArchiveStatus `json:"archive"`
 	// Quotas are those of the answering node, in the order in which they are
 	// tried, and how many databases each of them counts.
 	Quotas []QuotaStatus `json:"quotas,omitempty"`
@@ -213,6 +215,9 @@ type DatabaseStatus struct {
 	Decided Position `json:"decided"`
 	// File is the position that this node's files show.
 	File Position `json:"file"`
+	// Archived is the last transaction that this node knows to be archived, 0
+	// for none.
+	Archived Hex64 `json:"archived"`
 	// Lag is the number of transactions between File and Decided.
 	Lag      uint64 `json:"lag"`
 	PageSize uint32 `json:"page_size"`

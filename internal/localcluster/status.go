@@ -35,6 +35,16 @@ type Status struct {
 		Full      bool  `json:"full"`
 		FreeBytes int64 `json:"free_bytes"`
 	} `json:"disk"`
+	Archive struct {
+		URL          string `json:"url"`
+		Open         bool   `json:"open"`
+		Writes       bool   `json:"writes"`
+		Error        string `json:"error"`
+		Lagging      int    `json:"lagging"`
+		LagMS        int64  `json:"lag_ms"`
+		BacklogBytes int64  `json:"backlog_bytes"`
+		Gaps         uint64 `json:"gaps"`
+	} `json:"archive"`
 	Totals    Totals     `json:"totals"`
 	Databases []Database `json:"databases"` // the first thousand by name
 }
@@ -75,7 +85,8 @@ type Database struct {
 	Pages     uint32   `json:"pages"`
 	WALBytes  int64    `json:"wal_bytes"`
 	Handles   int      `json:"handles"`
-	State     string   `json:"state"` // ok, idle (closed for lack of use), fenced, catching_up or late
+	Archived  string   `json:"archived"` // last transaction known to be archived
+	State     string   `json:"state"`    // ok, idle (closed for lack of use), fenced, catching_up or late
 	Detail    string   `json:"detail"`
 	HolderPID int      `json:"holder_pid"`
 }

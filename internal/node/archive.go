@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/internal/datadir"
 	"github.com/uglyer/ha-sqlite/internal/storeurl"
 	"github.com/uglyer/ha-sqlite/replicate"
@@ -50,6 +51,7 @@ func (n *Node) archiveOptions() (*replicate.ArchiveOptions, error) {
 	}
 	o := &replicate.ArchiveOptions{
 		URL: s.URL(), Local: strings.HasPrefix(cfg.archiveURL(), "file:"), Interval: cfg.ArchiveInterval, BacklogLimit: cfg.ArchiveBacklog,
+		Lineage: func() uint64 { return n.dir.Record().Lineage },
 		Open: func(ctx context.Context, cluster [16]byte) (*archive.Archive, error) {
 			return archive.Claim(ctx, s, datadir.ClusterID(cluster).String(), archive.Options{Keys: keys, TempDir: temp})
 		},
@@ -96,3 +98,13 @@ func (n *Node) Archive() *archive.Archive { return n.svc.Archive() }
 
 // ArchiveURL returns where the archive is, NoArchive where there is none.
 func (n *Node) ArchiveURL() string { return n.cfg.archiveURL() }
+
+func (b backend) archive() api.ArchiveStatus {
+	st := b.n.svc.ArchiveStatus()
+	return api.ArchiveStatus{
+		URL: st.URL, Local: st.Local, Open: st.Open, Writes: st.Writes, Conditional: st.Conditional, Encrypted: st.Encrypted, Error: st.Error,
+		Lagging: st.Lagging, LagMS: st.Lag.Milliseconds(), LagBytes: st.LagBytes,
+		BacklogBytes: st.Backlog.Bytes, BacklogLimitBytes: st.Backlog.Limit, BacklogDropped: st.Backlog.Dropped,
+		Failures: st.Failures, Gaps: st.Gaps, Fetched: st.Fetched,
+	}
+}

@@ -59,6 +59,7 @@ func (b backend) Status(ctx context.Context, q api.DatabaseQuery) (api.Status, e
 		Cluster: b.cluster(st), State: st.State, Stale: st.Stale, Databases: []api.DatabaseStatus{},
 		Disk: api.DiskStatus{Full: st.Disk.Full, Since: st.Disk.Since, FreeBytes: st.Disk.Free, ReservedBytes: st.Disk.Reserved},
 	}
+	r.Archive = b.archive()
 	r.Totals = api.DatabaseTotals(st.Totals)
 	for _, q := range b.n.svc.Quotas() {
 		r.Quotas = append(r.Quotas, api.QuotaStatus{Pattern: q.Pattern, Databases: q.Used, MaxDatabases: q.Databases, MaxBytes: q.Size, MaxTransactionBytes: q.Transaction})
@@ -100,7 +101,7 @@ func (b backend) cluster(st *replicate.Status) api.ClusterStatus {
 
 func database(d replicate.DatabaseStatus) api.DatabaseStatus {
 	r := api.DatabaseStatus{
-		Name: d.Name, ID: d.ID, Decided: position(d.Decided), Lag: d.Lag, PageSize: d.PageSize, Pages: d.Pages,
+		Name: d.Name, ID: d.ID, Decided: position(d.Decided), Archived: api.Hex64(d.Archived), Lag: d.Lag, PageSize: d.PageSize, Pages: d.Pages,
 		WALBytes: d.WALBytes, Handles: d.Handles, State: d.State, Detail: d.Detail, HolderPID: d.HolderPID, HolderAgeMS: d.HolderAgeMS,
 		CatchupPages: d.CatchupPages, CatchupTotal: d.CatchupTotal,
 		BacklogFrames: d.BacklogFrames, BacklogMS: d.BacklogMS, ReaderPID: d.ReaderPID, ReaderAgeMS: d.ReaderAgeMS,
@@ -276,6 +277,7 @@ func (b backend) Metrics() api.Metrics {
 	for k, v := range m.Checkpoints {
 		r.Checkpoints[api.CheckpointKey(k)] = v
 	}
+	r.Archive = b.archive()
 	t := st.Totals
 	r.Databases, r.Handles, r.WALSizeBytes, r.ApplyLagEntries = t.States, t.Handles, t.WALBytes, t.Lag
 	r.BacklogFrames, r.BacklogSeconds, r.OldestReaderSeconds = t.BacklogFrames, float64(t.BacklogMS)/1000, float64(t.ReaderAgeMS)/1000

@@ -94,6 +94,7 @@ var opens = map[string]string{
 	"internal/shimtest/node.go":          "databases of its own, before any process opens them",
 	"internal/testcluster/cluster.go":    "logs of nodes",
 	"internal/testcluster/disk_linux.go": "images of disks, their mount points, and the file that fills them",
+	"replicate/archive_peer.go":          "commits of a peer, in the spool",
 	"replicate/fetched.go":               "pages and targets of catch-ups in the spool",
 	"replicate/pagesums/store.go":        "segments of page checksums, and their directory to sync it",
 	"replicate/logstore/backends.go":     "raft-wal's metadata, to reserve blocks for them",

@@ -368,6 +368,36 @@ func (b *Backlog) dropLocked(db string) error {
 	return nil
 }
 
+// Bounds returns the first and the last commit that it has of a database, and
+// the time of both.
+func (b *Backlog) Bounds(db string) (first, last Commit, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.dbs[db]
+	if p == nil {
+		return Commit{}, Commit{}, false
+	}
+	commit := func(r record) Commit { return Commit{TXID: r.txid, Time: r.time, Post: r.post} }
+	return commit(p.records[0]), commit(p.records[len(p.records)-1]), true
+}
+
+// Bytes returns how many bytes it has of a database.
+func (b *Backlog) Bytes(db string) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p := b.dbs[db]; p != nil {
+		return p.bytes
+	}
+	return 0
+}
+
+// Databases returns the ids of those that it has commits of.
+func (b *Backlog) Databases() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Sorted(maps.Keys(b.dbs))
+}
+
 // BacklogStatus is what a backlog has.
 type BacklogStatus struct {
 	Databases int
@@ -387,12 +417,22 @@ func (b *Backlog) Status() BacklogStatus {
 type Batch struct {
 	Commits []Commit
 	files   []*os.File
+	release func()
+}
+
+// NewBatch makes a batch of commits that are kept elsewhere; release, unless
+// nil, is called when it is closed.
+func NewBatch(commits []Commit, release func()) *Batch {
+	return &Batch{Commits: commits, release: release}
 }
 
 // Close closes the files that the commits are in.
 func (b *Batch) Close() {
 	for _, f := range b.files {
 		f.Close()
+	}
+	if b.release != nil {
+		b.release()
 	}
 }
 

@@ -42,6 +42,9 @@ type UploaderOptions struct {
 	Interval time.Duration // from a commit to its upload; 1 s
 	Archived uint64        // last commit that is known to be archived: a database without later ones costs no request
 	Log      *slog.Logger
+
+	// Turn waits until a round may begin, and returns what ends it; nil: at once.
+	Turn func(context.Context) (func(), error)
 }
 
 // Uploader keeps the archive of one database complete, on the node that leads.
@@ -53,6 +56,7 @@ type Uploader struct {
 	source  Source
 	opts    UploaderOptions
 	wake    chan struct{}
+	jobs    chan job
 
 	mu     sync.Mutex
 	status UploadStatus
@@ -63,7 +67,17 @@ type UploadStatus struct {
 	Archived uint64    // last commit in the archive; 0 also before it was read
 	Since    time.Time // of the oldest commit that was found not archived, zero where all are
 	Error    string    // of the last round, empty where it went well
+	Failed   time.Time // since when rounds fail, zero where the last one went well
+	Failures uint64    // rounds that failed
 	Gaps     uint64    // times that commits were missing and a snapshot was made
+	Settled  bool      // everything is archived and merged: nothing is to be done before the next commit
+}
+
+// job is what somebody else has to do with the Writer.
+type job struct {
+	ctx  context.Context
+	f    func(context.Context, *Writer) error
+	done chan error
 }
 
 // Lag is how long the oldest commit that is not archived has been waiting.
@@ -80,7 +94,7 @@ func NewUploader(a *Archive, id Identity, source Source, o UploaderOptions) *Upl
 		o.Interval = time.Second
 	}
 	o.Writer.defaults()
-	return &Uploader{archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1)}
+	return &Uploader{archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1), jobs: make(chan job)}
 }
 
 // Notify says that there was a commit. It never waits.
@@ -88,6 +102,22 @@ func (u *Uploader) Notify() {
 	select {
 	case u.wake <- struct{}{}:
 	default:
+	}
+}
+
+// Do calls f with the Writer, between two rounds of Run.
+func (u *Uploader) Do(ctx context.Context, f func(context.Context, *Writer) error) error {
+	j := job{ctx, f, make(chan error, 1)}
+	select {
+	case u.jobs <- j:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-j.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -119,17 +149,30 @@ func (u *Uploader) Run(ctx context.Context) {
 		default:
 			wait = max(0, nextCompact.Sub(now))
 		}
-		if !u.sleep(ctx, wait) {
+		u.settled(settled && last <= archived && now.Before(nextRetain))
+		j, err := u.sleep(ctx, wait)
+		if err != nil {
 			return
 		}
-		if last, _ = u.source.Position(); last == 0 || w == nil && last <= archived {
+		if last, _ = u.source.Position(); j == nil && (last == 0 || w == nil && last <= archived) {
 			continue
 		}
 		round, cancel := context.WithTimeout(ctx, roundTimeout)
-		err := u.round(round, &w, &nextCompact, &nextRetain)
+		if j != nil {
+			err = u.do(round, j, &w)
+		} else {
+			err = u.round(round, &w, &nextCompact, &nextRetain)
+		}
 		cancel()
 		if w != nil {
 			archived = w.Position()
+		}
+		if errors.Is(err, ErrForeign) || errors.Is(err, errInvalidChange) {
+			w = nil // what it knows of the archive is not true any more
+		}
+		if j != nil {
+			j.done <- err
+			continue
 		}
 		u.note(archived, err)
 		if err == nil {
@@ -140,9 +183,6 @@ func (u *Uploader) Run(ctx context.Context) {
 			return
 		}
 		u.opts.Log.Warn("archive not complete, trying again", "db", u.id.Name, "duration", retry, "err", err)
-		if errors.Is(err, ErrForeign) || errors.Is(err, errInvalidChange) {
-			w = nil // what it knows of the archive is not true any more
-		}
 		if !u.pause(ctx, retry) {
 			return
 		}
@@ -150,9 +190,46 @@ func (u *Uploader) Run(ctx context.Context) {
 	}
 }
 
+func (u *Uploader) settled(v bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.status.Settled = v
+}
+
+// do runs a job.
+func (u *Uploader) do(ctx context.Context, j *job, wp **Writer) error {
+	if j.ctx.Err() != nil {
+		return j.ctx.Err()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(j.ctx, cancel)()
+	done, err := u.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if *wp == nil {
+		w, err := u.archive.Writer(ctx, u.id, u.opts.Writer)
+		if err != nil {
+			return err
+		}
+		*wp = w
+		u.source.Archived(w.Position())
+	}
+	return j.f(ctx, *wp)
+}
+
+func (u *Uploader) turn(ctx context.Context) (func(), error) {
+	if u.opts.Turn == nil {
+		return func() {}, nil
+	}
+	return u.opts.Turn(ctx)
+}
+
 // sleep waits for the time, or where that is negative for a commit, and
-// reports whether to go on. A commit ends a wait for something else.
-func (u *Uploader) sleep(ctx context.Context, d time.Duration) bool {
+// returns a job if one came, or an error at the end. A commit ends a wait for something else.
+func (u *Uploader) sleep(ctx context.Context, d time.Duration) (*job, error) {
 	var timer <-chan time.Time
 	if d >= 0 {
 		t := time.NewTimer(d)
@@ -165,11 +242,13 @@ func (u *Uploader) sleep(ctx context.Context, d time.Duration) bool {
 	}
 	select {
 	case <-ctx.Done():
-		return false
+		return nil, ctx.Err()
+	case j := <-u.jobs:
+		return &j, nil
 	case <-timer:
 	case <-wake:
 	}
-	return true
+	return nil, nil
 }
 
 func (u *Uploader) pause(ctx context.Context, d time.Duration) bool {
@@ -195,14 +274,24 @@ func (u *Uploader) note(archived uint64, err error) {
 	case u.status.Since.IsZero():
 		u.status.Since = time.UnixMicro(commit)
 	}
-	u.status.Error = ""
-	if err != nil {
-		u.status.Error = err.Error()
+	if err == nil {
+		u.status.Error, u.status.Failed = "", time.Time{}
+		return
+	}
+	u.status.Error = err.Error()
+	u.status.Failures++
+	if u.status.Failed.IsZero() {
+		u.status.Failed = time.Now()
 	}
 }
 
 // round archives what is there, and merges and removes what is due.
 func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextRetain *time.Time) error {
+	done, err := u.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if *wp == nil {
 		w, err := u.archive.Writer(ctx, u.id, u.opts.Writer)
 		if err != nil {
