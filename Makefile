@@ -129,6 +129,7 @@ large: install-deps
 history: install-deps
 	$(GO) test -count=1 -timeout 2h -v -run TestEveryTransaction ./snapshot/archive -commits 300
 	$(GO) test -count=1 -timeout 1h -v ./test/archive -every -large-pages 262144 -large-commits 10000
+	$(GO) test -count=1 -timeout 1h -v -run OneRow ./test/archive -query-megabytes 1024 -query-commits 5000
 
 clean:
 	rm -rf bin build hasqlite.so

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -51,15 +50,8 @@ func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.C
 		}
 		var keys *archive.Keys
 		if o.identity != "" {
-			b, err := os.ReadFile(o.identity)
-			if err != nil {
-				return fmt.Errorf("read identities: %w", err)
-			}
-			if keys, err = archive.NewKeys("", string(b)); err != nil {
-				return fmt.Errorf("%s: %w", o.identity, err)
-			}
-			if keys == nil {
-				return fmt.Errorf("%s: the file is empty: %w", o.identity, archive.ErrKey)
+			if keys, err = archive.ReadIdentities(o.identity); err != nil {
+				return err
 			}
 		}
 		a, err := archive.Open(ctx, s, archive.Options{Keys: keys})

@@ -58,7 +58,7 @@ snapshot.`,
 				if err != nil {
 					return err
 				}
-				lines, more, err := history(ctx, v, from, to, limit)
+				lines, more, err := states(ctx, v, from, to, limit)
 				if err != nil {
 					return err
 				}
@@ -91,8 +91,8 @@ snapshot.`,
 	return cmd
 }
 
-// history returns the last states between two times, and whether there are more.
-func history(ctx context.Context, v *archive.View, from, to time.Time, limit int) ([]historyLine, bool, error) {
+// states returns the last states between two times, and whether there are more.
+func states(ctx context.Context, v *archive.View, from, to time.Time, limit int) ([]historyLine, bool, error) {
 	lines, more, last := []historyLine{}, false, uint64(0)
 	err := v.Commits(ctx, 0, func(p archive.Point) error {
 		dropped := p.TXID - last - 1

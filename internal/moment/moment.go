@@ -63,6 +63,17 @@ func Parse(at, to string, now time.Time) (Moment, error) {
 	return m, nil
 }
 
+// ParseURI is Parse for parameters of a URI, in which a + may stand for a blank.
+func ParseURI(at, to string, now time.Time) (Moment, error) {
+	m, err := Parse(at, to, now)
+	if err != nil && strings.Contains(at, "+") {
+		if plain, again := Parse(strings.ReplaceAll(at, "+", " "), to, now); again == nil {
+			return plain, nil
+		}
+	}
+	return m, err
+}
+
 func hex64(s string) (uint64, error) {
 	if len(s) != 16 {
 		return 0, fmt.Errorf("%q has not 16 hex digits", s)

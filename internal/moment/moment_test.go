@@ -45,6 +45,23 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// A + is a blank, except where it is that of a time zone.
+func TestParseURI(t *testing.T) {
+	for at, want := range map[string]time.Time{
+		"10+minutes+ago":            now.Add(-10 * time.Minute),
+		"10 minutes ago":            now.Add(-10 * time.Minute),
+		"2026-11-22T10:00:00+02:00": now.Add(-4 * time.Hour),
+		"2026-11-22+10:00":          now.Add(-2 * time.Hour),
+	} {
+		if m, err := ParseURI(at, "", now); err != nil || !m.Time.Equal(want) {
+			t.Errorf("%s: got %v, %v, want %v", at, m.Time, err, want)
+		}
+	}
+	if _, err := ParseURI("so+on", "", now); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "so+on") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // FuzzParse: no text panics, and what is taken names exactly one kind of state.
 func FuzzParse(f *testing.F) {
 	f.Add("10 minutes ago", "")

@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"internal/when":            {},
 	"internal/moment":          {"internal/when", "snapshot/archive"},
 	"vfs/history":              {"internal/moment", "internal/storeurl", "snapshot", "snapshot/archive"},
+	"internal/testarchive":     {"wal", "snapshot", "snapshot/archive", "snapshot/store"},
 	"internal/storeurl":        {"snapshot/store", "snapshot/s3store"},
 	"replicate":                {"wal", "snapshot", "snapshot/archive", "replicate/pagesums", "replicate/peer", "replicate/logstore", "internal/histogram"},
 	"replicate/pagesums":       {},
@@ -71,8 +72,8 @@ func TestPackagesImportOnlyWhatTheTableAllows(t *testing.T) {
 // locks on it, and the next plain SQLite process to leave deletes the log
 // under it.
 var opens = map[string]string{
-	"cmd/hasqlite/archive.go":            "age identities",
 	"snapshot/archive/backlog.go":        "commits that are not archived yet, in files of its own",
+	"snapshot/archive/identities.go":     "age identities",
 	"snapshot/archive/restore.go":        "the directory of a restored file, to sync it",
 	"snapshot/s3store/s3.go":             "certificates to trust",
 	"snapshot/store/dir.go":              "objects of an archive",
@@ -92,6 +93,7 @@ var opens = map[string]string{
 	"internal/shell/command.go":          "what .read is given",
 	"internal/shell/shell.go":            "the line history",
 	"internal/shimtest/node.go":          "databases of its own, before any process opens them",
+	"internal/testarchive/db.go":         "the files of a database of its own",
 	"internal/testcluster/cluster.go":    "logs of nodes",
 	"internal/testcluster/disk_linux.go": "images of disks, their mount points, and the file that fills them",
 	"replicate/archive_peer.go":          "commits of a peer, in the spool",

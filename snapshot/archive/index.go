@@ -107,6 +107,13 @@ func directorySize(head []byte, indexSize int64) (int64, error) {
 	return int64(n) + indexHead + 8, nil
 }
 
+// directoryLikely is what the directory of a file with so many pages seldom
+// takes more than, with the head and the checksum.
+func directoryLikely(pages uint32) int64 {
+	const entry = 3 + 4 + 2 + 4 // page numbers less than 2M apart, 256 MiB, a block
+	return indexHead + 8 + entry*(int64(pages)/indexBlock+1)
+}
+
 // decodeDirectory reads the head, the directory and its checksum.
 func decodeDirectory(b []byte, indexSize int64, sum uint64) (directory, error) {
 	bad := func(format string, args ...any) (directory, error) {

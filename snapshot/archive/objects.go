@@ -214,11 +214,16 @@ func (o *objects) open(ctx context.Context, key string) (io.ReadCloser, error) {
 	return &decrypted{plain, key, r}, nil
 }
 
-// keyError tells a wrong key from a damaged object.
+// keyError tells a wrong key from a damaged object, and both from a store that
+// does not answer.
 func keyError(err error) error {
+	var named *ObjectError
+	if errors.As(err, &named) {
+		return err
+	}
 	var none *age.NoIdentityMatchError
 	if errors.As(err, &none) {
-		return fmt.Errorf("no identity given can decrypt it: wrong key: %w", ErrKey)
+		return fmt.Errorf("no identity given can decrypt it: wrong key, or its head is damaged: %w", ErrKey)
 	}
 	return fmt.Errorf("decrypt: %w: %w", err, ErrDamaged)
 }
@@ -322,7 +327,23 @@ func (o *objects) ranges(ctx context.Context, key string, stored int64) (io.Read
 	if err != nil {
 		return nil, 0, objectError(key, keyError(err))
 	}
-	return plain, size, nil
+	return &decryptedAt{plain, key}, size, nil
+}
+
+// decryptedAt names the object where it does not decrypt.
+type decryptedAt struct {
+	r   io.ReaderAt
+	key string
+}
+
+// ReadAt implements io.ReaderAt.
+func (d *decryptedAt) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.r.ReadAt(p, off)
+	var named *ObjectError
+	if err != nil && err != io.EOF && !errors.As(err, &named) {
+		err = damaged(d.key, "decrypt: %w", err)
+	}
+	return n, err
 }
 
 // rangeReader is a request for each ReadAt.
@@ -341,15 +362,23 @@ func (r *rangeReader) ReadAt(p []byte, off int64) (int, error) {
 	want := p[:min(int64(len(p)), r.size-off)]
 	body, err := r.store.Get(r.ctx, r.key, off, int64(len(want)))
 	if err != nil {
-		return 0, objectError(r.key, err)
+		return 0, r.fail(err)
 	}
 	defer body.Close()
 	n, err := io.ReadFull(body, want)
 	if err != nil {
-		return n, objectError(r.key, err)
+		return n, r.fail(err)
 	}
 	if n < len(p) {
 		return n, io.EOF
 	}
 	return n, nil
+}
+
+// fail tells an object that has lost its end from a store that fails.
+func (r *rangeReader) fail(err error) error {
+	if info, statErr := r.store.Stat(r.ctx, r.key); statErr == nil && info.Size != r.size {
+		return damaged(r.key, "it has %d bytes, the manifest lists %d: %w", info.Size, r.size, err)
+	}
+	return objectError(r.key, err)
 }

@@ -286,7 +286,7 @@ func (v *View) readDirectory(ctx context.Context, o Object) (directory, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, min(plain, indexFirstRead))
+	b := make([]byte, min(plain, max(indexHead, min(indexFirstRead, directoryLikely(o.Pages)))))
 	if n, err := r.ReadAt(b, 0); n < len(b) {
 		return nil, fileError(key, err)
 	}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/uglyer/ha-sqlite/internal/exit"
+	"github.com/uglyer/ha-sqlite/internal/testarchive"
+)
+
+// shopArchive has six commits of shop.db.
+func shopArchive(t *testing.T) (*testarchive.DB, string) {
+	t.Helper()
+	d, root := testarchive.InDir(t, "shop.db")
+	d.Exec(
+		"CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, price REAL)",
+		"INSERT INTO item VALUES(1, 'apple', 0.5), (2, 'pear', 0.75)",
+		"CREATE INDEX item_name ON item(name)",
+		"UPDATE item SET price = 0.6 WHERE id = 1",
+		"INSERT INTO item VALUES(3, 'plum', 0.2)",
+		"DELETE FROM item WHERE id = 2",
+	)
+	return d, root
+}
+
+func TestQueryAnswersFromThePast(t *testing.T) {
+	d, root := shopArchive(t)
+	env := map[string]string{"HASQLITE_ARCHIVE": root, "HASQLITE_HISTORY": "off"}
+	for _, tt := range []struct {
+		args []string
+		out  string
+		errs string
+	}{
+		{[]string{"--at", "2026-11-22T10:00:02Z", "SELECT id, name, price FROM item"}, "1|apple|0.5\n2|pear|0.75\n", "commit " + d.Bookmark(2) + " of 2026-11-22T10:00:02.000000Z\n"},
+		{[]string{"--at", "2026-11-22T10:00:04.9Z", "SELECT price FROM item WHERE id = 1"}, "0.6\n", d.Bookmark(4)},
+		{[]string{"--to", "0000000000000005", "--mode", "csv", "SELECT name FROM item ORDER BY name"}, "apple\r\npear\r\nplum\r\n", d.Bookmark(5)},
+		{[]string{"--to", d.Bookmark(5), "--json", "SELECT id FROM item WHERE name = 'plum'"}, `[{"id":3}]` + "\n", d.Bookmark(5)},
+		{[]string{"--mode", "table", "SELECT id FROM item"}, "+----+\n| id |\n+----+\n|  1 |\n|  3 |\n+----+\n", d.Bookmark(6)},
+		{[]string{"--at", "now", "SELECT count(*) FROM item", "PRAGMA journal_mode"}, "2\noff\n", "the last commit of the archive"},
+		{[]string{"--to", "0000000000000001", ".tables"}, "item\n", ""},
+	} {
+		code, stdout, stderr := cmdline(t, exampleNode(), env, append([]string{"query", "shop.db"}, tt.args...)...)
+		if code != 0 || stdout != tt.out || !strings.Contains(stderr, tt.errs) {
+			t.Errorf("%v: exit code %d: %q, %q", tt.args, code, stdout, stderr)
+		}
+	}
+}
+
+func TestQueryRefusals(t *testing.T) {
+	_, root := shopArchive(t)
+	for _, tt := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--at", "2026-11-22T10:00:00Z", "SELECT 1"}, exit.NotFound, "10:00:01.000000Z to"},
+		{[]string{"--at", "soon", "SELECT 1"}, exit.Usage, "--at \"soon\""},
+		{[]string{"--at", "now", "--to", "0000000000000001", "SELECT 1"}, exit.Usage, "two states"},
+		{[]string{"--mode", "csv", "--json", "SELECT 1"}, exit.Usage, "both given"},
+		{[]string{"--cache", "0", "SELECT 1"}, exit.Usage, "--cache 0"},
+		{[]string{"INSERT INTO item VALUES(9, 'x', 1)"}, exit.Failure, "attempt to write a readonly database (8)"},
+		{[]string{"SELECT nope"}, exit.Failure, "no such column: nope"},
+	} {
+		code, stdout, stderr := cmdline(t, exampleNode(), nil, append([]string{"query", "shop.db", "--archive", root}, tt.args...)...)
+		if code != tt.code || !strings.Contains(stderr, tt.says) || stdout != "" {
+			t.Errorf("%v: exit code %d, want %d: %q, %q", tt.args, code, tt.code, stdout, stderr)
+		}
+	}
+	if code, _, stderr := cmdline(t, exampleNode(), nil, "query", "other.db", "--archive", root, "SELECT 1"); code != exit.NotFound {
+		t.Errorf("another name: exit code %d: %s", code, stderr)
+	}
+}
+
+// A damaged object is named, with its exit code, and nothing is printed that
+// could be taken for an answer.
+func TestQueryNamesDamage(t *testing.T) {
+	_, root := shopArchive(t)
+	var file string
+	if err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if strings.Contains(path, "0000000000000005-") {
+			file = path
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(file)
+	if err = errors.Join(err, os.WriteFile(file, b[:len(b)-1], 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"--to", "0000000000000005"}, {"--to", "0000000000000006"}} {
+		code, stdout, stderr := cmdline(t, exampleNode(), nil, append([]string{"query", "shop.db", "SELECT * FROM item", "--archive", root}, args...)...)
+		if code != exit.Damaged || stdout != "" || !strings.Contains(stderr, "0000000000000005-0000000000000005.ltx") {
+			t.Errorf("%v: exit code %d: %q, %q", args, code, stdout, stderr)
+		}
+	}
+	if code, stdout, stderr := cmdline(t, exampleNode(), nil, "query", "shop.db", "--json", "SELECT count(*) AS n FROM item", "--archive", root, "--to", "0000000000000004"); code != 0 || !json.Valid([]byte(stdout)) {
+		t.Errorf("a state before it: exit code %d: %q, %q", code, stdout, stderr)
+	}
+}
