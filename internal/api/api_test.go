@@ -26,6 +26,9 @@ type fakeBackend struct {
 	asked   []string
 	created CreateDatabaseRequest
 	added   AddMemberRequest
+
+	slow       chan struct{} // an import waits for it
+	exportSize int64
 }
 
 func (f *fakeBackend) note(format string, a ...any) error {
@@ -78,6 +81,23 @@ func (f *fakeBackend) TransferLeadership(_ context.Context, req TransferRequest)
 }
 func (f *fakeBackend) Verify(_ context.Context, name string, deep bool) (VerifyReport, error) {
 	return f.report, f.note("verify %q deep=%v", name, deep)
+}
+func (f *fakeBackend) Import(_ context.Context, req ImportRequest, file io.Reader, progress func(Progress)) (ImportReport, error) {
+	b, err := io.ReadAll(file)
+	if err != nil {
+		return ImportReport{}, err
+	}
+	progress(Progress{Step: "check", Done: 1, Total: 2})
+	if f.slow != nil {
+		<-f.slow
+	}
+	return ImportReport{Name: req.Name, SizeBytes: int64(len(b))}, f.note("import %q %d %q replace=%v", req.Name, req.Size, b, req.Replace)
+}
+func (f *fakeBackend) Export(_ context.Context, name string, m Moment) (ExportHead, io.ReadCloser, error) {
+	if err := f.note("export %q at=%q to=%q", name, m.At, m.To); err != nil {
+		return ExportHead{}, nil, err
+	}
+	return ExportHead{Name: name, SizeBytes: f.exportSize}, io.NopCloser(strings.NewReader("content")), nil
 }
 func (f *fakeBackend) Health(context.Context) error { return f.note("health") }
 func (f *fakeBackend) Ready(context.Context) error  { return f.note("ready") }
