@@ -87,6 +87,10 @@ func (f *fakeNode) Import(ctx context.Context, req api.ImportRequest, file io.Re
 	}
 	return api.ImportReport{Name: req.Name, SizeBytes: req.Size, Commit: api.Commit{Bookmark: "b1"}}, f.call(ctx, "import %s %v", req.Name, req.Replace)
 }
+func (f *fakeNode) Rollback(ctx context.Context, req api.RollbackRequest, _ func(api.Progress)) (api.RollbackReport, error) {
+	return api.RollbackReport{Name: req.Name, DryRun: req.DryRun, Previous: api.Commit{Bookmark: "b1"}, Commit: api.Commit{Bookmark: "b2"}, Target: api.Commit{Bookmark: "b0"}},
+		f.call(ctx, "rollback %s %s%s %v", req.Name, req.At, req.To, req.DryRun)
+}
 func (f *fakeNode) Export(ctx context.Context, name string, m api.Moment) (api.ExportHead, io.ReadCloser, error) {
 	err := f.call(ctx, "export %s %s%s", name, m.At, m.To)
 	head := api.ExportHead{Name: name, Commit: api.Commit{Bookmark: f.bookmark}, PageSize: 4096, SizeBytes: int64(len(f.exported))}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,6 +71,38 @@ type ExportHead struct {
 	SizeBytes int64  `json:"size_bytes"`
 }
 
+// RollbackRequest asks for a database to become what it was.
+type RollbackRequest struct {
+	Name string `json:"-"`
+	Moment
+	// DryRun only says what would be done.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// Validate says what is wrong with it. The error is an ErrInvalid.
+func (r RollbackRequest) Validate() error {
+	if r.Zero() {
+		return fmt.Errorf("no state to go back to: give at or to: %w", ErrInvalid)
+	}
+	return r.Moment.Validate()
+}
+
+// RollbackReport says what became of a rollback: the content of Target is that of Commit, but for the counters in page 1.
+type RollbackReport struct {
+	Name   string `json:"name"`
+	ID     string `json:"id"`
+	Target Commit `json:"target"`
+	// Previous is the state before: a rollback to its bookmark undoes this one.
+	Previous Commit `json:"previous"`
+	// Commit is the transaction that shows the content; Previous, if nothing differed.
+	Commit Commit `json:"commit"`
+	// Shipped is how many pages differed and travelled.
+	Shipped    uint32 `json:"shipped_pages"`
+	Rounds     int    `json:"rounds"`
+	DryRun     bool   `json:"dry_run"`
+	DurationMS int64  `json:"duration_ms"`
+}
+
 // Contents is the part of a Backend that moves whole databases. Progress functions may be called from any goroutine, and
 // are cheap.
 type Contents interface {
@@ -77,6 +110,8 @@ type Contents interface {
 	Import(ctx context.Context, req ImportRequest, file io.Reader, progress func(Progress)) (ImportReport, error)
 	// Export opens a state of a database as a SQLite file. The caller closes it.
 	Export(ctx context.Context, name string, m Moment) (ExportHead, io.ReadCloser, error)
+	// Rollback makes a database what it was, by one more transaction, under open readers.
+	Rollback(ctx context.Context, req RollbackRequest, progress func(Progress)) (RollbackReport, error)
 }
 
 const (
@@ -92,6 +127,7 @@ const (
 func (s *Server) routeContents(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/import/{name...}", s.importDatabase)
 	mux.HandleFunc("GET /v1/export/{name...}", s.exportDatabase)
+	mux.HandleFunc("POST /v1/rollback/{name...}", s.rollbackDatabase)
 }
 
 // line is a line of the answer to a long request: one of the three.
@@ -221,6 +257,28 @@ func (p *patientReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
+func (s *Server) rollbackDatabase(w http.ResponseWriter, r *http.Request) {
+	var req RollbackRequest
+	name, err := pathName(r)
+	if err == nil {
+		err = readJSON(w, r, &req)
+	}
+	if err == nil {
+		err = req.Validate()
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	req.Name = name
+	s.long(w, r, bodyRead, func(progress func(Progress)) (any, error) {
+		return s.backend.Rollback(r.Context(), req, progress)
+	})
+}
+
+// bodyRead is for requests whose body was read before.
+func bodyRead() bool { return true }
+
 func momentOf(r *http.Request) (Moment, error) {
 	m := Moment{At: r.URL.Query().Get("at"), To: r.URL.Query().Get("to")}
 	return m, m.Validate()
@@ -278,6 +336,24 @@ func (c *Client) Import(ctx context.Context, req ImportRequest, file io.Reader, 
 	hr.Header.Set("Content-Type", typeSQLite)
 	hr.Header.Set("Expect", "100-continue") // what can be refused without the file is
 	return longCall[ImportReport](c, hr, progress)
+}
+
+// Rollback implements [Contents].
+func (c *Client) Rollback(ctx context.Context, req RollbackRequest, progress func(Progress)) (RollbackReport, error) {
+	return longPost[RollbackReport](ctx, c, "/v1/rollback/"+escapeName(req.Name), req, progress)
+}
+
+func longPost[T any](ctx context.Context, c *Client, path string, in any, progress func(Progress)) (out T, err error) {
+	b, err := json.Marshal(in)
+	if err != nil {
+		return out, fmt.Errorf("encode request %s: %w: %w", path, err, ErrInvalid)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, bytes.NewReader(b))
+	if err != nil {
+		return out, fmt.Errorf("make request %s: %w: %w", c.base+path, err, ErrInvalid)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	return longCall[T](c, req, progress)
 }
 
 type meter struct {

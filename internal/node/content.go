@@ -143,7 +143,7 @@ func commit(id replicate.DatabaseID, p replicate.Position, micros int64, pages u
 
 // content is a SQLite file that was found whole, as the database that it is to become.
 type content struct {
-	f    *os.File
+	stateFile
 	info sqlitefile.Info
 }
 
@@ -160,19 +160,16 @@ func checkedContent(ctx context.Context, f *os.File, size int64, progress func(a
 		}
 		return nil, err
 	}
-	return &content{f, info}, nil
+	return &content{stateFile{f, info.PageSize, info.PageCount}, info}, nil
 }
-
-// PageCount implements replicate.Content.
-func (c *content) PageCount() uint32 { return c.info.PageCount }
 
 // ReadPage implements replicate.Content.
 func (c *content) ReadPage(pgno uint32, buf []byte) error {
-	if _, err := c.f.ReadAt(buf, int64(pgno-1)*int64(c.info.PageSize)); err != nil {
+	if err := c.stateFile.ReadPage(pgno, buf); err != nil {
 		return err
 	}
 	if pgno == 1 {
-		sqlitefile.Header(buf, c.info.PageCount)
+		sqlitefile.Header(buf, c.pageCount)
 	}
 	return nil
 }
@@ -192,22 +189,45 @@ func (b backend) Export(ctx context.Context, name string, m api.Moment) (head ap
 			err = fmt.Errorf("export %q: %w", name, apiError(err))
 		}
 	}()
+	var w *wanted
+	if !m.Zero() {
+		if w, err = b.n.want(ctx, name, m); err != nil {
+			return head, nil, err
+		}
+		if !w.current {
+			return b.exportArchived(ctx, name, w, f)
+		}
+	}
 	if st, ok := b.n.svc.Lookup(name); ok {
 		if err := b.n.room(int64(st.PageCount) * int64(st.PageSize)); err != nil {
 			return head, nil, err
 		}
 	}
-	if !m.Zero() {
-		return head, nil, fmt.Errorf("this node has no archive: %w", api.ErrUnavailable)
-	}
 	c, err := b.n.svc.Copy(ctx, name, f, func(int64, int64) {})
 	if err != nil {
 		return head, nil, err
+	}
+	if w != nil && c.Bookmark.Position != w.at { // it has moved on: the archive has it now
+		if w, err = b.n.want(ctx, name, api.Moment{To: w.commit.Bookmark}); err != nil {
+			return head, nil, err
+		}
+		return b.exportArchived(ctx, name, w, f)
 	}
 	head = api.ExportHead{
 		Name: name, Commit: commit(c.Bookmark.DB, c.Bookmark.Position, c.CommitTime, c.PageCount), PageSize: c.PageSize, SizeBytes: int64(c.PageCount) * int64(c.PageSize),
 	}
 	return head, scratchReader{f}, nil
+}
+
+func (b backend) exportArchived(ctx context.Context, name string, w *wanted, f *os.File) (head api.ExportHead, _ io.ReadCloser, err error) {
+	if w.current {
+		return head, nil, fmt.Errorf("the database changes: %w", api.ErrUnavailable)
+	}
+	s, err := b.n.restore(ctx, w, f, func(api.Progress) {})
+	if err != nil {
+		return head, nil, err
+	}
+	return api.ExportHead{Name: name, Commit: w.commit, PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize)}, scratchReader{f}, nil
 }
 
 // scratchReader reads a scratch file from its beginning, and removes it.
