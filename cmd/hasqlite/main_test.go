@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -26,6 +27,9 @@ type fakeNode struct {
 	calls  []string
 
 	replaced int
+
+	imported, exported []byte
+	bookmark           string
 }
 
 func (f *fakeNode) call(ctx context.Context, format string, args ...any) error {
@@ -75,6 +79,22 @@ func (f *fakeNode) TransferLeadership(ctx context.Context, req api.TransferReque
 }
 func (f *fakeNode) Verify(ctx context.Context, name string, deep bool) (api.VerifyReport, error) {
 	return f.report, f.call(ctx, "verify %s %v", name, deep)
+}
+func (f *fakeNode) Import(ctx context.Context, req api.ImportRequest, file io.Reader, _ func(api.Progress)) (api.ImportReport, error) {
+	var err error
+	if f.imported, err = io.ReadAll(file); err != nil {
+		return api.ImportReport{}, err
+	}
+	return api.ImportReport{Name: req.Name, SizeBytes: req.Size, Commit: api.Commit{Bookmark: "b1"}}, f.call(ctx, "import %s %v", req.Name, req.Replace)
+}
+func (f *fakeNode) Rollback(ctx context.Context, req api.RollbackRequest, _ func(api.Progress)) (api.RollbackReport, error) {
+	return api.RollbackReport{Name: req.Name, DryRun: req.DryRun, Previous: api.Commit{Bookmark: "b1"}, Commit: api.Commit{Bookmark: "b2"}, Target: api.Commit{Bookmark: "b0"}},
+		f.call(ctx, "rollback %s %s%s %v", req.Name, req.At, req.To, req.DryRun)
+}
+func (f *fakeNode) Export(ctx context.Context, name string, m api.Moment) (api.ExportHead, io.ReadCloser, error) {
+	err := f.call(ctx, "export %s %s%s", name, m.At, m.To)
+	head := api.ExportHead{Name: name, Commit: api.Commit{Bookmark: f.bookmark}, PageSize: 4096, SizeBytes: int64(len(f.exported))}
+	return head, io.NopCloser(bytes.NewReader(f.exported)), err
 }
 func (f *fakeNode) Health(ctx context.Context) error { return f.call(ctx, "health") }
 func (f *fakeNode) Ready(ctx context.Context) error  { return f.call(ctx, "ready") }

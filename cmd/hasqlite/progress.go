@@ -5,9 +5,12 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/chzyer/readline"
+
+	"github.com/uglyer/ha-sqlite/internal/api"
 )
 
 const progressEvery = 100 * time.Millisecond
@@ -16,6 +19,7 @@ const progressEvery = 100 * time.Millisecond
 // for.
 type progress struct {
 	out   io.Writer // nil: no bar
+	mu    sync.Mutex
 	label string
 	shown time.Time
 	width int
@@ -30,6 +34,12 @@ func (c *cli) progress(label string) *progress {
 }
 
 func (p *progress) update(done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.show(done, total)
+}
+
+func (p *progress) show(done, total int64) {
 	now := time.Now()
 	if p.out == nil || total <= 0 || now.Sub(p.shown) < progressEvery {
 		return
@@ -44,7 +54,20 @@ func (p *progress) update(done, total int64) {
 
 // done removes the bar.
 func (p *progress) done() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.out != nil && p.width > 0 {
 		fmt.Fprintf(p.out, "\r%-*s\r", p.width, "")
 	}
 }
+
+// step shows another step of the same work.
+func (p *progress) step(step string, done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.label = step
+	p.show(done, total)
+}
+
+// told shows what a node says of its progress.
+func (p *progress) told(r api.Progress) { p.step(r.Step, r.Done, r.Total) }

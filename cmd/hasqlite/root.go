@@ -70,7 +70,7 @@ func newRoot(s streams) *cobra.Command {
 	f.StringVar(&c.node, "node", "", "address of a node's HTTP interface (default: HASQLITE_NODE, else "+defaultNode+")")
 	f.BoolVar(&c.json, "json", false, "print JSON")
 	f.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
-	root.AddCommand(newDB(c), newCluster(c), newVerify(c), newShell(c), newRestore(c), newHistory(c), newQuery(c), newArchive(c), newNode(c), interruptible(newDemoCommand()))
+	root.AddCommand(newDB(c), newCluster(c), newVerify(c), newShell(c), newImport(c), newExport(c), newRollback(c), newRestore(c), newHistory(c), newQuery(c), newArchive(c), newNode(c), interruptible(newDemoCommand()))
 	return root
 }
 
@@ -166,6 +166,20 @@ func (c *cli) ask(cmd *cobra.Command, timeout time.Duration, f func(ctx context.
 	case ctx.Err() != nil:
 		// The request was sent, or was on its way: it may have taken effect.
 		return exit.With(exit.Unknown, fmt.Errorf("no answer of the node at %s within %s; whether the request took effect is not known", client.Base(), timeout))
+	}
+	return err
+}
+
+// askLong calls f with a client, until Ctrl-C: what it asks for takes as long as it takes, and says that it goes on.
+func (c *cli) askLong(cmd *cobra.Command, f func(ctx context.Context, client *api.Client) error) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err = f(ctx, client); err != nil && ctx.Err() != nil {
+		return errInterrupted
 	}
 	return err
 }

@@ -26,6 +26,9 @@ type fakeBackend struct {
 	asked   []string
 	created CreateDatabaseRequest
 	added   AddMemberRequest
+
+	slow       chan struct{} // an import waits for it
+	exportSize int64
 }
 
 func (f *fakeBackend) note(format string, a ...any) error {
@@ -78,6 +81,26 @@ func (f *fakeBackend) TransferLeadership(_ context.Context, req TransferRequest)
 }
 func (f *fakeBackend) Verify(_ context.Context, name string, deep bool) (VerifyReport, error) {
 	return f.report, f.note("verify %q deep=%v", name, deep)
+}
+func (f *fakeBackend) Import(_ context.Context, req ImportRequest, file io.Reader, progress func(Progress)) (ImportReport, error) {
+	b, err := io.ReadAll(file)
+	if err != nil {
+		return ImportReport{}, err
+	}
+	progress(Progress{Step: "check", Done: 1, Total: 2})
+	if f.slow != nil {
+		<-f.slow
+	}
+	return ImportReport{Name: req.Name, SizeBytes: int64(len(b))}, f.note("import %q %d %q replace=%v", req.Name, req.Size, b, req.Replace)
+}
+func (f *fakeBackend) Rollback(_ context.Context, req RollbackRequest, _ func(Progress)) (RollbackReport, error) {
+	return RollbackReport{Name: req.Name}, f.note("rollback %q at=%q to=%q dry=%v", req.Name, req.At, req.To, req.DryRun)
+}
+func (f *fakeBackend) Export(_ context.Context, name string, m Moment) (ExportHead, io.ReadCloser, error) {
+	if err := f.note("export %q at=%q to=%q", name, m.At, m.To); err != nil {
+		return ExportHead{}, nil, err
+	}
+	return ExportHead{Name: name, SizeBytes: f.exportSize}, io.NopCloser(strings.NewReader("content")), nil
 }
 func (f *fakeBackend) Health(context.Context) error { return f.note("health") }
 func (f *fakeBackend) Ready(context.Context) error  { return f.note("ready") }
@@ -137,6 +160,18 @@ func TestClientReachesEveryMethodOfTheBackend(t *testing.T) {
 		{"transfer to", func(c *Client) error { return c.TransferLeadership(ctx, TransferRequest{ID: "n3"}) }, `transfer "n3"`},
 		{"verify", func(c *Client) error { _, err := c.Verify(ctx, "a", false); return err }, `verify "a" deep=false`},
 		{"verify deep", func(c *Client) error { _, err := c.Verify(ctx, odd, true); return err }, fmt.Sprintf("verify %q deep=true", odd)},
+		{"import", func(c *Client) error {
+			_, err := c.Import(ctx, ImportRequest{Name: odd, Size: 5}, strings.NewReader("bytes and more"), func(Progress) {})
+			return err
+		}, fmt.Sprintf("import %q 5 \"bytes\" replace=false", odd)},
+		{"import over", func(c *Client) error {
+			_, err := c.Import(ctx, ImportRequest{Name: "a", Size: 1, Replace: true}, strings.NewReader("x"), func(Progress) {})
+			return err
+		}, `import "a" 1 "x" replace=true`},
+		{"rollback", func(c *Client) error {
+			_, err := c.Rollback(ctx, RollbackRequest{Name: odd, Moment: Moment{At: "1 hour ago"}, DryRun: true}, func(Progress) {})
+			return err
+		}, fmt.Sprintf("rollback %q at=\"1 hour ago\" to=\"\" dry=true", odd)},
 		{"health", func(c *Client) error { return c.Health(ctx) }, "health"},
 		{"ready", func(c *Client) error { return c.Ready(ctx) }, "ready"},
 	}

@@ -46,6 +46,7 @@ func NewServer(backend Backend, metrics MetricsSource, log *slog.Logger) *Server
 	mux.HandleFunc("POST /v1/cluster/replace", s.replaceMember)
 	mux.HandleFunc("POST /v1/cluster/transfer", s.transfer)
 	mux.HandleFunc("GET /v1/verify/{name...}", s.verify)
+	s.routeContents(mux)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)

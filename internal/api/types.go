@@ -437,6 +437,7 @@ type Backend interface {
 	// Ready returns nil when applications may be sent here: there is a leader
 	// and this node has caught up with it once.
 	Ready(ctx context.Context) error
+	Contents
 }
 
 // clip keeps a value that came from outside short enough for a message.

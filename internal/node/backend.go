@@ -31,6 +31,7 @@ func apiError(err error) error {
 		{replicate.ErrShutdown, api.ErrUnavailable},
 		{replicate.ErrFenced, api.ErrUnavailable},
 		{replicate.ErrDiskFull, api.ErrUnavailable},
+		{replicate.ErrUnknown, api.ErrTimeout},
 	} {
 		if errors.Is(err, k.from) {
 			return &kindError{err, k.to}

@@ -1,6 +1,12 @@
 package shell
 
-import "strings"
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
 
 // phase is how far a statement has come, as much of it as decides where it
 // ends: a semicolon ends every statement but CREATE TRIGGER, whose last words
@@ -217,3 +223,43 @@ func wordLen(b []byte) int {
 	}
 	return len(b)
 }
+
+// Statements calls f with each statement of a script, and the line on which it ends.
+func Statements(r io.Reader, f func(statement string, line int) error) error {
+	var sp splitter
+	line := 1
+	drain := func() error {
+		for {
+			text := sp.text
+			statement, ok := sp.next()
+			line += bytes.Count(text[:len(text)-len(sp.text)], newline)
+			if !ok {
+				return nil
+			}
+			if err := f(statement, line); err != nil {
+				return err
+			}
+		}
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := r.Read(buf)
+		sp.add(string(buf[:n]))
+		if derr := drain(); derr != nil {
+			return derr
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read script: %w", err)
+		}
+	}
+	statement, ok := sp.rest()
+	if !ok {
+		return nil
+	}
+	return f(statement, line)
+}
+
+var newline = []byte("\n")

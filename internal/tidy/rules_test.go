@@ -36,7 +36,8 @@ var mayImport = map[string][]string{
 	"internal/api":             {"internal/histogram"},
 	"internal/exit":            {"internal/api"},
 	"internal/shell":           {},
-	"internal/node":            {"wal", "vfs", "replicate", "replicate/peer", "replicate/logstore", "internal/link", "internal/datadir", "internal/api", "internal/histogram", "internal/storeurl", "snapshot/archive", "snapshot/store"},
+	"internal/sqlitefile":      {"wal", "internal/shell"},
+	"internal/node":            {"wal", "vfs", "replicate", "replicate/peer", "replicate/logstore", "internal/link", "internal/datadir", "internal/api", "internal/histogram", "internal/moment", "internal/sqlitefile", "internal/storeurl", "snapshot/archive", "snapshot/store"},
 	"internal/config":          {"internal/node"},
 	"internal/nodecmd":         {"internal/node", "internal/config", "internal/exit", "internal/buildinfo"},
 	"internal/localcluster":    {},
@@ -46,7 +47,7 @@ var mayImport = map[string][]string{
 	"internal/clusterrun":      {"internal/localcluster"},
 	"internal/bench":           {"internal/localcluster", "vfs", "replicate/logstore"},
 	"cmd/hasqlite-node":        {"internal/nodecmd"},
-	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/shell", "internal/storeurl", "internal/when", "snapshot/archive", "vfs/history"},
+	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/shell", "internal/sqlitefile", "internal/storeurl", "internal/when", "snapshot", "snapshot/archive", "vfs/history"},
 }
 
 // onlyStandard lists the packages that import nothing from outside either.
@@ -94,9 +95,9 @@ var opens = map[string]string{
 	"internal/shell/shell.go":            "the line history",
 	"internal/shimtest/node.go":          "databases of its own, before any process opens them",
 	"internal/testarchive/db.go":         "the files of a database of its own",
+	"internal/sqlitefile/source.go":      "files that are to be imported, and what lies beside them",
 	"internal/testcluster/cluster.go":    "logs of nodes",
 	"internal/testcluster/disk_linux.go": "images of disks, their mount points, and the file that fills them",
-	"replicate/archive_peer.go":          "commits of a peer, in the spool",
 	"replicate/fetched.go":               "pages and targets of catch-ups in the spool",
 	"replicate/pagesums/store.go":        "segments of page checksums, and their directory to sync it",
 	"replicate/logstore/backends.go":     "raft-wal's metadata, to reserve blocks for them",

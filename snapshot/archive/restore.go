@@ -335,51 +335,59 @@ var ErrTargetExists = errors.New("the file exists")
 
 // RestoreFile restores into a file that appears whole and durable, or not at
 // all. It never replaces one.
-func (v *View) RestoreFile(ctx context.Context, p *Plan, path string, o RestoreOptions) (err error) {
+func (v *View) RestoreFile(ctx context.Context, p *Plan, path string, o RestoreOptions) error {
+	err := CreateFile(path, func(f *os.File) error { return v.Restore(ctx, p, f, o.Progress) }, o.Check)
+	if err != nil {
+		return fmt.Errorf("restore into %s: %w", path, err)
+	}
+	return nil
+}
+
+// CreateFile makes a database file of what fill writes, durably: it appears
+// whole, once check has looked at it, or not at all. It never replaces a file,
+// nor appears beside one that SQLite would take for a part of the database.
+func CreateFile(path string, fill func(*os.File) error, check func(path string) error) (err error) {
 	for _, suffix := range []string{"", "-wal", "-journal", "-shm"} {
 		if _, err := os.Lstat(path + suffix); err == nil {
-			return fmt.Errorf("restore into %s: %s%s: %w", path, path, suffix, ErrTargetExists)
+			return fmt.Errorf("%s%s: %w", path, suffix, ErrTargetExists)
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("restore into %s: %w", path, err)
+			return err
 		}
 	}
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".restore-*")
 	if err != nil {
-		return fmt.Errorf("restore into %s: %w", path, err)
+		return err
 	}
 	defer func() {
 		f.Close()
-		if rm := os.Remove(f.Name()); err == nil && rm != nil {
-			err = fmt.Errorf("restore into %s: %w", path, rm)
+		if rm := os.Remove(f.Name()); err == nil {
+			err = rm
 		}
 	}()
-	if err := v.Restore(ctx, p, f, o.Progress); err != nil {
+	if err := fill(f); err != nil {
 		return err
 	}
 	if err := f.Chmod(0o640); err != nil {
-		return fmt.Errorf("restore into %s: %w", path, err)
+		return err
 	}
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("restore into %s: %w", path, err)
+		return err
 	}
-	if o.Check != nil {
-		if err := o.Check(f.Name()); err != nil {
-			return fmt.Errorf("check the restored file: %w", err)
+	if check != nil {
+		if err := check(f.Name()); err != nil {
+			return fmt.Errorf("check the file: %w", err)
 		}
 	}
 	if err := os.Link(f.Name(), path); errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("restore into %s: %w", path, ErrTargetExists)
+		return fmt.Errorf("%s: %w", path, ErrTargetExists)
 	} else if err != nil {
-		return fmt.Errorf("restore into %s: %w", path, err)
+		return err
 	}
 	d, err := os.Open(dir)
 	if err != nil {
-		return fmt.Errorf("restore into %s: %w", path, err)
+		return err
 	}
 	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("restore into %s: %w", path, err)
-	}
-	return nil
+	return d.Sync()
 }

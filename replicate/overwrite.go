@@ -1,0 +1,385 @@
+package replicate
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// ErrUnknown says that a change was proposed and its verdict was not heard: it may or may not have taken effect.
+var ErrUnknown = errors.New("whether it took effect is not known")
+
+// Content is a state that a database is to get.
+type Content interface {
+	PageCount() uint32
+	ReadPage(pgno uint32, buf []byte) error
+}
+
+// Overwrite says how a database is given other content.
+type Overwrite struct {
+	PageSize uint32 // of the content
+	// Import: the database has no transaction yet, and gets the content as it is. Content that is larger than one
+	// transaction should be goes in several: page 1 comes with the last, and before that the database is empty for
+	// everybody. Otherwise only pages that differ travel, in one transaction, and page 1 gets counters that no
+	// connection has seen (RULES A7).
+	Import bool
+	// Hold bounds for how long the write lock is held before the transaction is proposed. When that is over the
+	// lock is let go, and another round begins. 0: no bound.
+	Hold time.Duration
+	// Wait is for how long other writers are waited for.
+	Wait time.Duration
+	// DryRun only counts the pages.
+	DryRun bool
+	// Progress is told of pages that were looked at.
+	Progress func(step string, done, total int64)
+}
+
+// Overwritten is what became of it.
+type Overwritten struct {
+	Before, After Position
+	CommitTime    int64  // of After, microseconds; of Before, if nothing had to be changed
+	Pages         uint32 // that travelled
+	PageCount     uint32 // of the database now
+	Rounds        int
+}
+
+const (
+	// importChunk is what one transaction of an import has, in bytes of pages, if it is not all.
+	importChunk = 64 << 20
+	// overwriteRounds is how often the lock is taken and let go again.
+	overwriteRounds = 5
+	// pieceBytes is what is given to the proposer at a time.
+	pieceBytes = 1 << 20
+)
+
+// errHeldLong says that the lock was held for as long as it may be.
+var errHeldLong = errors.New("more pages differ than can be looked at while the writers are kept waiting")
+
+// Overwrite gives a database other content, by transactions like those of an application. Open readers keep their
+// snapshots. An error that is no ErrUnknown says that the database is as it was; after a failed import of several
+// transactions it is empty.
+func (s *Service) Overwrite(ctx context.Context, id DatabaseID, content Content, o Overwrite) (*Overwritten, error) {
+	if o.Progress == nil {
+		o.Progress = func(string, int64, int64) {}
+	}
+	d, ok := s.replica(id)
+	if !ok {
+		return nil, ErrNotFound
+	}
+	if o.PageSize != d.pageSize {
+		return nil, fmt.Errorf("overwrite database %q: the content has pages of %d bytes, the database of %d: %w", d.name, o.PageSize, d.pageSize, ErrInvalid)
+	}
+	h, _, err := s.OpenHandle(ctx, id, HandleOptions{PID: os.Getpid(), LockTimeout: o.Wait, CommitTimeout: overwritePatience})
+	if err != nil {
+		return nil, fmt.Errorf("overwrite database %q: %w", d.name, err)
+	}
+	defer h.Close()
+	w := &overwriter{h: h, d: d, content: content, o: o, buf: make([]byte, o.PageSize)}
+	if o.Import {
+		err = w.fill(ctx)
+	} else {
+		err = w.replace(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("overwrite database %q: %w", d.name, err)
+	}
+	return &w.done, nil
+}
+
+// overwritePatience is how long a transaction may make no progress.
+const overwritePatience = 30 * time.Second
+
+// overwriter is one call of Overwrite.
+type overwriter struct {
+	h       *Handle
+	d       *replica
+	content Content
+	o       Overwrite
+	buf     []byte
+	done    Overwritten
+}
+
+// begin takes the write lock and returns the page checksums and page 1 of the state under it.
+func (w *overwriter) begin(ctx context.Context) (base Position, sums sumTable, first []byte, err error) {
+	base, fp, err := w.h.Begin(ctx)
+	if err != nil {
+		return base, nil, nil, err
+	}
+	w.d.mu.Lock()
+	live := w.d.live
+	if w.d.known && w.d.position == base {
+		sums = append(sums, w.d.sums...)
+	}
+	w.d.mu.Unlock()
+	if sums == nil || live == nil {
+		w.end()
+		return base, nil, nil, errLostBase
+	}
+	snap, err := live.Pin()
+	if err != nil {
+		w.end()
+		return base, nil, nil, err
+	}
+	defer snap.Close()
+	first = make([]byte, w.o.PageSize)
+	if err = snap.ReadPage(1, first); err == nil && (!snap.Fingerprint().Matches(fp) || pageSum(w.o.PageSize, 1, first) != sums[0]) {
+		err = errForeign
+	}
+	if err != nil {
+		w.end()
+	}
+	return base, sums, first, err
+}
+
+// end gives the lock back. What was accepted is written into the files here by the applier, as on every other node.
+func (w *overwriter) end() { w.h.End(false, wal.Fingerprint{}, false) }
+
+// Offsets in page 1.
+const (
+	pageChangeCounter = 24
+	pageSchemaCookie  = 40
+	pageValidFor      = 92
+)
+
+// successor makes page 1 of a state that follows the one with page 1 now: its counters are ones that no connection has
+// cached anything under (RULES A7).
+func successor(first, now []byte) {
+	next := func(offset int) uint32 { return binary.BigEndian.Uint32(now[offset:]) + 1 }
+	change := next(pageChangeCounter)
+	binary.BigEndian.PutUint32(first[pageSchemaCookie:], next(pageSchemaCookie))
+	binary.BigEndian.PutUint32(first[pageChangeCounter:], change)
+	binary.BigEndian.PutUint32(first[pageValidFor:], change)
+}
+
+// replace makes the database equal to the content, but for the counters, in one transaction.
+func (w *overwriter) replace(ctx context.Context) error {
+	want, err := w.sums(ctx)
+	if err != nil {
+		return err
+	}
+	if w.o.DryRun {
+		return w.count(ctx, want)
+	}
+	for w.done.Rounds = 1; ; w.done.Rounds++ {
+		err := w.round(ctx, want)
+		if !errors.Is(err, errHeldLong) || w.done.Rounds == overwriteRounds {
+			return err
+		}
+	}
+}
+
+// sums reads all of the content, without any lock.
+func (w *overwriter) sums(ctx context.Context) (sumTable, error) {
+	count := w.content.PageCount()
+	want := make(sumTable, count)
+	for i := range want {
+		pgno := uint32(i) + 1
+		if pgno%1024 == 0 {
+			w.o.Progress("compare", int64(pgno)*int64(w.o.PageSize), int64(count)*int64(w.o.PageSize))
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+		}
+		if pgno == snapshot.LockPgno(w.o.PageSize) {
+			continue
+		}
+		if err := w.content.ReadPage(pgno, w.buf); err != nil {
+			return nil, fmt.Errorf("read page %d: %w", pgno, err)
+		}
+		want[i] = pageSum(w.o.PageSize, pgno, w.buf)
+	}
+	return want, nil
+}
+
+// differing returns the pages of the content that the state with the checksums have does not have, page 1 always.
+func differing(want, have sumTable) []uint32 {
+	list := []uint32{1}
+	for i := 1; i < len(want); i++ {
+		if want[i] != 0 && (i >= len(have) || have[i] != want[i]) {
+			list = append(list, uint32(i)+1)
+		}
+	}
+	return list
+}
+
+// count says what replace would do now.
+func (w *overwriter) count(ctx context.Context, want sumTable) error {
+	snap, pos, have, err := w.d.pinSums(ctx, 0)
+	if err != nil {
+		return err
+	}
+	snap.Close()
+	w.done.Before, w.done.After, w.done.PageCount = pos, pos, uint32(len(want))
+	w.done.Pages = uint32(len(differing(want, have)))
+	return nil
+}
+
+func (w *overwriter) round(ctx context.Context, want sumTable) error {
+	base, have, now, err := w.begin(ctx)
+	if err != nil {
+		return err
+	}
+	held := time.Now()
+	w.done.Before = base
+	pages := differing(want, have)
+	if len(pages) == 1 && len(want) == len(have) && want[0] == have[0] {
+		w.end()
+		w.done.After, w.done.PageCount = base, uint32(len(have))
+		w.stamp(base)
+		return nil
+	}
+	if err := w.content.ReadPage(1, w.buf); err != nil {
+		w.end()
+		return fmt.Errorf("read page 1: %w", err)
+	}
+	first := append([]byte{}, w.buf...)
+	successor(first, now)
+	return w.commit(ctx, pages, uint32(len(want)), first, func() error {
+		if w.o.Hold > 0 && time.Since(held) > w.o.Hold {
+			return errHeldLong
+		}
+		return nil
+	})
+}
+
+// fill gives an empty database its content.
+func (w *overwriter) fill(ctx context.Context) error {
+	count := w.content.PageCount()
+	limit := min(int64(importChunk), w.h.svc.MaxTransaction())
+	if q := w.d.quota; q != nil && q.Transaction > 0 {
+		limit = min(limit, q.Transaction)
+	}
+	chunk := uint32(max(1, limit/int64(w.o.PageSize)))
+	var last Position
+	for from := uint32(2); ; {
+		base, _, now, err := w.begin(ctx)
+		if err != nil {
+			return err
+		}
+		if last.TXID == 0 {
+			w.done.Before = base
+		}
+		if last.TXID == 0 && base.TXID != 1 || last.TXID != 0 && base != last {
+			w.end()
+			return fmt.Errorf("somebody else has written into it (it is at transaction %s): %w", base.TXID, ErrConflict)
+		}
+		// Page 1 comes with the last.
+		whole := count-from+2 <= chunk
+		var pages []uint32
+		var first []byte
+		to := count
+		if whole {
+			if err := w.content.ReadPage(1, w.buf); err != nil {
+				w.end()
+				return fmt.Errorf("read page 1: %w", err)
+			}
+			first = append([]byte{}, w.buf...)
+			imported(first, now)
+			pages = append(pages, 1)
+		} else {
+			to = from + chunk - 1
+		}
+		for pgno := from; pgno <= to; pgno++ {
+			if pgno != snapshot.LockPgno(w.o.PageSize) {
+				pages = append(pages, pgno)
+			}
+		}
+		if err := w.commit(ctx, pages, to, first, func() error { return nil }); err != nil {
+			return err
+		}
+		if whole {
+			return nil
+		}
+		last, from = w.done.After, to+1
+	}
+}
+
+// imported changes page 1 of the content if it has to be: who has the empty database open has cached its schema, and must
+// not find the same cookie with another.
+func imported(first, now []byte) {
+	if cookie := binary.BigEndian.Uint32(first[pageSchemaCookie:]); cookie == binary.BigEndian.Uint32(now[pageSchemaCookie:]) {
+		binary.BigEndian.PutUint32(first[pageSchemaCookie:], cookie+1)
+	}
+}
+
+// commit proposes one transaction of pages of the content, of which page 1 is first, and returns when it is accepted and
+// this node's files have had their time to show it. The write lock has been taken, and is given back. check is asked while pages are encoded.
+func (w *overwriter) commit(ctx context.Context, pages []uint32, pageCount uint32, first []byte, check func() error) error {
+	size := int(w.o.PageSize)
+	total := int64(w.content.PageCount()) * int64(size)
+	batch := make([]byte, max(1, pieceBytes/size)*size)
+	for len(pages) > 0 {
+		n := min(len(pages), len(batch)/size)
+		list := make([]wal.Page, n)
+		for i, pgno := range pages[:n] {
+			buf := batch[i*size : (i+1)*size]
+			list[i] = wal.Page{Pgno: pgno, Data: buf}
+			if pgno == 1 {
+				copy(buf, first)
+			} else if err := w.content.ReadPage(pgno, buf); err != nil {
+				w.end()
+				return fmt.Errorf("read page %d: %w", pgno, err)
+			}
+		}
+		last := pages[n-1]
+		if pages = pages[n:]; len(pages) > 0 {
+			err := w.h.Part(ctx, w.o.PageSize, pageCount, list)
+			if err == nil {
+				err = check()
+			}
+			if err != nil {
+				w.end()
+				return err
+			}
+			w.o.Progress("write", int64(last)*int64(size), total)
+			continue
+		}
+		if !w.h.HasParts() { // Part gives it the shape that CommitParts wants
+			if err := w.h.Part(ctx, w.o.PageSize, pageCount, list); err != nil {
+				w.end()
+				return err
+			}
+			list = nil
+		}
+		return w.propose(ctx, pageCount, list, last)
+	}
+	w.end()
+	return errors.New("a transaction without pages")
+}
+
+func (w *overwriter) propose(ctx context.Context, pageCount uint32, list []wal.Page, last uint32) error {
+	w.d.mu.Lock()
+	local := w.h.parts.local
+	w.d.mu.Unlock()
+	total := int64(w.content.PageCount()) * int64(w.o.PageSize)
+	outcome, text := w.h.CommitParts(ctx, w.o.PageSize, pageCount, list, func() { w.o.Progress("replicate", int64(last)*int64(w.o.PageSize), total) })
+	w.end()
+	switch outcome {
+	case OutcomeAccepted:
+	case OutcomeUnknown:
+		return fmt.Errorf("%s: %w", text, ErrUnknown)
+	case OutcomeFull:
+		return fmt.Errorf("%s: %w", text, ErrInvalid)
+	default:
+		return fmt.Errorf("%s: %w", text, ErrConflict)
+	}
+	w.done.After, w.done.PageCount = local.post, pageCount
+	w.done.Pages += uint32(len(local.delta.pgnos))
+	w.stamp(local.post)
+	wctx, cancel := context.WithTimeout(ctx, overwritePatience)
+	defer cancel()
+	if err := w.d.waitPosition(wctx, local.post.TXID); err != nil {
+		w.d.log.Warn("a transaction of this node is committed, and its own files do not show it", "txid", local.post.TXID.String(), "err", err)
+	}
+	w.stamp(local.post)
+	return nil
+}
+
+// stamp notes the commit time of a position.
+func (w *overwriter) stamp(p Position) { w.done.CommitTime = w.h.svc.commitTime(w.d.id, p) }
