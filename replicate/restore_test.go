@@ -31,7 +31,12 @@ func TestMembersOfASnapshotAreKnownWhileItIsRestored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Service{raftUp: make(chan struct{}), fsm: NewFSM(nil, nil), opts: Options{Snapshots: snapshots}}
+	store, err := logstore.Open(t.TempDir(), logstore.WAL, logstore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	s := &Service{raftUp: make(chan struct{}), fsm: NewFSM(nil, nil), store: store, opts: Options{Snapshots: snapshots}}
 	var asked bool
 	s.fsm.OnRestore = func([]DatabaseState) error {
 		asked = true
