@@ -87,7 +87,7 @@ func (t *Txn) Append(pages []Page, pageCount uint32) (Fingerprint, error) {
 			return Page{}, io.EOF
 		}
 		return pages[i], nil
-	}, pageCount)
+	}, nil, pageCount)
 }
 
 // check returns the page size of a transaction that can be appended.
