@@ -132,7 +132,7 @@ func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) erro
 			return err
 		}
 		d.step("target")
-		if err := d.replaceIO(ctx, txn, t, pages); err != nil {
+		if err := d.replaceIO(ctx, txn, t, pages, fenced); err != nil {
 			return err
 		}
 		d.step("appended")
@@ -161,7 +161,7 @@ func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) erro
 // replaceIO appends the pages in which the files differ from the target as one transaction. Every page is read for it,
 // those that stay from the files and the others from the spool, so that the whole checksum is one of bytes read back
 // before anybody sees the first of them; what was appended is read once more, behind the writer and before it shows.
-func (d *replica) replaceIO(ctx context.Context, txn *wal.Txn, t *target, pages *fetched) error {
+func (d *replica) replaceIO(ctx context.Context, txn *wal.Txn, t *target, pages *fetched, fenced bool) error {
 	var differ []uint32
 	buf := make([]byte, t.pageSize)
 	count := txn.PageCount()
@@ -171,7 +171,13 @@ func (d *replica) replaceIO(ctx context.Context, txn *wal.Txn, t *target, pages 
 			continue
 		}
 		if pgno <= count {
-			if err := txn.ReadPage(pgno, buf); err == nil && pageSum(t.pageSize, pgno, buf) == want {
+			err := txn.ReadPage(pgno, buf)
+			same := err == nil && pageSum(t.pageSize, pgno, buf) == want
+			if same && fenced { // the log may still have a good image of a page that is damaged in the file
+				err = txn.ReadStored(pgno, buf)
+				same = err == nil && pageSum(t.pageSize, pgno, buf) == want
+			}
+			if same {
 				continue
 			}
 		}

@@ -252,3 +252,31 @@ func TestReadPagesReadsWhatReadPageReads(t *testing.T) {
 		}
 	}
 }
+
+// A page that was copied is read from the file, one that was not from the log.
+func TestReadStored(t *testing.T) {
+	txns := sqlTransactions(t, 512, "CREATE TABLE t(a)", "INSERT INTO t VALUES(randomblob(3000))", "UPDATE t SET a = randomblob(3000)")
+	m := newMemory(t, 512, wal.Options{})
+	apply(t, m, txns[0])
+	apply(t, m, txns[1])
+	if err := m.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	last := txns[1].pageCount
+	m.DB.Data[(last-1)*512+100] ^= 1
+	stored, newest := make([]byte, 512), make([]byte, 512)
+	read := func(what string, want bool) {
+		t.Helper()
+		txn := begin(t, m)
+		defer txn.End()
+		if err := errors.Join(txn.ReadPage(last, newest), txn.ReadStored(last, stored)); err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(stored, newest) != want {
+			t.Errorf("%s: same: %v", what, !want)
+		}
+	}
+	read("copied and damaged in the file", false)
+	apply(t, m, txns[2])
+	read("written once more", true)
+}
