@@ -63,6 +63,7 @@ func TestPackagesImportOnlyWhatTheTableAllows(t *testing.T) {
 // locks on it, and the next plain SQLite process to leave deletes the log
 // under it.
 var opens = map[string]string{
+	"internal/bench/catchup.go":          "the file that measures the disk",
 	"internal/bench/main.go":             "the report",
 	"internal/bench/proc.go":             "/proc",
 	"internal/bench/rounds.go":           "the growing file of the reference measurement",
