@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/wal"
 )
 
 // While a database is fetched, the spool has two files of it. The pages file has each page that was fetched where the
@@ -174,16 +176,112 @@ func (p *fetched) put(pgno uint32, data []byte, sums []uint64) error {
 	return nil
 }
 
-// read reads a page and checks that it is the one with this checksum.
-func (p *fetched) read(pgno uint32, sum uint64, buf []byte) error {
-	if _, err := p.file.ReadAt(buf, p.offset(pgno)); err != nil {
-		return fmt.Errorf("read page %d from the spool: %w", pgno, err)
-	}
-	if got := pageSum(p.pageSize, pgno, buf); got != sum {
+// check compares a page that was read with the checksum that it should have.
+func (p *fetched) check(pgno uint32, sum uint64, data []byte) error {
+	if got := pageSum(p.pageSize, pgno, data); got != sum {
 		p.sums[pgno-1] = got
 		return fmt.Errorf("page %d in the spool has checksum %016x, not %016x: %w", pgno, got, sum, errIncomplete)
 	}
 	return nil
+}
+
+// verify reads every page and checks that it is the one with its checksum.
+func (p *fetched) verify(sums sumTable) error {
+	pgnos := make([]uint32, 0, len(sums))
+	for i, sum := range sums {
+		if sum != 0 { // not the lock page
+			pgnos = append(pgnos, uint32(i)+1)
+		}
+	}
+	next, stop := p.readAhead(pgnos, sums)
+	defer stop()
+	for {
+		if _, err := next(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// readAhead reads pages, which ascend, and checks that they are the ones with these checksums, ahead of the one who
+// takes them by next: that returns io.EOF after the last. A page's data is good until the next call. stop ends it.
+func (p *fetched) readAhead(pgnos []uint32, sums sumTable) (next func() (wal.Page, error), stop func()) {
+	type batch struct {
+		pgnos []uint32
+		data  []byte
+		err   error
+	}
+	size := int(p.pageSize)
+	full, empty := make(chan batch, fetchedAhead), make(chan []byte, fetchedAhead)
+	for range fetchedAhead {
+		empty <- make([]byte, max(fetchedRun/size, 1)*size)
+	}
+	quit, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer close(full)
+		for len(pgnos) > 0 {
+			var buf []byte
+			select {
+			case buf = <-empty:
+			case <-quit:
+				return
+			}
+			n := sideBySide(pgnos, cap(buf)/size)
+			b := batch{pgnos: pgnos[:n], data: buf[:n*size]}
+			pgnos = pgnos[n:]
+			if _, err := p.file.ReadAt(b.data, p.offset(b.pgnos[0])); err != nil {
+				b.err = fmt.Errorf("read %d pages from %d from the spool: %w", n, b.pgnos[0], err)
+			}
+			for i, pgno := range b.pgnos {
+				if b.err == nil {
+					b.err = p.check(pgno, sums[pgno-1], b.data[i*size:(i+1)*size])
+				}
+			}
+			full <- b // there is room for as many as there are buffers
+			if b.err != nil {
+				return
+			}
+		}
+	}()
+	var b batch
+	at := 0
+	next = func() (wal.Page, error) {
+		if at == len(b.pgnos) {
+			if b.data != nil {
+				empty <- b.data
+			}
+			var ok bool
+			if b, ok = <-full; !ok {
+				return wal.Page{}, io.EOF
+			}
+			at = 0
+		}
+		if b.err != nil {
+			return wal.Page{}, b.err
+		}
+		at++
+		return wal.Page{Pgno: b.pgnos[at-1], Data: b.data[(at-1)*size : at*size]}, nil
+	}
+	return next, func() {
+		close(quit)
+		<-ended
+	}
+}
+
+const (
+	fetchedRun   = 256 << 10 // bytes that are read at a time
+	fetchedAhead = 4         // of them, in memory
+)
+
+// sideBySide returns how many of the first page numbers follow each other, most at most.
+func sideBySide(pgnos []uint32, most int) int {
+	n := 1
+	for n < most && n < len(pgnos) && pgnos[n] == pgnos[0]+uint32(n) {
+		n++
+	}
+	return n
 }
 
 // errIncomplete says that a page is missing that has to come from a peer.

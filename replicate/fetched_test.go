@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -131,5 +134,90 @@ func TestThrottle(t *testing.T) {
 	}
 	if err := (&throttle{}).wait(context.Background(), 1<<40); err != nil {
 		t.Error(err)
+	}
+}
+
+// Pages are read ahead in their order, and one that is not what it should be is found before it is used.
+func TestReadAhead(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "pages"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const size, count = 512, 5000
+	p := &fetched{file: f, pageSize: size}
+	sums := make(sumTable, count)
+	var pgnos []uint32
+	for pgno := uint32(1); pgno <= count; pgno++ {
+		if pgno%700 == 0 {
+			continue // a hole
+		}
+		data := bytes.Repeat([]byte{byte(pgno), byte(pgno >> 8)}, size/2)
+		sums[pgno-1] = pageSum(size, pgno, data)
+		if err := p.put(pgno, data, sums[pgno-1:pgno]); err != nil {
+			t.Fatal(err)
+		}
+		pgnos = append(pgnos, pgno)
+	}
+	read := func() (n int, err error) {
+		next, stop := p.readAhead(pgnos, sums)
+		defer stop()
+		for {
+			page, err := next()
+			if err != nil {
+				return n, err
+			}
+			if page.Pgno != pgnos[n] || pageSum(size, page.Pgno, page.Data) != sums[page.Pgno-1] {
+				t.Fatalf("page %d comes for %d", page.Pgno, pgnos[n])
+			}
+			n++
+		}
+	}
+	if n, err := read(); !errors.Is(err, io.EOF) || n != len(pgnos) {
+		t.Fatalf("%d of %d pages, %v", n, len(pgnos), err)
+	}
+	if err := p.verify(sums); err != nil {
+		t.Fatal(err)
+	}
+	next, stop := p.readAhead(pgnos, sums) // given up
+	if _, err := next(); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	const bad = 3333
+	if _, err := f.WriteAt([]byte{1}, p.offset(bad)+17); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := read(); !errors.Is(err, errIncomplete) || n > bad {
+		t.Errorf("%d pages, %v", n, err)
+	}
+	if err := p.verify(sums); !errors.Is(err, errIncomplete) {
+		t.Errorf("verified with a damaged page: %v", err)
+	}
+	if p.has(bad, sums[bad-1]) {
+		t.Error("the damaged page still counts as fetched")
+	}
+	if err := f.Truncate(p.offset(4000)); err != nil {
+		t.Fatal(err)
+	}
+	p.sums[bad-1] = 0
+	if n, err := read(); err == nil || errors.Is(err, io.EOF) || n > 4000 {
+		t.Errorf("of a file that was cut: %d pages, %v", n, err)
+	}
+}
+
+// A snapshot that the leader sent says what was decided, and not what the files of this node show.
+func TestStatusBeforeTheFilesAreReached(t *testing.T) {
+	p := Position{TXID: 5, Checksum: 1 << 63}
+	st := DatabaseState{Position: p}
+	d := &replica{base: p, decided: p, unreached: true}
+	if got := d.status(st); got.File != nil {
+		t.Errorf("the files are said to be at %s", got.File)
+	}
+	d.mu.Lock()
+	d.advanceLocked(p, d.fingerprint)
+	d.mu.Unlock()
+	if got := d.status(st); got.File == nil || *got.File != p {
+		t.Errorf("got %v, want %s", got.File, p)
 	}
 }

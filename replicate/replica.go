@@ -139,6 +139,7 @@ type replica struct {
 	verified    bool     // every page was compared since the position was found
 	behind      bool     // the log does not have what the files lack: a peer has
 	pending     *target  // fetched from a peer, and not installed yet
+	unreached   bool     // base came in a snapshot that the leader sent, and the files may be behind it
 	base        Position // decided position the files are known to have reached (invariant of restore)
 	durable     TXID     // file position that is known to be synced
 	decided     Position
@@ -285,6 +286,9 @@ func (d *replica) endLocalLocked(local *localCommit) {
 
 // advanceLocked records that the files now show position p.
 func (d *replica) advanceLocked(p Position, fp wal.Fingerprint) {
+	if p.TXID >= d.base.TXID {
+		d.unreached = false
+	}
 	d.position, d.fingerprint = p, fp
 	d.lastUsed = time.Now()
 	for w := range d.waiters {

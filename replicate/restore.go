@@ -23,12 +23,17 @@ func (s *Service) afterRestore(states []DatabaseState) error {
 	keep := make(map[DatabaseID]bool, len(states))
 	for _, st := range states {
 		keep[st.ID] = true
-		if d, ok := s.replicas[st.ID]; ok {
+		d, ok := s.replicas[st.ID]
+		if ok {
 			d.adopt(st)
 			d.rebase(st)
 		} else {
-			s.replicas[st.ID] = newReplica(s, st)
+			d = newReplica(s, st)
+			s.replicas[st.ID] = d
 		}
+		d.mu.Lock()
+		d.unreached = fromLeader
+		d.mu.Unlock()
 	}
 	var gone []*replica
 	for id, d := range s.replicas {
@@ -143,6 +148,7 @@ func (d *replica) reached(p Position) bool {
 	}
 	d.mu.Lock()
 	d.durable = max(d.durable, TXID(rec.TXID))
+	d.unreached = false
 	d.mu.Unlock()
 	return true
 }

@@ -18,17 +18,17 @@ import (
 // A round is one position of a database that a peer holds still for a node that catches up: first it sends the
 // checksum of each page, then the pages that the other asks for, all under one pin of at most ten seconds (RULES A5).
 //
-//	round request   16 database id, 8 least TXID, 1 flags
+// The checksums of the first pages, as many as the request says, are of their bytes, read now, and not what the peer
+// remembers. A node asks that for the pages that it has itself: all others are sent, and read and compared for that.
+//
+//	round request   16 database id, 8 least TXID, 4 pages to read back
 //	round answer    8 token, 8 TXID, 8 checksum, 4 page size, 4 pages, then 8 checksum of each page; little-endian
 //	pages request   8 token, then 4 first page, 4 count for each run of pages; none: the round is over
 //	pages answer    the pages, in the order asked for; fewer of them when the time is over
 const (
-	roundRequestSize = 16 + 8 + 1
+	roundRequestSize = 16 + 8 + 4
 	roundHeaderSize  = 8 + 8 + 8 + 4 + 4
-	// roundReadBack asks for the checksums of the bytes, read now, not those that the peer remembers.
-	roundReadBack = 1
-
-	roundTime = 10 * time.Second
+	roundTime        = 10 * time.Second
 	// maxRounds bounds what peers may hold still here at a time.
 	maxRounds = 16
 )
@@ -145,7 +145,7 @@ func (s *Service) serveRound(ctx context.Context, from string, req []byte, w io.
 	head = binary.LittleEndian.AppendUint32(head, d.pageSize)
 	head = binary.LittleEndian.AppendUint32(head, uint32(len(sums)))
 	if _, err = out.Write(head); err == nil {
-		err = k.sendSums(out, req[24]&roundReadBack != 0)
+		err = k.sendSums(out, binary.LittleEndian.Uint32(req[24:]))
 	}
 	if err == nil {
 		err = out.Flush()
@@ -156,36 +156,59 @@ func (s *Service) serveRound(ctx context.Context, from string, req []byte, w io.
 	return err
 }
 
-// sendSums sends the checksums, read back from the files if so asked. Where reading them takes longer than the round
+// sendSums sends the checksums, the first of them read back from the files. Where reading them takes longer than the round
 // may last, the rest is not sent; the next rounds then go by what is remembered.
-func (k *servedRound) sendSums(out io.Writer, readBack bool) error {
-	var b [8]byte
-	buf := make([]byte, k.d.pageSize)
-	for i, sum := range k.sums {
-		if readBack && sum != 0 {
-			err := k.check(uint32(i)+1, buf)
-			if errors.Is(err, wal.ErrClosed) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
+func (k *servedRound) sendSums(out io.Writer, readBack uint32) error {
+	n := min(int64(readBack), int64(len(k.sums)))
+	b := make([]byte, 0, 8*servedPages(k.d.pageSize))
+	err := k.read(1, uint32(n), func(pgno uint32, data []byte) error {
+		b = b[:0]
+		for range len(data) / int(k.d.pageSize) {
+			b = binary.LittleEndian.AppendUint64(b, k.sums[pgno-1])
+			pgno++
 		}
-		binary.LittleEndian.PutUint64(b[:], sum)
-		if _, err := out.Write(b[:]); err != nil {
+		_, err := out.Write(b)
+		return err
+	})
+	if errors.Is(err, wal.ErrClosed) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, sum := range k.sums[n:] {
+		if _, err := out.Write(binary.LittleEndian.AppendUint64(b[:0], sum)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// check reads a page and compares it with the table: this node must not hand on what differs (RULES B8).
-func (k *servedRound) check(pgno uint32, buf []byte) error {
-	if err := k.snap.ReadPage(pgno, buf); err != nil {
-		return fmt.Errorf("read page %d of database %q: %w", pgno, k.d.name, err)
-	}
-	if pageSum(k.d.pageSize, pgno, buf) != k.sums[pgno-1] {
-		return k.d.fence(fmt.Errorf("serve a peer: page %d is not what transaction %s left: %w", pgno, k.pos.TXID, errForeign))
+// servedPages is how many pages are read at a time.
+func servedPages(pageSize uint32) uint32 { return max((64<<10)/pageSize, 1) }
+
+// read reads count pages from first on, compares them with the table, and gives them to f, some at a time: this node must
+// not hand on what differs (RULES B8).
+func (k *servedRound) read(first, count uint32, f func(pgno uint32, data []byte) error) error {
+	size := k.d.pageSize
+	lock := snapshot.LockPgno(size)
+	buf := make([]byte, servedPages(size)*size)
+	for pgno := first; count > 0; {
+		n := min(count, servedPages(size))
+		data := buf[:n*size]
+		if err := k.snap.ReadPages(pgno, data); err != nil {
+			return fmt.Errorf("read %d pages from %d of database %q: %w", n, pgno, k.d.name, err)
+		}
+		for i := range n {
+			if p := pgno + i; p != lock && pageSum(size, p, data[i*size:(i+1)*size]) != k.sums[p-1] {
+				return k.d.fence(fmt.Errorf("serve a peer: page %d is not what transaction %s left: %w", p, k.pos.TXID, errForeign))
+			}
+		}
+		if err := f(pgno, data); err != nil {
+			return err
+		}
+		pgno += n
+		count -= n
 	}
 	return nil
 }
@@ -205,24 +228,21 @@ func (s *Service) servePages(_ context.Context, from string, req []byte, w io.Wr
 		return nil
 	}
 	out := bufio.NewWriterSize(w, 256<<10)
-	buf := make([]byte, k.d.pageSize)
 	for at := 8; at < len(req); at += 8 {
 		first, count := binary.LittleEndian.Uint32(req[at:]), binary.LittleEndian.Uint32(req[at+4:])
 		if first == 0 || count == 0 || uint64(first)+uint64(count)-1 > uint64(len(k.sums)) {
 			return fmt.Errorf("request for %d pages from %d of %d: %w", count, first, len(k.sums), ErrInvalid)
 		}
-		for pgno := first; pgno < first+count; pgno++ {
-			err := k.check(pgno, buf)
-			if errors.Is(err, wal.ErrClosed) {
-				return out.Flush()
-			}
-			if err != nil {
-				return err
-			}
-			s.metrics.shippedPages.Add(1)
-			if _, err := out.Write(buf); err != nil {
-				return err
-			}
+		err := k.read(first, count, func(_ uint32, data []byte) error {
+			s.metrics.shippedPages.Add(uint64(len(data)) / uint64(k.d.pageSize))
+			_, err := out.Write(data)
+			return err
+		})
+		if errors.Is(err, wal.ErrClosed) {
+			return out.Flush()
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return out.Flush()
@@ -237,9 +257,9 @@ type round struct {
 }
 
 // openRound begins a round at a peer that is at transaction at or later.
-func (d *replica) openRound(ctx context.Context, peer string, at TXID, flags byte) (*round, error) {
+func (d *replica) openRound(ctx context.Context, peer string, at TXID, readBack uint32) (*round, error) {
 	req := binary.LittleEndian.AppendUint64(append(make([]byte, 0, roundRequestSize), d.id[:]...), uint64(at))
-	stream, err := d.svc.port.Stream(ctx, peer, methodRound, append(req, flags))
+	stream, err := d.svc.port.Stream(ctx, peer, methodRound, binary.LittleEndian.AppendUint32(req, readBack))
 	if err != nil {
 		return nil, remoteError(err)
 	}

@@ -106,7 +106,7 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 		if p.TXID < st.Position.TXID {
 			r.Lag = uint64(st.Position.TXID - p.TXID)
 		}
-	} else if d.live == nil && d.base == st.Position {
+	} else if d.live == nil && d.base == st.Position && !d.unreached {
 		p := d.base
 		r.File = &p
 	} else {

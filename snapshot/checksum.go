@@ -68,6 +68,29 @@ func step256(c uint64) uint64 {
 
 // crcUpdate advances a state over p.
 func crcUpdate(c uint64, p []byte) uint64 {
+	if n := len(p) &^ 63; carryless && n > 0 {
+		hi, lo := crcFold(c, &p[0], n, &foldConstants)
+		return crcWords(step64(step64(hi)^lo), p[n:])
+	}
+	return crcWords(c, p)
+}
+
+// foldConstants multiply the two words of 16 bytes by what moves them 64 bytes ahead, then 16 bytes: by x^512 for the
+// second word and by x^576 for the first, which is 64 powers ahead; by x^128 and x^192. Each is one power less, because
+// the carry-less product of two words with bit 63 for x^0 has bit 127 for x^1 and not for x^0.
+var foldConstants = [4]uint64{power(575), power(511), power(191), power(127)}
+
+// power returns x^n.
+func power(n int) uint64 {
+	r := uint64(1) << 63 // x^0
+	for range n {
+		r = r>>1 ^ crcPoly&-(r&1)
+	}
+	return r
+}
+
+// crcWords is crcUpdate without carry-less multiplication.
+func crcWords(c uint64, p []byte) uint64 {
 	if len(p) >= 64 {
 		// Four interleaved remainders of every fourth word.
 		c0, c1, c2, c3 := c^le64(p), le64(p[8:]), le64(p[16:]), le64(p[24:])

@@ -23,8 +23,12 @@ func TestStateEqualsTableDrivenCRCAtEveryLength(t *testing.T) {
 	for n := range 700 {
 		p := randomBytes(r, n)
 		start := r.Uint64()
-		if got, want := ^crcUpdate(^start, p), crc64.Update(start, table, p); got != want {
+		want := crc64.Update(start, table, p)
+		if got := ^crcUpdate(^start, p); got != want {
 			t.Fatalf("%d bytes: got %016x, want %016x", n, got, want)
+		}
+		if got := ^crcWords(^start, p); got != want {
+			t.Fatalf("%d bytes in words: got %016x, want %016x", n, got, want)
 		}
 	}
 }

@@ -303,3 +303,41 @@ func (h *Handle) readPage(pgno, minFrame, maxFrame, pageSize uint32, buf []byte)
 	clear(buf[got:])
 	return nil
 }
+
+// readPages is readPage for consecutive pages from pgno on, as many as fill buf.
+// What lies side by side in the database file is read at once, at most MaxWrite
+// bytes of it.
+func (h *Handle) readPages(pgno, minFrame, maxFrame, pageSize uint32, buf []byte) error {
+	size := int(pageSize)
+	if size == 0 || len(buf) == 0 || len(buf)%size != 0 {
+		return fmt.Errorf("read pages from %d: buffer of %d bytes for pages of %d: %w", pgno, len(buf), pageSize, ErrPageSize)
+	}
+	for len(buf) > 0 {
+		n := 0 // bytes of pages that the log does not have
+		for n+size <= len(buf) && (n == 0 || n+size <= MaxWrite) {
+			frame, err := findFrame(h.shm, pgno+uint32(n/size), minFrame, maxFrame)
+			if err != nil {
+				return err
+			}
+			if frame != 0 {
+				break
+			}
+			n += size
+		}
+		if n <= size { // in the log, or alone
+			n = size
+			if err := h.readPage(pgno, minFrame, maxFrame, pageSize, buf[:n]); err != nil {
+				return err
+			}
+		} else {
+			got, err := h.db.ReadAt(buf[:n], int64(pgno-1)*int64(pageSize))
+			if err != nil && !errors.Is(err, io.EOF) {
+				return fmt.Errorf("read pages %d to %d from database file: %w", pgno, pgno+uint32(n/size)-1, err)
+			}
+			clear(buf[got:n])
+		}
+		pgno += uint32(n / size)
+		buf = buf[n:]
+	}
+	return nil
+}

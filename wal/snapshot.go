@@ -82,6 +82,19 @@ func (s *Snapshot) ReadPage(pgno uint32, buf []byte) error {
 	return s.h.readPage(pgno, s.minFrame, s.maxFrame, s.pageSize, buf)
 }
 
+// ReadPages is ReadPage for consecutive pages from pgno on, as many as fill buf.
+func (s *Snapshot) ReadPages(pgno uint32, buf []byte) error {
+	s.h.life.RLock()
+	defer s.h.life.RUnlock()
+	if s.closed || s.h.closed {
+		return ErrClosed
+	}
+	if pgno == 0 {
+		return fmt.Errorf("read page 0: %w", ErrInvalid)
+	}
+	return s.h.readPages(pgno, s.minFrame, s.maxFrame, s.pageSize, buf)
+}
+
 // Close lets checkpoints run again.
 func (s *Snapshot) Close() error {
 	s.h.life.Lock()

@@ -203,3 +203,80 @@ func TestClosedHandle(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Many pages at once are the same as one by one, whether the log or the file has them.
+func TestReadPagesReadsWhatReadPageReads(t *testing.T) {
+	for _, pageSize := range []uint32{512, 4096, 65536} {
+		m := newMemory(t, pageSize, wal.Options{})
+		for i, tx := range sqlTransactions(t, pageSize, workload(60)...) {
+			apply(t, m, tx)
+			if i == 20 {
+				if err := m.Checkpoint(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		snap, err := m.Pin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		count := snap.PageCount()
+		one := make([]byte, pageSize)
+		for _, n := range []uint32{1, 2, 7, count + 2} {
+			for first := uint32(1); first <= count; first += n {
+				many := make([]byte, n*pageSize)
+				if err := snap.ReadPages(first, many); err != nil {
+					t.Fatal(err)
+				}
+				for i := range n {
+					if err := snap.ReadPage(first+i, one); err != nil {
+						t.Fatal(err)
+					}
+					if !bytes.Equal(one, many[i*pageSize:(i+1)*pageSize]) {
+						t.Fatalf("pages of %d bytes: page %d read with %d others is another", pageSize, first+i, n-1)
+					}
+				}
+			}
+		}
+		if err := snap.ReadPages(1, make([]byte, pageSize+1)); !errors.Is(err, wal.ErrPageSize) {
+			t.Errorf("a page and a byte: %v", err)
+		}
+		if err := snap.ReadPages(0, one); !errors.Is(err, wal.ErrInvalid) {
+			t.Errorf("page 0: %v", err)
+		}
+		if err := snap.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := snap.ReadPages(1, one); !errors.Is(err, wal.ErrClosed) {
+			t.Errorf("after the end: %v", err)
+		}
+	}
+}
+
+// A page that was copied is read from the file, one that was not from the log.
+func TestReadStored(t *testing.T) {
+	txns := sqlTransactions(t, 512, "CREATE TABLE t(a)", "INSERT INTO t VALUES(randomblob(3000))", "UPDATE t SET a = randomblob(3000)")
+	m := newMemory(t, 512, wal.Options{})
+	apply(t, m, txns[0])
+	apply(t, m, txns[1])
+	if err := m.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	last := txns[1].pageCount
+	m.DB.Data[(last-1)*512+100] ^= 1
+	stored, newest := make([]byte, 512), make([]byte, 512)
+	read := func(what string, want bool) {
+		t.Helper()
+		txn := begin(t, m)
+		defer txn.End()
+		if err := errors.Join(txn.ReadPage(last, newest), txn.ReadStored(last, stored)); err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(stored, newest) != want {
+			t.Errorf("%s: same: %v", what, !want)
+		}
+	}
+	read("copied and damaged in the file", false)
+	apply(t, m, txns[2])
+	read("written once more", true)
+}

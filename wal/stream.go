@@ -16,6 +16,19 @@ import (
 // nothing of it visible. next may call ReadPage, which still reads the state
 // before. Beside one batch of frames AppendFrom keeps four bytes per page.
 func (t *Txn) AppendFrom(next func() (Page, error), pageCount uint32) (Fingerprint, error) {
+	return t.appendFrom(next, nil, pageCount)
+}
+
+// AppendChecked is AppendFrom that reads back what it writes: check gets every
+// page as the log has it, in their order, while the next ones are written, from
+// another goroutine than next. The commit frame is written only after check has
+// accepted all pages of the batches before; an error of check leaves nothing of
+// the transaction visible. The data belongs to check until it returns.
+func (t *Txn) AppendChecked(next func() (Page, error), check func(pgno uint32, data []byte) error, pageCount uint32) (Fingerprint, error) {
+	return t.appendFrom(next, check, pageCount)
+}
+
+func (t *Txn) appendFrom(next func() (Page, error), check func(pgno uint32, data []byte) error, pageCount uint32) (Fingerprint, error) {
 	if t.done {
 		return Fingerprint{}, ErrClosed
 	}
@@ -33,11 +46,16 @@ func (t *Txn) AppendFrom(next func() (Page, error), pageCount uint32) (Fingerpri
 	if err != nil {
 		return Fingerprint{}, fmt.Errorf("append: %w", err)
 	}
-	return t.append(first, 1, pageSize, next, pageCount)
+	if check == nil {
+		return t.append(first, 1, pageSize, next, nil, pageCount)
+	}
+	back := newReadBack(t.h.wal, check, int(pageSize))
+	defer back.stop()
+	return t.append(first, 1, pageSize, next, back, pageCount)
 }
 
 // append appends page and what next returns after it, at least n pages in all.
-func (t *Txn) append(page Page, n int, pageSize uint32, next func() (Page, error), pageCount uint32) (Fingerprint, error) {
+func (t *Txn) append(page Page, n int, pageSize uint32, next func() (Page, error), back *readBack, pageCount uint32) (Fingerprint, error) {
 	if err := t.restart(); err != nil {
 		return Fingerprint{}, fmt.Errorf("append: restart log: %w", err)
 	}
@@ -53,7 +71,7 @@ func (t *Txn) append(page Page, n int, pageSize uint32, next func() (Page, error
 			return Fingerprint{}, fmt.Errorf("append: %w", err)
 		}
 	}
-	pgnos, err := t.writeFrames(&hdr, page, next, pageCount)
+	pgnos, err := t.writeFrames(&hdr, page, next, back, pageCount)
 	if err != nil {
 		return Fingerprint{}, fmt.Errorf("append: %w", err)
 	}
@@ -72,7 +90,7 @@ func (t *Txn) append(page Page, n int, pageSize uint32, next func() (Page, error
 // is the commit frame. What can fail comes before that one is written: the log
 // never holds the commit frame of a transaction that failed, which a recovery
 // would find.
-func (t *Txn) writeFrames(hdr *IndexHeader, page Page, next func() (Page, error), pageCount uint32) ([]uint32, error) {
+func (t *Txn) writeFrames(hdr *IndexHeader, page Page, next func() (Page, error), back *readBack, pageCount uint32) ([]uint32, error) {
 	batch := batches.Get().(*[MaxWrite]byte)
 	defer batches.Put(batch)
 	size := int(hdr.PageSize)
@@ -113,10 +131,23 @@ func (t *Txn) writeFrames(hdr *IndexHeader, page Page, next func() (Page, error)
 		if used+frameSize <= MaxWrite && !last {
 			continue
 		}
+		if last && back != nil {
+			if err := back.settle(); err != nil {
+				return nil, err
+			}
+		}
 		if _, err := t.h.wal.WriteAt(batch[:used], off); err != nil {
 			return nil, fmt.Errorf("write frames at offset %d: %w", off, err)
 		}
 		t.step(StepFrames)
+		if back != nil {
+			back.add(pgnos[len(pgnos)-used/frameSize:], off)
+		}
+		if last && back != nil {
+			if err := back.settle(); err != nil {
+				return nil, errors.Join(err, t.dropFrame(off+int64(used-frameSize)))
+			}
+		}
 		off += int64(used)
 		used = 0
 	}
@@ -139,6 +170,14 @@ func (t *Txn) index(pgnos []uint32) error {
 			return err
 		}
 		t.step(StepIndexed)
+	}
+	return nil
+}
+
+// dropFrame makes a commit frame that must not count one that no recovery takes.
+func (t *Txn) dropFrame(off int64) error {
+	if _, err := t.h.wal.WriteAt(make([]byte, FrameHeaderSize), off); err != nil {
+		return fmt.Errorf("take the frame at offset %d back: %w", off, err)
 	}
 	return nil
 }

@@ -134,3 +134,58 @@ func TestAppendFromRefuses(t *testing.T) {
 		}
 	}
 }
+
+// check sees every page as it is in the log; when it refuses one, whichever, nothing of the transaction is left, also
+// not for a recovery.
+func TestAppendCheckedReadsBackWhatItWrote(t *testing.T) {
+	txns := sqlTransactions(t, 512, "CREATE TABLE t(a)", "INSERT INTO t VALUES(randomblob(400000))", "INSERT INTO t VALUES(2)")
+	m := newMemory(t, 512, wal.Options{})
+	want := &mirror{512, bytes.Clone(m.DB.Data)}
+	apply(t, m, txns[0])
+	want.apply(txns[0])
+	big := txns[1].pages
+	refused := errors.New("refused")
+	for _, bad := range []int{0, 1, 300, len(big) - 2, len(big) - 1} {
+		txn := begin(t, m)
+		before := txn.Fingerprint()
+		seen := 0
+		_, err := txn.AppendChecked(pagesOf(big, io.EOF), func(pgno uint32, data []byte) error {
+			if seen++; seen > bad {
+				return refused
+			}
+			return nil
+		}, txns[1].pageCount)
+		if !errors.Is(err, refused) || seen != bad+1 {
+			t.Fatalf("page %d of %d refused: got %v after %d pages", bad, len(big), err, seen)
+		}
+		if txn.Fingerprint() != before {
+			t.Fatalf("page %d refused: the fingerprint moved", bad)
+		}
+		same(t, txn, want)
+		if err := txn.End(); err != nil {
+			t.Fatal(err)
+		}
+		if got := export(t, m); !bytes.Equal(got, want.image) {
+			t.Fatalf("page %d refused: SQLite recovers another database", bad)
+		}
+	}
+	txn := begin(t, m)
+	seen := 0
+	if _, err := txn.AppendChecked(pagesOf(big, io.EOF), func(pgno uint32, data []byte) error {
+		if p := big[seen]; p.Pgno != pgno || !bytes.Equal(p.Data, data) {
+			t.Errorf("page %d reads back otherwise", pgno)
+		}
+		seen++
+		return nil
+	}, txns[1].pageCount); err != nil || seen != len(big) {
+		t.Fatalf("%v after %d of %d pages", err, seen, len(big))
+	}
+	want.apply(txns[1])
+	same(t, txn, want)
+	if err := txn.End(); err != nil {
+		t.Fatal(err)
+	}
+	if got := export(t, m); !bytes.Equal(got, want.image) {
+		t.Fatal("SQLite recovers another database")
+	}
+}

@@ -55,6 +55,16 @@ func (t *Txn) ReadPage(pgno uint32, buf []byte) error {
 	return t.h.readPage(pgno, 1, t.hdr.MaxFrame, uint32(len(buf)), buf)
 }
 
+// ReadStored is ReadPage that takes what is in the database file for every page
+// of which the newest frame was copied there: so do readers that begin when all
+// frames are, and all once the log is restarted.
+func (t *Txn) ReadStored(pgno uint32, buf []byte) error {
+	if t.done {
+		return ErrClosed
+	}
+	return t.h.readPage(pgno, loadWord(t.mem, backfillOffset)+1, t.hdr.MaxFrame, uint32(len(buf)), buf)
+}
+
 // End releases the write lock.
 func (t *Txn) End() error {
 	if t.done {
@@ -87,7 +97,7 @@ func (t *Txn) Append(pages []Page, pageCount uint32) (Fingerprint, error) {
 			return Page{}, io.EOF
 		}
 		return pages[i], nil
-	}, pageCount)
+	}, nil, pageCount)
 }
 
 // check returns the page size of a transaction that can be appended.

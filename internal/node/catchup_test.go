@@ -100,6 +100,32 @@ func TestCatchUpShipsWhatDiffers(t *testing.T) {
 	}
 }
 
+// Pages that are not sent, because the node that catches up has them, are read back at the peer all the same (RULES A5):
+// one that is not what its table says is found, and nothing of it gets on.
+func TestCatchUpReadsBackWhatItDoesNotSend(t *testing.T) {
+	c := prepared(t, 3, small)
+	c.big(400)
+	f, l := c.follower(), c.leader()
+	peer := 3 - f - l // it is asked before the leader
+	c.stop(f)
+	w := c.open(l, "db")
+	for i := range 60 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	}
+	c.compacted(50, f)
+	c.equalBut(f, "db")
+	c.damage(peer, "db", 100)
+	c.start(f)
+	c.ready(f)
+	eventually(t, "the damage is found", func() error {
+		if n := c.fences(peer); n != 1 {
+			return fmt.Errorf("fenced %d times", n)
+		}
+		return nil
+	})
+	c.equal("db")
+}
+
 // A node may be killed at any step of a catch-up: it goes on where it was, and nothing half fetched is ever seen. The
 // files as they are at the step are what a kill leaves behind; the node goes on with a copy of them.
 func TestKilledAtEachStepOfACatchUp(t *testing.T) {

@@ -78,6 +78,7 @@ var opens = map[string]string{
 	"snapshot/archive/restore.go":        "the directory of a restored file, to sync it",
 	"snapshot/s3store/s3.go":             "certificates to trust",
 	"snapshot/store/dir.go":              "objects of an archive",
+	"internal/bench/catchup.go":          "the file that measures the disk",
 	"internal/bench/main.go":             "the report",
 	"internal/bench/proc.go":             "/proc",
 	"internal/bench/rounds.go":           "the growing file of the reference measurement",

@@ -1,0 +1,256 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// errHeld says that an application holds native slot 0, or that somebody waits for it.
+var errHeld = errors.New("an application holds the native write lock of this node's copy")
+
+const (
+	installPatience = 30 * time.Second
+	holdPatience    = 2 * time.Second
+)
+
+// install makes the local copy equal to the target, whose pages are in the spool, which is opened if pages is nil. It
+// waits for native slot 0, with hold only for a moment.
+func (d *replica) install(ctx context.Context, t *target, pages *fetched, hold bool) error {
+	patience := installPatience
+	if hold {
+		patience = holdPatience
+	}
+	wctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := d.lockIO(wctx)
+	if err == nil {
+		defer d.ioMu.Unlock()
+		err = d.installIO(wctx, t, pages)
+	}
+	if err != nil && wctx.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: %w", errHeld, err)
+	}
+	return err
+}
+
+// keep makes what was fetched durable, and the database wait for it: this node may acknowledge what follows (RULES A5).
+func (d *replica) keep(t *target, pages *fetched) error {
+	err := syncFile(pages.file)
+	if err == nil {
+		err = d.writeTarget(t)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the pages of database %q: %w", d.name, err)
+	}
+	d.step("kept")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pending, d.known = t, false
+	d.durable = max(d.durable, t.position.TXID)
+	d.log.Warn("this node's copy is brought up to date when the application that holds its write lock lets go", "txid", t.position.TXID.String())
+	d.svc.goroutine(func() { d.locate(d.svc.ctx) })
+	return nil
+}
+
+// installPendingIO installs what the database waits for, once slot 0 is free. If a page of it is missing after all, the
+// applier fetches it.
+func (d *replica) installPendingIO(ctx context.Context, t *target) error {
+	err := d.installIO(ctx, t, nil)
+	if errors.Is(err, errIncomplete) {
+		d.mu.Lock()
+		d.pending, d.behind = nil, true
+		d.kickLocked()
+		d.mu.Unlock()
+	}
+	if err != nil {
+		return err
+	}
+	d.log.Info("this node's copy is up to date", "txid", t.position.TXID.String())
+	return nil
+}
+
+func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) error {
+	d.mu.Lock()
+	known, pos, fenced := d.known, d.position, d.fenced != nil
+	if known && pos.TXID >= t.position.TXID {
+		d.dropCatchupLocked()
+		d.mu.Unlock()
+		return nil
+	}
+	d.mu.Unlock()
+	if pages == nil {
+		var err error
+		if pages, err = d.openFetched(); err != nil {
+			return err
+		}
+		defer pages.file.Close()
+	}
+	placed, err := d.placeIO(t, pages)
+	if err != nil {
+		return err
+	}
+	live, err := d.openFileIO(true)
+	if err != nil {
+		if !errors.Is(err, ErrUnusable) {
+			return err
+		}
+		if err := d.discardIO(err); err != nil {
+			return err
+		}
+		if placed, err = d.placeIO(t, pages); err != nil {
+			return err
+		}
+		if live, err = d.openFileIO(true); err != nil {
+			return err
+		}
+	}
+	txn, err := d.beginIO(ctx, live)
+	if err != nil {
+		return err
+	}
+	defer txn.End()
+	// Slot 0 is ours: an application that was committing has left its transaction in the files or is gone,
+	// and the report of its end, which may be on its way, is about a state that is replaced now.
+	d.settleLocal()
+	if fenced {
+		// Handles that were open while bytes of no committed state were visible may have cached a schema that
+		// never existed (RULES A7): they get an I/O error until they are reopened. Readers of a copy that was
+		// merely behind go on. Now, so that none of them meets the healed bytes with what it cached; and once
+		// more when they are in place, for who opened in between.
+		if err := nextEpoch(live); err != nil {
+			return err
+		}
+	}
+	if !placed {
+		// Should the node stop once the transaction is visible and before it is recorded, this names the state.
+		if err := d.writeTarget(t); err != nil {
+			return err
+		}
+		d.step("target")
+		if err := d.replaceIO(ctx, txn, t, pages, fenced); err != nil {
+			return err
+		}
+		d.step("appended")
+	}
+	if fenced {
+		if err := nextEpoch(live); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	d.setSumsLocked(t.sums)
+	d.known, d.verified, d.fenced, d.healErr, d.behind = true, true, nil, nil, false
+	d.advanceLocked(t.position, txn.Fingerprint())
+	d.mu.Unlock()
+	// The record takes the place of the target: only then what was fetched may go.
+	if err := d.recordNow(); err != nil {
+		return err
+	}
+	d.step("recorded")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dropCatchupLocked()
+	return nil
+}
+
+// replaceIO appends the pages in which the files differ from the target as one transaction. Every page is read for it,
+// those that stay from the files and the others from the spool, so that the whole checksum is one of bytes read back
+// before anybody sees the first of them; what was appended is read once more, behind the writer and before it shows.
+func (d *replica) replaceIO(ctx context.Context, txn *wal.Txn, t *target, pages *fetched, fenced bool) error {
+	var differ []uint32
+	buf := make([]byte, t.pageSize)
+	count := txn.PageCount()
+	for i, want := range t.sums {
+		pgno := uint32(i) + 1
+		if want == 0 { // the lock page
+			continue
+		}
+		if pgno <= count {
+			err := txn.ReadPage(pgno, buf)
+			same := err == nil && pageSum(t.pageSize, pgno, buf) == want
+			if same && fenced { // the log may still have a good image of a page that is damaged in the file
+				err = txn.ReadStored(pgno, buf)
+				same = err == nil && pageSum(t.pageSize, pgno, buf) == want
+			}
+			if same {
+				continue
+			}
+		}
+		if !pages.has(pgno, want) {
+			return fmt.Errorf("install transaction %s: page %d: %w", t.position.TXID, pgno, errIncomplete)
+		}
+		differ = append(differ, pgno)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if len(differ) == 0 {
+		if count == t.pageCount() {
+			return nil
+		}
+		// A WAL transaction that only changes the size carries page 1.
+		if err := txn.ReadPage(1, buf); err != nil {
+			return deviceError{fmt.Errorf("read page 1: %w", err)}
+		}
+		if _, err := txn.Append([]wal.Page{{Pgno: 1, Data: buf}}, t.pageCount()); err != nil {
+			return deviceError{err}
+		}
+		return nil
+	}
+	next, stop := pages.readAhead(differ, t.sums)
+	defer stop()
+	_, err := txn.AppendChecked(next, func(pgno uint32, data []byte) error {
+		if pageSum(t.pageSize, pgno, data) != t.sums[pgno-1] {
+			return fmt.Errorf("page %d reads back otherwise than it was written: %w", pgno, errDiverged)
+		}
+		return nil
+	}, t.pageCount())
+	if errors.Is(err, errIncomplete) || errors.Is(err, errDiverged) {
+		return err
+	}
+	if err != nil {
+		return deviceError{fmt.Errorf("append %d pages: %w", len(differ), err)}
+	}
+	return nil
+}
+
+// placeIO makes the pages file the database file where there is none: no handle can be open, and the pages need not
+// pass through the log. It reports whether it did.
+func (d *replica) placeIO(t *target, pages *fetched) (bool, error) {
+	if _, err := d.svc.files.Stat(d.path); !errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	d.mu.Lock()
+	open := d.live != nil
+	d.mu.Unlock()
+	if open {
+		return false, nil
+	}
+	if err := pages.file.Truncate(int64(t.pageCount()) * int64(t.pageSize)); err != nil {
+		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
+	}
+	if err := pages.verify(t.sums); err != nil {
+		return false, err
+	}
+	if err := syncFile(pages.file); err != nil {
+		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
+	}
+	if err := d.writeTarget(t); err != nil {
+		return false, deviceError{err}
+	}
+	d.step("verified")
+	err := d.svc.files.Place(d.pagesPath(), d.path)
+	if errors.Is(err, os.ErrExist) {
+		return false, nil // somebody opened the name meanwhile
+	}
+	if err != nil {
+		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
+	}
+	d.step("placed")
+	return true, nil
+}
