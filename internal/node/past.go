@@ -122,16 +122,19 @@ func (p *pasts) find(ctx context.Context, name string, m moment.Moment, progress
 	}
 	id, decided := p.decided(name)
 	f, err := m.Find(ctx, a, name)
-	waits := decided != 0 && (err == nil && m.ByTime() && f.Last() && f.View.State().Database == id.String() && f.Point.TXID < decided && f.Point.Time.Before(m.Time) ||
-		errors.Is(err, archive.ErrNotArchived) && (m.Database == "" || m.Database == id.String()) && m.TXID <= decided)
-	if !waits {
-		return f, err
-	}
 	want := decided
 	if m.TXID != 0 {
 		want = m.TXID
 	}
-	if p.archived(id) >= want && err != nil {
+	var waits bool
+	switch {
+	case want > decided, m.Database != "" && m.Database != id.String():
+	case err != nil:
+		waits = p.archived(id) < want && (errors.Is(err, archive.ErrNoDatabase) || errors.Is(err, archive.ErrNotArchived))
+	case m.ByTime():
+		waits = f.Last() && f.View.State().Database == id.String() && f.Point.TXID < decided
+	}
+	if !waits {
 		return f, err
 	}
 	late := time.NewTimer(pastWait)

