@@ -16,7 +16,7 @@
 // The same C files make the loadable extension for every other language, with
 // nothing but a C compiler:
 //
-//	gcc -O2 -fPIC -shared -fvisibility=hidden -DHASQLITE_EXT -Wall -Wextra -Werror -o hasqlite.so vfs/hasqlite.c vfs/vfs.c vfs/file.c vfs/pragma.c vfs/capture.c vfs/link.c vfs/transport.c
+//	gcc -O2 -fPIC -shared -fvisibility=hidden -DHASQLITE_EXT -Wall -Wextra -Werror -o hasqlite.so vfs/hasqlite.c vfs/vfs.c vfs/file.c vfs/past.c vfs/pragma.c vfs/capture.c vfs/link.c vfs/transport.c
 //
 // # Names
 //
@@ -33,6 +33,7 @@
 //	lock_timeout=MS            how long a begin, or an open, waits for the cluster (5000)
 //	commit_timeout=MS          how long a commit waits without a sign of progress (10000)
 //	consistency=linearizable   each read transaction first asks the leader; else local
+//	at=TIME, to=BOOKMARK       the database as it was, read-only
 //	page_size=N, auto_vacuum=N used when the database is created
 //
 // The PRAGMAs page_size and auto_vacuum do the same as long as nothing was read

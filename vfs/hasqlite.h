@@ -5,6 +5,7 @@
 **   link.c        the messages of docs/protocol.md over that stream
 **   capture.c     the -wal file: collects a transaction, holds its commit frame
 **   file.c        the main database file: locks, grants, creation, file control
+**   past.c        the main file of a database as it was, which never changes
 **   pragma.c      the PRAGMAs that a replicated database answers itself
 **   vfs.c         names, opening and the two VFS objects
 **   hasqlite.c    registration, and the entry points of the loadable extension
@@ -99,7 +100,7 @@ enum {
   HA_OPENED = 6, HA_CREATE = 7, HA_CREATED = 8, HA_BEGIN = 9, HA_GRANT = 10,
   HA_COMMIT = 11, HA_VERDICT = 12, HA_PROGRESS = 13, HA_END = 14,
   HA_MISMATCH = 15, HA_READ = 16, HA_READY = 17, HA_PRAGMA = 18, HA_TEXT = 19,
-  HA_PIECE = 20, HA_ERROR = 255
+  HA_PIECE = 20, HA_PAST = 21, HA_PAST_FILE = 22, HA_ERROR = 255
 };
 
 /* Flags of HA_OPEN, HA_BEGIN and HA_END. */
@@ -167,6 +168,9 @@ int haLinkUsable(const HaLink *p);
 void haLinkClose(HaLink *p);
 int haLinkResolve(HaLink *p, const char *zName, int timeoutMs, int *pExists,
                   u8 *aId, char *zPath, int nPath);
+int haLinkPast(HaLink *p, const char *zName, const char *zAt, const char *zTo,
+               int timeoutMs, char *zPath, int nPath, char *zMark, int nMark,
+               char *zNote, int nNote);
 int haLinkOpen(HaLink *p, const char *zName, const u8 *aId, int flags,
                int lockMs, int commitMs, int *pExists, u32 *pEpoch,
                char *zNote, int nNote);
@@ -202,6 +206,7 @@ struct HaFile {
   const char *zPath;    /* its path; SQLite's, valid while open */
   char *zName;          /* name of the database */
   char *zSocket;        /* where its node listens */
+  char *zMark;          /* bookmark of a database as it was, else 0 */
   HaWal *pWal;          /* its WAL file, while that is open */
   sqlite3 **ppDb;       /* the connection that uses it, from FCNTL_PDB */
   HaFile *pNextWriter;  /* list of files in a write transaction */
@@ -260,6 +265,7 @@ struct HaWal {
 
 extern const sqlite3_io_methods haMainMethods;
 extern const sqlite3_io_methods haWalMethods;
+extern const sqlite3_io_methods haPastMethods;
 
 int haError(HaFile *p, int rc, const char *zFormat, ...);
 int haFileConnect(HaFile *p);
@@ -270,6 +276,7 @@ int haHeaderRead(HaFile *p, u32 *aHdr);
 void haCaptureReset(HaWal *w, u32 pageSize);
 void haCaptureFree(HaWal *w);
 int haFilePragma(HaFile *p, char **azArg);
+int haPastOpen(HaFile *p, int *pOutFlags);
 
 /* ---- vfs.c, hasqlite.c ---- */
 

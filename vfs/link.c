@@ -213,7 +213,7 @@ static int linkAnswer(
       return linkFail(p, HA_LOST, "the node sent a malformed frame");
     }
     if( aHead[4]!=HA_PROGRESS ) break;
-    if( r->n!=0 || type!=HA_VERDICT ){
+    if( r->n!=0 || (type!=HA_VERDICT && type!=HA_PAST_FILE) ){
       return linkFail(p, HA_LOST, "the node sent a misplaced PROGRESS");
     }
     left = timeoutMs;
@@ -351,6 +351,44 @@ int haLinkResolve(
     aGot = replyTake(&r, 16);
     if( aGot ) memcpy(aId, aGot, 16);
     replyText(&r, zPath, (u32)nPath, 0);
+    if( zPath[0]==0 ) r.bad = 1;
+  }
+  return linkDone(p, &r, rc);
+}
+
+/*
+** Ask for a file with a database as it was. The node keeps it as long as the
+** connection lives.
+*/
+int haLinkPast(
+  HaLink *p, const char *zName,
+  const char *zAt, /* a time, or empty */
+  const char *zTo, /* a bookmark, or empty */
+  int timeoutMs,   /* longest time without a sign of progress */
+  char *zPath,     /* OUT: absolute path of the file */
+  int nPath,       /* bytes in zPath */
+  char *zMark,     /* OUT: bookmark of the commit that was chosen */
+  int nMark,       /* bytes in zMark */
+  char *zNote,     /* OUT: a remark, or empty */
+  int nNote        /* bytes in zNote */
+){
+  u8 a[HEADER_SIZE+3*(2+HA_NAME_MAX)];
+  HaReply r;
+  u32 n;
+  int rc;
+  if( strlen(zAt)>HA_NAME_MAX || strlen(zTo)>HA_NAME_MAX ){
+    p->errCode = SQLITE_CANTOPEN;
+    sqlite3_snprintf(sizeof(p->zErr), p->zErr, "at= or to= is too long");
+    return HA_REFUSED;
+  }
+  n = putText(a+HEADER_SIZE, zName);
+  n += putText(a+HEADER_SIZE+n, zAt);
+  n += putText(a+HEADER_SIZE+n, zTo);
+  rc = linkCall(p, HA_PAST, a, n, HA_PAST_FILE, timeoutMs, &r);
+  if( rc==HA_OK ){
+    replyText(&r, zPath, (u32)nPath, 0);
+    replyText(&r, zMark, (u32)nMark, 0);
+    replyText(&r, zNote, (u32)nNote, 1);
     if( zPath[0]==0 ) r.bad = 1;
   }
   return linkDone(p, &r, rc);

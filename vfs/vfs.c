@@ -40,6 +40,7 @@ typedef struct HaSlot {
   char *zPath;
   char *zName;
   char *zSocket;
+  char *zMark;  /* bookmark of a database as it was, else 0 */
 } HaSlot;
 
 static HA_THREAD_LOCAL HaSlot slot;
@@ -128,8 +129,29 @@ static void slotClear(void){
     sqlite3_free(slot.zPath);
     sqlite3_free(slot.zName);
     sqlite3_free(slot.zSocket);
+    sqlite3_free(slot.zMark);
   }
   memset(&slot, 0, sizeof(slot));
+}
+
+/*
+** Ask the node for the database zDb as it was.
+*/
+static int resolvePast(
+  const char *zDb, const char *zAt, const char *zTo,
+  int timeoutMs, int nOut, char *zOut
+){
+  char zMark[HA_NAME_MAX+1];
+  char zNote[HA_ERROR_MAX];
+  int rc = haLinkPast(&slot.link, zDb, zAt ? zAt : "", zTo ? zTo : "",
+                      timeoutMs, zOut, nOut, zMark, sizeof(zMark),
+                      zNote, sizeof(zNote));
+  if( rc!=HA_OK ) return rc;
+  if( zNote[0] ){
+    sqlite3_log(SQLITE_NOTICE, "hasqlite: database %s: %s", zDb, zNote);
+  }
+  slot.zMark = sqlite3_mprintf("%s", zMark);
+  return HA_OK;
 }
 
 /*
@@ -142,17 +164,26 @@ static int resolve(
   char *zOut         /* OUT: the path */
 ){
   const char *zSocket = socketOf(zUri);
+  const char *zAt = uriParameter(zUri, "at");
+  const char *zTo = uriParameter(zUri, "to");
   int lockMs = uriInt(zUri, "lock_timeout", HA_LOCK_TIMEOUT_MS);
+  int past = zAt!=0 || zTo!=0;
   int rc, exists;
   if( strlen(zDb)>HA_NAME_MAX ){
     return haError(0, SQLITE_CANTOPEN, "the database name %.40s... is longer"
                    " than %d bytes", zDb, HA_NAME_MAX);
   }
   slotClear();
+  if( past && ((zAt && zAt[0]!=0)==(zTo && zTo[0]!=0)) ){
+    return haError(0, SQLITE_CANTOPEN, "database %s: one of at= and to= says"
+                   " which state is meant", zDb);
+  }
   haLinkInit(&slot.link);
   slot.used = 1;
   rc = haLinkConnectWithin(&slot.link, zSocket, lockMs);
-  if( rc==HA_OK ){
+  if( rc==HA_OK && past ){
+    rc = resolvePast(zDb, zAt, zTo, lockMs+HA_REPLY_GRACE_MS, nOut, zOut);
+  }else if( rc==HA_OK ){
     rc = haLinkResolve(&slot.link, zDb, lockMs+HA_REPLY_GRACE_MS, &exists,
                        slot.aId, zOut, nOut);
   }
@@ -166,7 +197,9 @@ static int resolve(
   slot.zPath = sqlite3_mprintf("%s", zOut);
   slot.zName = sqlite3_mprintf("%s", zDb);
   slot.zSocket = sqlite3_mprintf("%s", zSocket);
-  if( slot.zPath==0 || slot.zName==0 || slot.zSocket==0 ){
+  if( slot.zPath==0 || slot.zName==0 || slot.zSocket==0
+   || (past && slot.zMark==0)
+  ){
     slotClear();
     return SQLITE_NOMEM;
   }
@@ -222,6 +255,7 @@ static void fileInit(HaFile *p, HaVfs *v, const char *zName, int flags){
   memcpy(p->aId, slot.aId, sizeof(p->aId));
   p->zName = slot.zName;
   p->zSocket = slot.zSocket;
+  p->zMark = slot.zMark;
   sqlite3_free(slot.zPath);
   memset(&slot, 0, sizeof(slot));
   p->openFlags = flags;
@@ -296,14 +330,15 @@ static int openMain(HaVfs *v, const char *zName, HaFile *p, int flags,
                     int *pOutFlags){
   int rc;
   fileInit(p, v, zName, flags);
-  rc = fileOpen(p, pOutFlags);
+  rc = p->zMark ? haPastOpen(p, pOutFlags) : fileOpen(p, pOutFlags);
   if( rc!=SQLITE_OK ){
     haLinkClose(&p->link);
     sqlite3_free(p->zName);
     sqlite3_free(p->zSocket);
+    sqlite3_free(p->zMark);
     return rc;
   }
-  p->base.pMethods = &haMainMethods;
+  p->base.pMethods = p->zMark ? &haPastMethods : &haMainMethods;
   return SQLITE_OK;
 }
 

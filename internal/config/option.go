@@ -66,6 +66,7 @@ var options = []option{
 	{"archive-snapshot", "DURATION", "24h", "time between snapshots in the archive", setDuration(func(c *Config) *time.Duration { return &c.Node.ArchiveSnapshot })},
 	{"archive-snapshots", "DURATION", "720h", "for how long snapshots in the archive are kept", setDuration(func(c *Config) *time.Duration { return &c.Node.ArchiveSnapshots })},
 	{"archive-backlog", "SIZE", formatSize(node.DefaultArchiveBacklog), "most bytes on this node of commits that wait for the archive", setSize(func(c *Config) *int64 { return &c.Node.ArchiveBacklog }, 1<<20)},
+	{"past-limit", "SIZE", formatSize(node.DefaultPastLimit), "most bytes on this node of databases as they were that applications have open", setSize(func(c *Config) *int64 { return &c.Node.PastLimit }, 1<<20)},
 	{"verify", "full|off", "off", "full: compare the whole file with its checksums after every commit (slow)", setVerify},
 }
 

@@ -105,6 +105,21 @@ type Opened struct {
 	MaxTx uint64
 }
 
+// PastRequest asks for a database as it was. One of At and To is empty.
+type PastRequest struct {
+	Name string
+	At   string // a time, as a URI has it
+	To   string // a bookmark
+}
+
+// Past is a file with a database as it was, which nobody changes.
+type Past struct {
+	Path     string
+	Bookmark string // of the commit that was chosen
+	Note     string // a remark for the application's log, or empty
+	Close    func() // the application is done with it; called once
+}
+
 // Created answers a request to create the first page.
 type Created struct {
 	PageSize uint32
@@ -134,6 +149,9 @@ type Backend interface {
 	Welcome() (nodeID string, cluster [16]byte, maxTxBytes uint64)
 	// Resolve maps a database name to its id and the absolute path of its file.
 	Resolve(ctx context.Context, name string) (exists bool, id [16]byte, path string, err error)
+	// Past makes the file of a database as it was. It calls progress whenever it
+	// moves forward.
+	Past(ctx context.Context, req PastRequest, progress func()) (Past, error)
 	// Open gives the handle that serves one connection from then on.
 	Open(ctx context.Context, peer Peer, req OpenRequest) (Handle, Opened, error)
 }

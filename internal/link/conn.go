@@ -62,6 +62,7 @@ type conn struct {
 	peer    Peer
 	greeted bool
 	handle  Handle
+	past    func() // gives back what PAST was answered with; nil: it was not asked for
 	maxTx   uint64
 	tx      sending
 
@@ -95,6 +96,9 @@ func (c *conn) serve() {
 	c.cancel()
 	if c.handle != nil {
 		c.handle.Close()
+	}
+	if c.past != nil {
+		c.past()
 	}
 	_ = c.nc.Close()
 }
@@ -208,7 +212,12 @@ func (c *conn) answer(f *frame) error {
 	if !c.greeted {
 		return c.answerHello(f)
 	}
+	if c.past != nil {
+		return fmt.Errorf("type %d behind PAST: %w", f.kind, ErrMalformed)
+	}
 	switch f.kind {
+	case kindPast:
+		return c.answerPast(f)
 	case kindResolve:
 		return c.answerResolve(f)
 	case kindOpen:
@@ -291,6 +300,27 @@ func (c *conn) answerResolve(f *frame) error {
 		b = appendBool(b, exists)
 		b = append(b, id[:]...)
 		return appendText(b, path)
+	})
+}
+
+func (c *conn) answerPast(f *frame) error {
+	req, err := decodePast(f.payload())
+	if err != nil {
+		return err
+	}
+	if c.handle != nil {
+		return fmt.Errorf("PAST behind OPEN: %w", ErrMalformed)
+	}
+	c.startProgress()
+	p, err := c.srv.backend.Past(c.ctx, req, func() { c.progress(f.sequence) })
+	if err != nil {
+		return c.fail(f, err)
+	}
+	c.past = p.Close
+	return c.reply(f, kindPastFile, func(b []byte) []byte {
+		b = appendText(b, p.Path)
+		b = appendText(b, p.Bookmark)
+		return appendText(b, p.Note)
 	})
 }
 

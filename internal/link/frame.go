@@ -47,6 +47,8 @@ const (
 	kindPragma   kind = 18
 	kindText     kind = 19
 	kindPiece    kind = 20
+	kindPast     kind = 21
+	kindPastFile kind = 22
 	kindError    kind = 255
 )
 
@@ -226,6 +228,15 @@ func decodeOpen(b []byte) (OpenRequest, error) {
 		d.err = fmt.Errorf("flags %#x: %w", flags, ErrMalformed)
 	}
 	return r, d.end("OPEN")
+}
+
+func decodePast(b []byte) (PastRequest, error) {
+	d := decoder{b: b}
+	r := PastRequest{Name: d.text(), At: d.text(), To: d.text()}
+	if d.err == nil && (r.At == "") == (r.To == "") {
+		d.err = fmt.Errorf("at %q and to %q: %w", r.At, r.To, ErrMalformed)
+	}
+	return r, d.end("PAST")
 }
 
 func decodeCreate(b []byte) (pageSize uint32, autoVacuum uint8, err error) {

@@ -21,6 +21,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(byte(kindPragma), appendText(appendText(nil, "a"), "b"))
 	f.Add(byte(kindResolve), appendText(nil, "a"))
 	f.Add(byte(kindCreate), []byte{0, 2, 0, 0, 1})
+	f.Add(byte(kindPast), encodePast(PastRequest{Name: "a", At: "10+minutes+ago"}))
 	f.Fuzz(func(t *testing.T, k byte, b []byte) {
 		var again []byte
 		var err error
@@ -54,6 +55,10 @@ func FuzzDecode(f *testing.F) {
 			var name string
 			name, err = decodeResolve(b)
 			again = appendText(nil, name)
+		case kindPast:
+			var r PastRequest
+			r, err = decodePast(b)
+			again = encodePast(r)
 		case kindCreate:
 			_, _, err = decodeCreate(b)
 			again = b
@@ -65,6 +70,10 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("type %d: %x encodes to %x", k, b, again)
 		}
 	})
+}
+
+func encodePast(r PastRequest) []byte {
+	return appendText(appendText(appendText(nil, r.Name), r.At), r.To)
 }
 
 // FuzzServer feeds arbitrary bytes to a connection: it ends, and its handle is
@@ -84,6 +93,7 @@ func FuzzServer(f *testing.F) {
 	parts = append(parts, frame(kindCommit, pieceOf(3, 3))...)
 	f.Add(append(parts, frame(kindEnd, encodeEnd(End{Accepted: true}))...))
 	f.Add(life[:40])
+	f.Add(append(frame(kindHello, testHello), frame(kindPast, encodePast(PastRequest{Name: "shop.db", To: "b"}))...))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := newRecorder()

@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -53,6 +54,15 @@ func (r *recorder) Resolve(_ context.Context, name string) (bool, [16]byte, stri
 		return false, [16]byte{}, "", errors.New("resolve bad: no such thing")
 	}
 	return true, [16]byte{9}, "/data/" + name, nil
+}
+
+func (r *recorder) Past(_ context.Context, req PastRequest, progress func()) (Past, error) {
+	r.note("past " + req.Name + " " + req.At + req.To)
+	progress()
+	if req.Name == "bad" {
+		return Past{}, &Error{Code: CodeCantOpen, Text: "no"}
+	}
+	return Past{Path: "/past/" + req.Name, Bookmark: "b", Note: "hi", Close: func() { r.note("past closed"); r.closed <- struct{}{} }}, nil
 }
 
 func (r *recorder) Open(_ context.Context, peer Peer, req OpenRequest) (Handle, Opened, error) {
@@ -462,5 +472,56 @@ func TestListen(t *testing.T) {
 	}
 	if _, err := Listen(filepath.Join(dir, strings.Repeat("x", 100)), 0o660, -1); !errors.Is(err, ErrPathTooLong) {
 		t.Errorf("long path: %v", err)
+	}
+}
+
+func TestPast(t *testing.T) {
+	r := newRecorder()
+	_, path := startServer(t, r)
+	c := dial(t, path)
+	c.call(kindHello, testHello, kindWelcome)
+	c.send(kindPast, encodePast(PastRequest{Name: "shop.db", At: "10+minutes+ago"}))
+	if k, _ := c.receive(); k != kindProgress {
+		t.Fatalf("got type %d, want PROGRESS", k)
+	}
+	k, b := c.receive()
+	d := decoder{b: b}
+	if file, mark, note := d.text(), d.text(), d.text(); k != kindPastFile || file != "/past/shop.db" || mark != "b" || note != "hi" || d.end("PAST_FILE") != nil {
+		t.Fatalf("got type %d: %q", k, b)
+	}
+	_ = c.nc.Close()
+	wait(t, r.closed, "the close")
+
+	c = dial(t, path)
+	c.call(kindHello, testHello, kindWelcome)
+	c.send(kindPast, encodePast(PastRequest{Name: "bad", To: "b"}))
+	c.receive() // PROGRESS
+	if k, b := c.receive(); k != kindError || binary.LittleEndian.Uint32(b) != uint32(CodeCantOpen) {
+		t.Errorf("got type %d: %q", k, b)
+	}
+	for what, frames := range map[string][][]byte{
+		"at and to":          {encodePast(PastRequest{Name: "a", At: "x", To: "y"})},
+		"neither":            {encodePast(PastRequest{Name: "a"})},
+		"bytes too many":     {append(encodePast(PastRequest{Name: "a", At: "x"}), 0)},
+		"a second one":       {encodePast(PastRequest{Name: "a", At: "x"}), encodePast(PastRequest{Name: "a", At: "x"})},
+		"too few, truncated": {encodePast(PastRequest{Name: "a", At: "x"})[:3]},
+	} {
+		c := dial(t, path)
+		c.call(kindHello, testHello, kindWelcome)
+		for i, f := range frames {
+			c.send(kindPast, f)
+			if i < len(frames)-1 {
+				c.receive()
+				c.receive()
+			}
+		}
+		if k, b := c.receive(); k != kindError || binary.LittleEndian.Uint32(b) != uint32(CodeProtocol) {
+			t.Errorf("%s: got type %d: %q", what, k, b)
+		}
+	}
+	c = opened(t, path)
+	c.send(kindPast, encodePast(PastRequest{Name: "a", At: "x"}))
+	if k, _ := c.receive(); k != kindError {
+		t.Errorf("behind OPEN: got type %d", k)
 	}
 }

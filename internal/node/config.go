@@ -27,6 +27,7 @@ const (
 	DefaultArchiveSnapshot  = 24 * time.Hour
 	DefaultArchiveSnapshots = 30 * 24 * time.Hour
 	DefaultArchiveBacklog   = int64(4 << 30)
+	DefaultPastLimit        = int64(16 << 30)
 )
 
 // NoArchive is the value of Config.Archive that keeps none.
@@ -123,6 +124,9 @@ type Config struct {
 	// ArchiveBacklog bounds the bytes of commits on disk that wait for the
 	// archive.
 	ArchiveBacklog int64
+	// PastLimit bounds the bytes on disk of databases as they were, which
+	// applications have open.
+	PastLimit int64
 	// Version is what the node reports as its version.
 	Version string
 }
@@ -193,5 +197,8 @@ func (c *Config) archiveDefaults() {
 	}
 	if c.ArchiveBacklog == 0 {
 		c.ArchiveBacklog = DefaultArchiveBacklog
+	}
+	if c.PastLimit == 0 {
+		c.PastLimit = DefaultPastLimit
 	}
 }

@@ -145,7 +145,11 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.members.Store(n.svc)
-	n.link = link.NewServer(&sessions{svc: n.svc, nodeID: n.id, cluster: n.cluster, files: fileAccess, pending: map[string]int{}}, n.log)
+	past, err := n.startPasts(fileAccess)
+	if err != nil {
+		return errors.Join(err, n.svc.Shutdown(context.Background()))
+	}
+	n.link = link.NewServer(&sessions{svc: n.svc, nodeID: n.id, cluster: n.cluster, files: fileAccess, pasts: past, pending: map[string]int{}}, n.log)
 	if err := n.serveSocket(); err != nil {
 		return errors.Join(err, n.svc.Shutdown(context.Background()))
 	}

@@ -21,6 +21,7 @@ type sessions struct {
 	nodeID  string
 	cluster func() [16]byte
 	files   files
+	*pasts
 
 	mu      sync.Mutex
 	pending map[string]int // handles on names that do not exist yet, by path

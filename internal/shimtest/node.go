@@ -53,6 +53,8 @@ type Hooks struct {
 	Keep time.Duration
 	// Greeting, when set, runs before each connection is greeted.
 	Greeting func()
+	// Past, when set, answers requests for databases as they were.
+	Past func(req link.PastRequest, progress func()) (link.Past, error)
 	// Epoch is given to every handle that opens.
 	Epoch uint32
 	// ReadDelay runs inside each linearizable read.
@@ -203,6 +205,14 @@ func (n *Node) Resolve(_ context.Context, name string) (bool, [16]byte, string, 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.created, idOf(name), d.Path, nil
+}
+
+// Past implements link.Backend.
+func (n *Node) Past(_ context.Context, req link.PastRequest, progress func()) (link.Past, error) {
+	if f := n.current().Past; f != nil {
+		return f(req, progress)
+	}
+	return link.Past{}, &link.Error{Code: link.CodeCantOpen, Text: "there is no archive"}
 }
 
 // Open implements link.Backend.

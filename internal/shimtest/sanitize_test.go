@@ -15,7 +15,7 @@ import (
 var cases = flag.Int("cases", 20000, "cases of the fuzz of the C client")
 
 // shimSources are the C files of the loadable extension.
-var shimSources = []string{"hasqlite.c", "vfs.c", "file.c", "pragma.c", "capture.c", "link.c", "transport.c"}
+var shimSources = []string{"hasqlite.c", "vfs.c", "file.c", "past.c", "pragma.c", "capture.c", "link.c", "transport.c"}
 
 const vfsDir = "../../vfs"
 
@@ -76,7 +76,7 @@ func TestClientFuzz(t *testing.T) {
 	r := rand.New(rand.NewPCG(*seed, 1))
 	var in bytes.Buffer
 	for range *cases {
-		which := r.IntN(8)
+		which := r.IntN(10)
 		b := answer(r, which)
 		if r.IntN(3) == 0 {
 			b = append(b, answer(r, which)...)
@@ -106,7 +106,7 @@ func TestClientFuzz(t *testing.T) {
 
 // answer is a right answer to request which of link_fuzz.c, or an ERROR.
 func answer(r *rand.Rand, which int) []byte {
-	kinds := []byte{4, 6, 8, 10, 12, 17, 19, 19}
+	kinds := []byte{4, 6, 8, 10, 12, 17, 19, 19, 12, 22}
 	kind := kinds[which]
 	text := func(b []byte, s string) []byte {
 		b = binary.LittleEndian.AppendUint16(b, uint16(len(s)))
@@ -122,8 +122,10 @@ func answer(r *rand.Rand, which int) []byte {
 		p = make([]byte, 8)
 	case 3:
 		p = make([]byte, 16+28)
-	case 4:
-		p = text([]byte{byte(r.IntN(4))}, "why")
+	case 4, 8:
+		p = text([]byte{byte(r.IntN(4)), 0, 0}, "why")
+	case 9:
+		p = text(text(text(nil, strings.Repeat("/d", r.IntN(40))), strings.Repeat("b", r.IntN(40))), strings.Repeat("n", r.IntN(30)))
 	case 6, 7:
 		p = text(nil, strings.Repeat("s", r.IntN(2000)))
 	}
@@ -133,7 +135,7 @@ func answer(r *rand.Rand, which int) []byte {
 	}
 	b := binary.LittleEndian.AppendUint32(nil, uint32(len(p)))
 	b = append(b, kind, 0, 0, 0, 1, 0, 0, 0)
-	if which == 4 && r.IntN(2) == 0 {
+	if (which == 4 || which == 9) && r.IntN(2) == 0 {
 		b = append([]byte{0, 0, 0, 0, 13, 0, 0, 0, 1, 0, 0, 0}, b...)
 	}
 	return append(b, p...)

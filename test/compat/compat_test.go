@@ -60,6 +60,7 @@ var rows = []struct {
 	{"delete", deleteOpen},
 	{"data_version", dataVersion},
 	{"linearizable", linearizable},
+	{"past", past},
 	{"hasqlite_pragmas", pragmas},
 	{"hasqlite_error", errorPragma},
 }

@@ -456,3 +456,33 @@ func errorPragma(e env) {
 		e.Errorf("after an error: %s", got)
 	}
 }
+
+func past(e env) {
+	db := e.open(0)
+	e.exec(db, "CREATE TABLE t(a)")
+	e.exec(db, "INSERT INTO t VALUES(1), (2)")
+	before, then := testcluster.Query(e.T, db, "PRAGMA hasqlite_position"), time.Now().UTC().Format(time.RFC3339Nano)
+	e.exec(db, "DELETE FROM t WHERE a = 1")
+	e.exec(db, "DROP TABLE t")
+	last := testcluster.Query(e.T, db, "PRAGMA hasqlite_position")
+	for node := range 3 {
+		e.want(e.open(node), "PRAGMA hasqlite_wait='"+last+"'", last)
+		for _, state := range []string{"to=" + before, "at=" + then} {
+			was := e.open(node, state)
+			e.want(was, "PRAGMA hasqlite_position", before)
+			e.want(was, "SELECT sum(a) FROM t", "3")
+			e.want(was, "PRAGMA journal_mode=delete", "off")
+			e.want(was, "PRAGMA integrity_check", "ok")
+			e.fails(was, "INSERT INTO t VALUES(3)", sqlite3.ErrReadonly, "")
+		}
+		e.want(e.open(node, "at=now"), "PRAGMA hasqlite_position", last)
+	}
+	for _, param := range []string{"at=1+hour+ago", "at=soon", "to=0000000000000fff", "at=now&to=" + before} {
+		c, err := (&sqlite3.SQLiteDriver{}).Open(e.dsn(0, param))
+		if err == nil {
+			_ = c.Close()
+		}
+		e.failed(nil, param, err, sqlite3.ErrCantOpen, "")
+	}
+	e.fails(db, "SELECT * FROM t", sqlite3.ErrError, "no such table")
+}

@@ -210,3 +210,40 @@ func end(ctx context.Context, t *testing.T, app *testcluster.App) string {
 	}
 	return line
 }
+
+// A program in another language reads a database as it was, beside the present.
+func TestPythonReadsThePast(t *testing.T) {
+	const script = `
+import sqlite3, sys
+loader = sqlite3.connect(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension(sys.argv[1])
+now = sqlite3.connect(sys.argv[2], uri=True, timeout=30, isolation_level=None)
+now.execute("CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT)")
+now.executemany("INSERT INTO item(name) VALUES(?)", [("item %d" % i,) for i in range(20)])
+mark = now.execute("PRAGMA hasqlite_position").fetchone()[0]
+now.execute("DELETE FROM item WHERE id > 3")
+was = sqlite3.connect(sys.argv[2] + "&to=" + mark, uri=True)
+recent = sqlite3.connect(sys.argv[2] + "&at=now", uri=True)
+try:
+    was.execute("INSERT INTO item(name) VALUES('x')")
+except sqlite3.OperationalError as e:
+    print(e)
+count = "SELECT count(*) FROM item"
+print("done", was.execute(count).fetchone()[0], recent.execute(count).fetchone()[0], now.execute(count).fetchone()[0],
+    was.execute("SELECT name FROM item WHERE id = 17").fetchone()[0], was.execute("PRAGMA hasqlite_position").fetchone()[0] == mark)
+`
+	c := testcluster.Start(t, localcluster.Options{Nodes: 1})
+	n := c.Nodes()[0]
+	app, err := testcluster.StartCommand(exec.Command(python, "-c", script, testcluster.Extension(t), n.DSN("past.db")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = app.Kill() })
+	if got, want := end(testcluster.Context(t, time.Minute), t, app), "done 20 3 3 item 16 True"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if !strings.Contains(app.Output(), "attempt to write a readonly database") {
+		t.Errorf("a write: %s", app.Output())
+	}
+}

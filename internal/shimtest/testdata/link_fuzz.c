@@ -30,7 +30,7 @@ const char *haClientName(void){ return "fuzz"; }
 
 /* Call one request on p. Returns HA_OK or the reason why not. */
 static int request(HaLink *p, int which){
-  char zText[64], zNote[16], *zAnswer = 0;
+  char zText[64], zMark[32], zNote[16], *zAnswer = 0;
   u8 aPage[512], aId[16], aFixed[12];
   u32 epoch = 0;
   int exists = 0, outcome = 0, rc;
@@ -38,7 +38,7 @@ static int request(HaLink *p, int which){
   HaBuf aBuf[3];
   int i;
   memset(aId, 0, sizeof(aId));
-  switch( which%9 ){
+  switch( which%10 ){
     case 0: return haLinkResolve(p, "shop.db", 100, &exists, aId, zText,
                                  sizeof(zText));
     case 1: return haLinkOpen(p, "shop.db", aId, 0, 1, 1, &exists, &epoch,
@@ -75,6 +75,11 @@ static int request(HaLink *p, int which){
       }
       return rc;
     case 5: return haLinkRead(p, 100);
+    case 9:
+      rc = haLinkPast(p, "shop.db", "now", "", 100, zText, sizeof(zText),
+                      zMark, sizeof(zMark), zNote, sizeof(zNote));
+      if( rc==HA_OK && zText[0]==0 ) abort();
+      return rc;
     case 6:
       rc = haLinkPragma(p, "hasqlite_status", "", 100, &zAnswer);
       if( (rc==HA_OK)!=(zAnswer!=0) ) abort();
