@@ -52,11 +52,15 @@ const archiveJobPoll = 50 * time.Millisecond
 // ArchiveJob changes the archive of a database: on the node that writes it or, where each node has its own, on all. There
 // the answers of nodes that did not do it say why; an error means that none did.
 func (s *Service) ArchiveJob(ctx context.Context, j ArchiveJob) ([]ArchiveDone, error) {
-	st, ok := s.fsm.Get(j.DB)
-	switch {
-	case s.archiver == nil:
+	if s.archiver == nil {
 		return nil, fmt.Errorf("nothing is archived: %w", ErrConflict)
-	case !ok:
+	}
+	// What was acknowledged anywhere before the job was asked for is in it.
+	if err := s.CatchUp(ctx); err != nil {
+		return nil, err
+	}
+	st, ok := s.fsm.Get(j.DB)
+	if !ok {
 		return nil, ErrNotFound
 	}
 	j.From = st.Position.TXID
