@@ -37,6 +37,7 @@ const (
 	methodPages      uint8 = 35 // a stream
 	methodDurable    uint8 = 36
 	methodCommits    uint8 = 40 // a stream
+	methodArchiveJob uint8 = 50
 )
 
 // Codes of errors that the caller has to tell apart.
@@ -154,6 +155,7 @@ func (s *Service) registerMethods() {
 		return coded(s.serveCommits(ctx, req, w))
 	})
 	handle(methodLeaderGone, jsonMethod(s.judgeLeader))
+	handle(methodArchiveJob, jsonMethod(s.archiveJob))
 	s.port.OnRaftEnded(s.raftEnded)
 	s.port.OnDisconnect(func(id string) { s.locks.DropNode(id) })
 }

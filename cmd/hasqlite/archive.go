@@ -14,6 +14,7 @@ import (
 	"github.com/uglyer/ha-sqlite/internal/moment"
 	"github.com/uglyer/ha-sqlite/internal/storeurl"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
 // archiveOptions name an archive and the key to it.
@@ -22,18 +23,16 @@ type archiveOptions struct {
 }
 
 func (o *archiveOptions) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.url, "archive", "", "where the archive is: a directory, file:///path or s3://bucket/prefix (default: HASQLITE_ARCHIVE)")
+	cmd.Flags().StringVar(&o.url, "archive", "", "where the archive is: a directory, file:///path or s3://bucket/prefix (default: that of --node, else HASQLITE_ARCHIVE, else that of the node)")
 	cmd.Flags().StringVar(&o.identity, "identity", "", "file with the age identities of an encrypted archive (default: HASQLITE_IDENTITY)")
 }
 
-// withArchive calls f with the archive that the user named. It works with every
-// node dead, so the timeout for an answer of a node does not apply.
+// withArchive calls f with the archive that the user named, or with that of the
+// node, read through it. It works with every node dead where an archive is named,
+// so the timeout for an answer of a node does not apply.
 func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.Context, *archive.Archive) error) error {
-	if o.url == "" {
+	if o.url == "" && c.node == "" {
 		o.url = c.env("HASQLITE_ARCHIVE")
-	}
-	if o.url == "" {
-		return exit.Usagef("no archive: set --archive or HASQLITE_ARCHIVE")
 	}
 	if o.identity == "" {
 		o.identity = c.env("HASQLITE_IDENTITY")
@@ -41,7 +40,7 @@ func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.C
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	err := func() error {
-		s, err := storeurl.Open(ctx, o.url)
+		s, err := c.archiveStore(ctx, o.url)
 		if errors.Is(err, storeurl.ErrInvalid) {
 			return exit.With(exit.Usage, err)
 		}
@@ -75,6 +74,24 @@ func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.C
 	return err
 }
 
+// archiveStore opens the store that a URL names, without one that of the node.
+func (c *cli) archiveStore(ctx context.Context, url string) (store.Store, error) {
+	if url != "" {
+		return storeurl.Open(ctx, url)
+	}
+	client, err := c.client()
+	if err != nil {
+		return nil, err
+	}
+	ask, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	s, err := client.ArchiveStore(ask)
+	if err != nil {
+		return nil, fmt.Errorf("no archive is named by --archive or HASQLITE_ARCHIVE, and the one of the node at %s cannot be read: %w", client.Base(), err)
+	}
+	return s, nil
+}
+
 // newest chooses, of the databases that had a name, the last one.
 func newest(*archive.View) (bool, error) { return true, nil }
 
@@ -91,7 +108,7 @@ func describePoint(v *archive.View, p archive.Point) pointJSON {
 }
 
 func newArchive(c *cli) *cobra.Command {
-	return group("archive", "Look into the archive of a cluster", newArchiveStatus(c), newArchiveVerify(c))
+	return group("archive", "Look into the archive of a cluster", newArchiveStatus(c), newArchiveVerify(c), newArchivePrune(c))
 }
 
 // archiveStatus is what archive status prints with --json.

@@ -143,7 +143,7 @@ func TestRestoreRefusals(t *testing.T) {
 		{"--db shop.db -o EXISTS --archive ROOT", exit.Conflict, "exists"},
 		{"--db shop.db -o OUT --archive ROOT/nothing", exit.NotFound, "there is no archive"},
 		{"--db shop.db -o OUT --archive gs://x", exit.Usage, "known schemes"},
-		{"--db shop.db -o OUT", exit.Usage, "HASQLITE_ARCHIVE"},
+		{"--db shop.db -o OUT", exit.Unreachable, "HASQLITE_ARCHIVE"},
 		{"-o OUT --archive ROOT", exit.Usage, "--db"},
 		{"--db shop.db --archive ROOT", exit.Usage, "--output"},
 		{"--db shop.db -o OUT --archive ROOT --identity EXISTS", exit.Failure, "encryption key"},

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
 // fakeNode answers as a node with one database would.
@@ -30,6 +31,9 @@ type fakeNode struct {
 
 	imported, exported []byte
 	bookmark           string
+
+	archive string            // directory of its archive
+	failed  map[string]string // what members did not do
 }
 
 func (f *fakeNode) call(ctx context.Context, format string, args ...any) error {
@@ -96,6 +100,22 @@ func (f *fakeNode) Export(ctx context.Context, name string, m api.Moment) (api.E
 	head := api.ExportHead{Name: name, Commit: api.Commit{Bookmark: f.bookmark}, PageSize: 4096, SizeBytes: int64(len(f.exported))}
 	return head, io.NopCloser(bytes.NewReader(f.exported)), err
 }
+func (f *fakeNode) ArchiveStore(context.Context) (store.Store, error) {
+	if f.archive == "" {
+		return nil, api.ErrUnavailable
+	}
+	return store.OpenDir(f.archive)
+}
+func (f *fakeNode) Label(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
+	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Commit: api.Commit{Bookmark: "b1"}, Failed: f.failed}, f.call(ctx, "label %s %s %v", req.Name, req.Label, req.DryRun)
+}
+func (f *fakeNode) Unlabel(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
+	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Failed: f.failed}, f.call(ctx, "unlabel %s %s %v", req.Name, req.Label, req.DryRun)
+}
+func (f *fakeNode) Prune(ctx context.Context, req api.PruneRequest) (api.PruneReport, error) {
+	return api.PruneReport{Name: req.Name, DryRun: req.DryRun, Bytes: 2048, Files: []api.PrunedFile{{Node: "n1", Level: 1, First: 2, Last: 9, Bytes: 2048, Key: "shop.db/_0f-1/ltx/1/x.ltx"}}, Failed: f.failed},
+		f.call(ctx, "prune %s %v", req.Name, req.DryRun)
+}
 func (f *fakeNode) Health(ctx context.Context) error { return f.call(ctx, "health") }
 func (f *fakeNode) Ready(ctx context.Context) error  { return f.call(ctx, "ready") }
 
@@ -142,6 +162,11 @@ func TestCommandsAskTheNode(t *testing.T) {
 		args, call string
 		want       []string
 	}{
+		{"snapshot create shop.db --label v1", "label shop.db v1 false", []string{"state b1 of shop.db is kept as v1"}},
+		{"snapshot create shop.db --label v1 --dry-run", "label shop.db v1 true", []string{"would be kept as v1"}},
+		{"snapshot delete shop.db --label v1", "unlabel shop.db v1 false", []string{"v1 of shop.db is given back to retention"}},
+		{"archive prune shop.db --dry-run", "prune shop.db true", []string{"n1", "ltx/1/x.ltx", "would be removed: 1 files, 2.0 KiB"}},
+		{"archive prune shop.db", "prune shop.db false", []string{"removed: 1 files, 2.0 KiB"}},
 		{"db create a/b", "create a/b 4096 none", []string{"database a/b made, id 0f"}},
 		{"db create x --page-size 512 --auto-vacuum full", "create x 512 full", nil},
 		{"db list", `databases "" after "" limit 1000`, []string{"NAME", "shop.db  " + pos + "  0    12.0 KiB  2        ok"}},

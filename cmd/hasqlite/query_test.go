@@ -103,3 +103,50 @@ func TestQueryNamesDamage(t *testing.T) {
 		t.Errorf("a state before it: exit code %d: %q, %q", code, stdout, stderr)
 	}
 }
+
+// All commands that read an archive read that of a node through it, with the
+// same output.
+func TestArchiveCommandsReadThroughANode(t *testing.T) {
+	d, root := shopArchive(t)
+	if _, err := d.Writer.Label(t.Context(), "before v2"); err != nil {
+		t.Fatal(err)
+	}
+	n := exampleNode()
+	n.archive = root
+	out := t.TempDir()
+	for _, args := range [][]string{
+		{"restore", "--db", "shop.db", "--to", "0000000000000004", "-o", "OUT"},
+		{"history", "shop.db"},
+		{"query", "shop.db", "--to", "0000000000000003", "SELECT * FROM item"},
+		{"archive", "verify", "shop.db"},
+		{"snapshot", "list", "shop.db"},
+		{"snapshot", "list", "shop.db", "--json"},
+	} {
+		var outputs []string
+		for i, from := range []string{"--archive=" + root, "--timeout=20s"} {
+			file := filepath.Join(out, strings.Repeat("x", i+1)+".db")
+			line := append(strings.Split(strings.ReplaceAll(strings.Join(args, "\x00"), "OUT", file), "\x00"), from)
+			code, stdout, stderr := cmdline(t, n, map[string]string{"HASQLITE_HISTORY": "off"}, line...)
+			if code != 0 {
+				t.Errorf("%v: exit code %d: %s", line, code, stderr)
+			}
+			outputs = append(outputs, strings.ReplaceAll(stdout+stderr, file, "FILE"))
+			if args[0] == "restore" {
+				if got, err := os.ReadFile(file); err != nil || string(got) != string(d.Images[3]) {
+					t.Errorf("%v: not the file of the commit: %v", line, err)
+				}
+			}
+		}
+		if outputs[0] != outputs[1] || outputs[0] == "" {
+			t.Errorf("%v: directly %q, through the node %q", args, outputs[0], outputs[1])
+		}
+	}
+	n.failed = map[string]string{"n3": "no route", "n2": "disk full"}
+	if code, stdout, stderr := cmdline(t, n, nil, "snapshot", "create", "shop.db", "--label", "x"); code != exit.Failure || !strings.Contains(stdout, "kept as x") ||
+		!strings.Contains(stderr, "node n2 did not do it: disk full; node n3 did not do it: no route") {
+		t.Errorf("exit code %d: %q, %q", code, stdout, stderr)
+	}
+	if code, _, stderr := cmdline(t, n, nil, "snapshot", "create", "shop.db"); code != exit.Usage || !strings.Contains(stderr, "--label") {
+		t.Errorf("no label: exit code %d: %q", code, stderr)
+	}
+}

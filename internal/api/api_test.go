@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/histogram"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
 // fakeBackend answers from its fields and keeps what it was asked.
@@ -29,6 +30,7 @@ type fakeBackend struct {
 
 	slow       chan struct{} // an import waits for it
 	exportSize int64
+	store      store.Store
 }
 
 func (f *fakeBackend) note(format string, a ...any) error {
@@ -102,6 +104,18 @@ func (f *fakeBackend) Export(_ context.Context, name string, m Moment) (ExportHe
 	}
 	return ExportHead{Name: name, SizeBytes: f.exportSize}, io.NopCloser(strings.NewReader("content")), nil
 }
+func (f *fakeBackend) ArchiveStore(context.Context) (store.Store, error) {
+	return f.store, f.note("archive")
+}
+func (f *fakeBackend) Label(_ context.Context, req SnapshotRequest) (SnapshotReport, error) {
+	return SnapshotReport{Name: req.Name, Label: req.Label}, f.note("label %q %q dry=%v", req.Name, req.Label, req.DryRun)
+}
+func (f *fakeBackend) Unlabel(_ context.Context, req SnapshotRequest) (SnapshotReport, error) {
+	return SnapshotReport{Name: req.Name, Label: req.Label}, f.note("unlabel %q %q dry=%v", req.Name, req.Label, req.DryRun)
+}
+func (f *fakeBackend) Prune(_ context.Context, req PruneRequest) (PruneReport, error) {
+	return PruneReport{Name: req.Name}, f.note("prune %q dry=%v", req.Name, req.DryRun)
+}
 func (f *fakeBackend) Health(context.Context) error { return f.note("health") }
 func (f *fakeBackend) Ready(context.Context) error  { return f.note("ready") }
 
@@ -172,6 +186,12 @@ func TestClientReachesEveryMethodOfTheBackend(t *testing.T) {
 			_, err := c.Rollback(ctx, RollbackRequest{Name: odd, Moment: Moment{At: "1 hour ago"}, DryRun: true}, func(Progress) {})
 			return err
 		}, fmt.Sprintf("rollback %q at=\"1 hour ago\" to=\"\" dry=true", odd)},
+		{"label", func(c *Client) error {
+			_, err := c.Label(ctx, SnapshotRequest{Name: odd, Label: "before ü", DryRun: true})
+			return err
+		}, fmt.Sprintf("label %q \"before ü\" dry=true", odd)},
+		{"unlabel", func(c *Client) error { _, err := c.Unlabel(ctx, SnapshotRequest{Name: "a", Label: "x"}); return err }, `unlabel "a" "x" dry=false`},
+		{"prune", func(c *Client) error { _, err := c.Prune(ctx, PruneRequest{Name: odd}); return err }, fmt.Sprintf("prune %q dry=false", odd)},
 		{"health", func(c *Client) error { return c.Health(ctx) }, "health"},
 		{"ready", func(c *Client) error { return c.Ready(ctx) }, "ready"},
 	}

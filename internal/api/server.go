@@ -47,6 +47,7 @@ func NewServer(backend Backend, metrics MetricsSource, log *slog.Logger) *Server
 	mux.HandleFunc("POST /v1/cluster/transfer", s.transfer)
 	mux.HandleFunc("GET /v1/verify/{name...}", s.verify)
 	s.routeContents(mux)
+	s.routeArchives(mux)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)

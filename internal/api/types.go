@@ -438,6 +438,7 @@ type Backend interface {
 	// and this node has caught up with it once.
 	Ready(ctx context.Context) error
 	Contents
+	Archives
 }
 
 // clip keeps a value that came from outside short enough for a message.

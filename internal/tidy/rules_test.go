@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"internal/buildinfo":       {},
 	"internal/link":            {},
 	"internal/datadir":         {},
-	"internal/api":             {"internal/histogram"},
+	"internal/api":             {"internal/histogram", "snapshot/store"},
 	"internal/exit":            {"internal/api"},
 	"internal/shell":           {},
 	"internal/sqlitefile":      {"wal", "internal/shell"},
@@ -47,7 +47,7 @@ var mayImport = map[string][]string{
 	"internal/clusterrun":      {"internal/localcluster"},
 	"internal/bench":           {"internal/localcluster", "vfs", "replicate/logstore"},
 	"cmd/hasqlite-node":        {"internal/nodecmd"},
-	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/shell", "internal/sqlitefile", "internal/storeurl", "internal/when", "snapshot", "snapshot/archive", "vfs/history"},
+	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/shell", "internal/sqlitefile", "internal/storeurl", "internal/when", "snapshot", "snapshot/archive", "vfs/history", "snapshot/store"},
 }
 
 // onlyStandard lists the packages that import nothing from outside either.

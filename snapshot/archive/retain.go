@@ -21,6 +21,29 @@ func (w *Writer) Retain(ctx context.Context, now time.Time) (int, error) {
 }
 
 func (w *Writer) retain(ctx context.Context, now time.Time) (int, error) {
+	changes, segments, err := w.old(ctx, now)
+	if err != nil || len(changes) == 0 {
+		return 0, err
+	}
+	return w.remove(ctx, changes, segments)
+}
+
+// Removable returns the files that Retain would remove.
+func (w *Writer) Removable(ctx context.Context, now time.Time) ([]Object, error) {
+	changes, files, err := w.old(ctx, now)
+	if err != nil {
+		return nil, fmt.Errorf("look for old files of %s: %w", w.view.state.Name, err)
+	}
+	for _, c := range changes {
+		if c.kind == changeRemove {
+			files = append(files, c.object)
+		}
+	}
+	return files, nil
+}
+
+// old finds what retention removes, and the files of segments that go.
+func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, error) {
 	s := w.view.state
 	var cutoff [TopLevel + 1]int64
 	for level := TopLevel; level >= 0; level-- {
@@ -55,7 +78,7 @@ func (w *Writer) retain(ctx context.Context, now time.Time) (int, error) {
 		}
 		list, err := w.view.segment(ctx, seg)
 		if err != nil {
-			return 0, err
+			return nil, nil, err
 		}
 		if slices.ContainsFunc(list, func(o Object) bool { return droppable(s, o, cutoff, base) == dropNot }) {
 			continue
@@ -71,7 +94,7 @@ func (w *Writer) retain(ctx context.Context, now time.Time) (int, error) {
 		chains = append(chains, change{kind: changeRemove, object: o})
 	}
 	if len(files)+len(chains) == 0 {
-		return 0, nil
+		return nil, nil, nil
 	}
 	for _, changes := range [][]change{append(slices.Clone(files), chains...), files} {
 		if len(changes) == 0 {
@@ -80,18 +103,21 @@ func (w *Writer) retain(ctx context.Context, now time.Time) (int, error) {
 		next := s.clone()
 		for _, c := range changes {
 			if err := next.apply(c); err != nil {
-				return 0, err
+				return nil, nil, err
 			}
 		}
 		if lost, ok := next.unreachable(); ok {
 			if len(changes) == len(files) {
-				return 0, fmt.Errorf("level %d file %s could not be reached any more", lost.Level, lost.name())
+				return nil, nil, fmt.Errorf("level %d file %s could not be reached any more", lost.Level, lost.name())
 			}
 			continue
 		}
-		return w.remove(ctx, changes, segments)
+		if len(changes) == len(files) {
+			segments = nil
+		}
+		return changes, segments, nil
 	}
-	return 0, nil
+	return nil, nil, nil
 }
 
 const (

@@ -1,0 +1,100 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/replicate"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
+)
+
+// archiveJobWait bounds a change of an archive: where its store does not answer, the caller is told so.
+const archiveJobWait = 10 * time.Minute
+
+// ArchiveStore implements api.Archives.
+func (b backend) ArchiveStore(context.Context) (store.Store, error) {
+	a := b.n.Archive()
+	if a == nil {
+		return nil, fmt.Errorf("this node has no archive, or it is not open yet: %w", api.ErrUnavailable)
+	}
+	return a.Store(), nil
+}
+
+// job does an archive job on the database of a name.
+func (b backend) job(ctx context.Context, name string, j replicate.ArchiveJob) (string, []replicate.ArchiveDone, map[string]string, error) {
+	st, ok := b.n.svc.Lookup(name)
+	if !ok {
+		return "", nil, nil, fmt.Errorf("database %q: %w", name, api.ErrNotFound)
+	}
+	ctx, cancel := context.WithTimeout(ctx, archiveJobWait)
+	defer cancel()
+	j.DB = st.ID
+	all, err := b.n.svc.ArchiveJob(ctx, j)
+	if err != nil {
+		return "", nil, nil, fmt.Errorf("archive of %q: %w", name, apiError(err))
+	}
+	failed := map[string]string{}
+	var done []replicate.ArchiveDone
+	for _, d := range all {
+		if d.Err != "" {
+			failed[d.Node] = d.Err
+		} else {
+			done = append(done, d)
+		}
+	}
+	return st.ID.String(), done, failed, nil
+}
+
+// Label implements api.Archives.
+func (b backend) Label(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
+	return b.label(ctx, req, replicate.ArchiveLabel)
+}
+
+// Unlabel implements api.Archives.
+func (b backend) Unlabel(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
+	return b.label(ctx, req, replicate.ArchiveUnlabel)
+}
+
+func (b backend) label(ctx context.Context, req api.SnapshotRequest, op string) (api.SnapshotReport, error) {
+	r := api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun}
+	if err := req.Validate(); err != nil {
+		return r, err
+	}
+	id, done, failed, err := b.job(ctx, req.Name, replicate.ArchiveJob{Op: op, Label: req.Label, DryRun: req.DryRun})
+	if err != nil {
+		return r, err
+	}
+	r.ID, r.Failed = id, failed
+	for _, d := range done {
+		if d.Position.TXID == 0 || r.Commit.TXID != 0 && d.Node != b.n.id {
+			continue // of several archives the answer gives the state of this node's
+		}
+		dbid, err := replicate.ParseDatabaseID(id)
+		if err != nil {
+			return r, err
+		}
+		r.Commit = commit(dbid, d.Position, d.Time, d.Pages)
+	}
+	return r, nil
+}
+
+// Prune implements api.Archives.
+func (b backend) Prune(ctx context.Context, req api.PruneRequest) (api.PruneReport, error) {
+	r := api.PruneReport{Name: req.Name, DryRun: req.DryRun}
+	id, done, failed, err := b.job(ctx, req.Name, replicate.ArchiveJob{Op: replicate.ArchivePrune, DryRun: req.DryRun})
+	if err != nil {
+		return r, err
+	}
+	r.ID, r.Failed = id, failed
+	for _, d := range done {
+		for _, f := range d.Files {
+			r.Bytes += f.Bytes
+			r.Files = append(r.Files, api.PrunedFile{
+				Node: d.Node, Level: f.Level, First: api.Hex64(f.First), Last: api.Hex64(f.Last), Time: time.UnixMicro(f.Time).UTC(), Bytes: f.Bytes, Key: f.Key,
+			})
+		}
+	}
+	return r, nil
+}
