@@ -150,3 +150,47 @@ func TestArchiveCommandsReadThroughANode(t *testing.T) {
 		t.Errorf("no label: exit code %d: %q", code, stderr)
 	}
 }
+
+func TestDiffShowsWhatChanged(t *testing.T) {
+	d, root := shopArchive(t)
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"0000000000000002", "2026-11-22T10:00:06Z"}, "from commit " + d.Bookmark(2) + " of 2026-11-22T10:00:02.000000Z\nto   commit " + d.Bookmark(6) +
+			" of 2026-11-22T10:00:06.000000Z\nindex item_name created\ntable item: 1 inserted, 1 deleted, 1 updated\n"},
+		{[]string{"0000000000000004", d.Bookmark(6), "--rows"}, "from commit " + d.Bookmark(4) + " of 2026-11-22T10:00:04.000000Z\nto   commit " + d.Bookmark(6) +
+			" of 2026-11-22T10:00:06.000000Z\ntable item: 1 inserted, 1 deleted, 0 updated\n  deleted rowid=2  - id=2 name='pear' price=0.75\n  inserted rowid=3  + id=3 name='plum' price=0.2\n"},
+		{[]string{"0000000000000003", "0000000000000003"}, "from commit " + d.Bookmark(3) + " of 2026-11-22T10:00:03.000000Z\nto   commit " + d.Bookmark(3) + " of 2026-11-22T10:00:03.000000Z\nnothing differs\n"},
+	} {
+		code, stdout, stderr := cmdline(t, exampleNode(), nil, append([]string{"diff", "shop.db", "--archive", root}, tt.args...)...)
+		if code != 0 || stdout != tt.want {
+			t.Errorf("%v: exit code %d: %q, %q", tt.args, code, stdout, stderr)
+		}
+	}
+	code, stdout, _ := cmdline(t, exampleNode(), nil, "diff", "shop.db", "--archive", root, "--json", "--rows", "0000000000000001", "now")
+	var got struct {
+		From, To struct{ Bookmark string }
+		Tables   []struct {
+			Inserted int
+			Rows     []struct{ After []struct{ Column string } }
+		}
+	}
+	if err := json.Unmarshal([]byte(stdout), &got); code != 0 || err != nil || got.To.Bookmark != d.Bookmark(6) || got.Tables[0].Inserted != 2 || got.Tables[0].Rows[0].After[1].Column != "name" {
+		t.Errorf("exit code %d, %v: %s", code, err, stdout)
+	}
+	for _, tt := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"soon", "now"}, exit.Usage, "soon"},
+		{[]string{"now"}, exit.Usage, "accepts 3 arg"},
+		{[]string{"2026-11-22T10:00:00Z", "now"}, exit.NotFound, "10:00:01"},
+		{[]string{"now", "now", "--limit", "0"}, exit.Usage, "--limit"},
+	} {
+		if code, stdout, stderr := cmdline(t, exampleNode(), nil, append([]string{"diff", "shop.db", "--archive", root}, tt.args...)...); code != tt.code || stdout != "" || !strings.Contains(stderr, tt.says) {
+			t.Errorf("%v: exit code %d: %q, %q", tt.args, code, stdout, stderr)
+		}
+	}
+}

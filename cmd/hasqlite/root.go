@@ -42,7 +42,7 @@ not answer or the cluster has no leader, 5 the nodes differ, 6 the name is taken
 database is in use, 7 timed out and not known whether it took effect, 9 an archive is
 damaged, 130 interrupted.
 
-The commands restore, history, query and archive read the archive that --archive or
+The commands restore, history, query, diff and archive read the archive that --archive or
 HASQLITE_ARCHIVE names, and need no node then; else they read that of the node through it.`
 
 func newRoot(s streams) *cobra.Command {
@@ -71,7 +71,7 @@ func newRoot(s streams) *cobra.Command {
 	f.StringVar(&c.node, "node", "", "address of a node's HTTP interface (default: HASQLITE_NODE, else "+defaultNode+")")
 	f.BoolVar(&c.json, "json", false, "print JSON")
 	f.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
-	root.AddCommand(newDB(c), newCluster(c), newVerify(c), newShell(c), newImport(c), newExport(c), newRollback(c), newRestore(c), newHistory(c), newQuery(c), newSnapshot(c), newArchive(c), newNode(c), interruptible(newDemoCommand()))
+	root.AddCommand(newDB(c), newCluster(c), newVerify(c), newShell(c), newImport(c), newExport(c), newRollback(c), newRestore(c), newHistory(c), newQuery(c), newDiff(c), newSnapshot(c), newArchive(c), newNode(c), interruptible(newDemoCommand()))
 	return root
 }
 

@@ -63,6 +63,18 @@ func Parse(at, to string, now time.Time) (Moment, error) {
 	return m, nil
 }
 
+// ParseEither reads a bookmark, a transaction number or a time.
+func ParseEither(text string, now time.Time) (Moment, error) {
+	m, err := Parse("", text, now)
+	if err == nil && m.TXID != 0 {
+		return m, nil
+	}
+	if m, err = Parse(text, "", now); err == nil && !m.ByTime() {
+		err = fmt.Errorf("an empty text: %w", ErrInvalid)
+	}
+	return m, err
+}
+
 // ParseURI is Parse for parameters of a URI, in which a + may stand for a blank.
 func ParseURI(at, to string, now time.Time) (Moment, error) {
 	m, err := Parse(at, to, now)

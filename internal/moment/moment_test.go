@@ -62,6 +62,23 @@ func TestParseURI(t *testing.T) {
 	}
 }
 
+func TestParseEither(t *testing.T) {
+	for text, want := range map[string]Moment{
+		"000000000000002a":                  {TXID: 42},
+		"000000000000002a/8000000000000001": {TXID: 42, Checksum: 1<<63 | 1},
+		"2026-11-22 10:00":                  {Time: now.Add(-2 * time.Hour)},
+	} {
+		if m, err := ParseEither(text, now); err != nil || m != want {
+			t.Errorf("%q: got %+v, %v", text, m, err)
+		}
+	}
+	for _, text := range []string{"", "2a", "so on"} {
+		if m, err := ParseEither(text, now); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%q: got %+v, %v", text, m, err)
+		}
+	}
+}
+
 // FuzzParse: no text panics, and what is taken names exactly one kind of state.
 func FuzzParse(f *testing.F) {
 	f.Add("10 minutes ago", "")

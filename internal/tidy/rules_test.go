@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"internal/when":            {},
 	"internal/moment":          {"internal/when", "snapshot/archive"},
 	"vfs/history":              {"internal/moment", "internal/storeurl", "snapshot", "snapshot/archive"},
+	"internal/rowdiff":         {},
 	"internal/testarchive":     {"wal", "snapshot", "snapshot/archive", "snapshot/store"},
 	"internal/storeurl":        {"snapshot/store", "snapshot/s3store"},
 	"replicate":                {"wal", "snapshot", "snapshot/archive", "replicate/pagesums", "replicate/peer", "replicate/logstore", "internal/histogram"},
@@ -47,7 +48,7 @@ var mayImport = map[string][]string{
 	"internal/clusterrun":      {"internal/localcluster"},
 	"internal/bench":           {"internal/localcluster", "vfs", "replicate/logstore"},
 	"cmd/hasqlite-node":        {"internal/nodecmd"},
-	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/shell", "internal/sqlitefile", "internal/storeurl", "internal/when", "snapshot", "snapshot/archive", "vfs/history", "snapshot/store"},
+	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/rowdiff", "internal/shell", "internal/sqlitefile", "internal/storeurl", "internal/when", "snapshot", "snapshot/archive", "vfs/history", "snapshot/store"},
 }
 
 // onlyStandard lists the packages that import nothing from outside either.
