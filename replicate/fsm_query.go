@@ -153,3 +153,12 @@ func sortedMembers(members map[string]Member) []Member {
 	slices.SortFunc(out, func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
+
+// Sample returns one of the databases, chosen by n, which returns a number below its argument.
+func (s *Service) Sample(n func(int) int) (DatabaseState, bool) {
+	list := s.fsm.List()
+	if len(list) == 0 {
+		return DatabaseState{}, false
+	}
+	return list[n(len(list))], true
+}

@@ -33,6 +33,8 @@ type ArchiveStatus struct {
 	Failures uint64 `json:"failures"`
 	Gaps     uint64 `json:"gaps"`
 	Fetched  uint64 `json:"fetched"`
+	// Drill says whether what is archived can be restored.
+	Drill DrillStatus `json:"drill"`
 }
 
 var (
@@ -59,4 +61,5 @@ func collectArchive(a ArchiveStatus, gauge func(*prometheus.Desc, float64, ...st
 	counter(descArchiveErrors, a.Failures)
 	counter(descArchiveGaps, a.Gaps)
 	counter(descArchiveFetched, a.Fetched)
+	collectDrill(a.Drill, gauge, counter)
 }

@@ -53,7 +53,7 @@ func TestDefaults(t *testing.T) {
 		LogLimit: 1 << 30, CatchupRate: 1 << 30, WriteLease: 10 * time.Second, IdleClose: time.Minute,
 		ArchiveInterval: time.Second, ArchiveWindow: 24 * time.Hour, ArchiveLevels: [3]time.Duration{30 * time.Second, 5 * time.Minute, time.Hour},
 		ArchiveKeep:     [3]time.Duration{24 * time.Hour, 7 * 24 * time.Hour, 30 * 24 * time.Hour},
-		ArchiveSnapshot: 24 * time.Hour, ArchiveSnapshots: 30 * 24 * time.Hour, ArchiveBacklog: 4 << 30, PastLimit: 16 << 30}}
+		ArchiveSnapshot: 24 * time.Hour, ArchiveSnapshots: 30 * 24 * time.Hour, ArchiveBacklog: 4 << 30, PastLimit: 16 << 30, DrillInterval: time.Hour}}
 	if !reflect.DeepEqual(c, want) {
 		t.Fatalf("got  %+v\nwant %+v", c, want)
 	}
@@ -65,7 +65,7 @@ var everyOption = map[string]string{
 	"bootstrap-expect": "2", "non-voter": "false", "raft-log": "boltdb", "group": "0", "file-mode": "0640", "log-format": "json",
 	"log-level": "debug", "snapshot-entries": "50", "trailing-entries": "10",
 	"log-limit": "64MiB", "max-transaction": "16MiB", "catchup-rate": "1048576", "quota": "a/*:databases=3,size=1GiB", "write-lease": "3s", "idle-close": "1m30s", "verify": "full",
-	"past-limit": "2GiB", "archive": "s3://b/p?endpoint=http://127.0.0.1:1", "archive-interval": "2s", "archive-key": "/k", "archive-recipients": "/r", "archive-window": "1h",
+	"past-limit": "2GiB", "drill-interval": "0", "archive": "s3://b/p?endpoint=http://127.0.0.1:1", "archive-interval": "2s", "archive-key": "/k", "archive-recipients": "/r", "archive-window": "1h",
 	"archive-levels": "1s,2s, 3s", "archive-keep": "1h,2h,3h", "archive-snapshot": "6h", "archive-snapshots": "48h", "archive-backlog": "1GiB",
 }
 
@@ -75,7 +75,7 @@ func wantEvery() Config {
 		SnapshotEntries: 50, TrailingEntries: 10, LogLimit: 64 << 20, MaxTransaction: 16 << 20, CatchupRate: 1 << 20, Quotas: []node.Quota{{Pattern: "a/*", Databases: 3, Size: 1 << 30}}, WriteLease: 3 * time.Second, IdleClose: 90 * time.Second, VerifyFull: true,
 		Archive: "s3://b/p?endpoint=http://127.0.0.1:1", ArchiveInterval: 2 * time.Second, ArchiveKey: "/k", ArchiveRecipients: "/r", ArchiveWindow: time.Hour,
 		ArchiveLevels: [3]time.Duration{time.Second, 2 * time.Second, 3 * time.Second}, ArchiveKeep: [3]time.Duration{time.Hour, 2 * time.Hour, 3 * time.Hour},
-		ArchiveSnapshot: 6 * time.Hour, ArchiveSnapshots: 48 * time.Hour, ArchiveBacklog: 1 << 30, PastLimit: 2 << 30}}
+		ArchiveSnapshot: 6 * time.Hour, ArchiveSnapshots: 48 * time.Hour, ArchiveBacklog: 1 << 30, PastLimit: 2 << 30, DrillInterval: node.NoDrills}}
 }
 
 func TestEverySourceSetsEveryOption(t *testing.T) {

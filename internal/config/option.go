@@ -67,6 +67,7 @@ var options = []option{
 	{"archive-snapshots", "DURATION", "720h", "for how long snapshots in the archive are kept", setDuration(func(c *Config) *time.Duration { return &c.Node.ArchiveSnapshots })},
 	{"archive-backlog", "SIZE", formatSize(node.DefaultArchiveBacklog), "most bytes on this node of commits that wait for the archive", setSize(func(c *Config) *int64 { return &c.Node.ArchiveBacklog }, 1<<20)},
 	{"past-limit", "SIZE", formatSize(node.DefaultPastLimit), "most bytes on this node of databases as they were that applications have open", setSize(func(c *Config) *int64 { return &c.Node.PastLimit }, 1<<20)},
+	{"drill-interval", "DURATION", node.DefaultDrillInterval.String(), "time between two states that are restored from the archive to see that it works; 0 for never", setDrill},
 	{"verify", "full|off", "off", "full: compare the whole file with its checksums after every commit (slow)", setVerify},
 }
 
@@ -182,6 +183,14 @@ func setDuration(field func(*Config) *time.Duration) func(*Config, string) error
 		*field(c) = d
 		return nil
 	}
+}
+
+func setDrill(c *Config, v string) error {
+	if v == "0" {
+		c.Node.DrillInterval = node.NoDrills
+		return nil
+	}
+	return setDuration(func(c *Config) *time.Duration { return &c.Node.DrillInterval })(c, v)
 }
 
 func setWord(field func(*Config) *string, words ...string) func(*Config, string) error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/internal/datadir"
@@ -105,6 +106,6 @@ func (b backend) archive() api.ArchiveStatus {
 		URL: st.URL, Local: st.Local, Open: st.Open, Writes: st.Writes, Conditional: st.Conditional, Encrypted: st.Encrypted, Error: st.Error,
 		Lagging: st.Lagging, LagMS: st.Lag.Milliseconds(), LagBytes: st.LagBytes,
 		BacklogBytes: st.Backlog.Bytes, BacklogLimitBytes: st.Backlog.Limit, BacklogDropped: st.Backlog.Dropped,
-		Failures: st.Failures, Gaps: st.Gaps, Fetched: st.Fetched,
+		Failures: st.Failures, Gaps: st.Gaps, Fetched: st.Fetched, Drill: b.n.drills.status(time.Now()),
 	}
 }

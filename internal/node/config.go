@@ -28,6 +28,7 @@ const (
 	DefaultArchiveSnapshots = 30 * 24 * time.Hour
 	DefaultArchiveBacklog   = int64(4 << 30)
 	DefaultPastLimit        = int64(16 << 30)
+	DefaultDrillInterval    = time.Hour
 )
 
 // NoArchive is the value of Config.Archive that keeps none.
@@ -127,6 +128,9 @@ type Config struct {
 	// PastLimit bounds the bytes on disk of databases as they were, which
 	// applications have open.
 	PastLimit int64
+	// DrillInterval is the time between two states that are restored from the
+	// archive to see that it works. NoDrills: never.
+	DrillInterval time.Duration
 	// Version is what the node reports as its version.
 	Version string
 }
@@ -189,6 +193,7 @@ func (c *Config) archiveDefaults() {
 	}
 	set(&c.ArchiveInterval, DefaultArchiveInterval)
 	set(&c.ArchiveWindow, DefaultArchiveWindow)
+	set(&c.DrillInterval, DefaultDrillInterval)
 	set(&c.ArchiveSnapshot, DefaultArchiveSnapshot)
 	set(&c.ArchiveSnapshots, DefaultArchiveSnapshots)
 	for i := range c.ArchiveLevels {

@@ -43,6 +43,7 @@ type Node struct {
 	svc   *replicate.Service
 	// members is svc for the node port, which is asked for addresses while svc starts.
 	members atomic.Pointer[replicate.Service]
+	drills  *driller
 	link    *link.Server
 	http    *api.Server
 
@@ -145,6 +146,10 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.members.Store(n.svc)
+	n.drills = n.newDriller()
+	if n.cfg.DrillInterval > 0 && archiving != nil {
+		n.goroutine(func() { n.drills.run(ctx) })
+	}
 	past, err := n.startPasts(fileAccess)
 	if err != nil {
 		return errors.Join(err, n.svc.Shutdown(context.Background()))
