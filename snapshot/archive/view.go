@@ -30,6 +30,7 @@ type View struct {
 
 	mu       sync.Mutex
 	segments map[uint64][]Object // by last TXID
+	packs    packCache
 }
 
 // Load reads the manifest of a database: two listings and an object for each
@@ -138,9 +139,16 @@ func fetchAll(ctx context.Context, o *objects, keys []string) ([][]byte, error) 
 // State returns what the manifest says. It must not be changed.
 func (v *View) State() *State { return v.state }
 
-// Key returns the key of an object's file.
+// Key returns the key of the object that has a file.
 func (v *View) Key(o Object) string {
-	return store.Join(v.dir, v.store.LevelDir(o.Level), o.name()+".ltx"+v.ext())
+	if o.packed() {
+		return v.packKey(o.PackMin, o.PackMax)
+	}
+	level := o.Level
+	if level == RangeLevel {
+		level = 0
+	}
+	return store.Join(v.dir, v.store.LevelDir(level), o.name()+".ltx"+v.ext())
 }
 
 func (v *View) indexKey(o Object) string {
@@ -193,7 +201,7 @@ func point(o Object) Point {
 
 // lists returns the objects of all levels that the manifest holds itself.
 func (s *State) lists() [][]Object {
-	return [][]Object{s.Recent, s.Levels[1], s.Levels[2], s.Levels[3], s.Snapshots}
+	return [][]Object{s.Recent, s.Levels[1], s.Levels[2], s.Levels[3], s.Snapshots, s.Ranges}
 }
 
 // Empty reports whether nothing is archived.
