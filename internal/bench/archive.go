@@ -121,12 +121,21 @@ func (a *archived) round(ctx context.Context, r *Report, w *manyWriters, length 
 	if _, err := w.write(ctx, func(int64) bool { return time.Now().Before(until) }); err != nil {
 		return err
 	}
+	used, err := clusterCPU(a.cluster)
+	if err != nil {
+		return err
+	}
 	begun := time.Now()
 	until = begun.Add(length)
 	n, err := w.write(ctx, func(int64) bool { return time.Now().Before(until) })
 	if err != nil {
 		return err
 	}
+	now, err := clusterCPU(a.cluster)
+	if err != nil {
+		return err
+	}
+	r.add("CPU per such transaction, "+fmt.Sprintf("%d writers, archive %s", len(w.dbs), a.kind), "µs", float64((now-used).Microseconds())/float64(n))
 	r.add(archiveMeasure(a.kind, len(w.dbs)), "1/s", float64(n)/time.Since(begun).Seconds())
 	begun = time.Now()
 	if err := a.wait(ctx); err != nil {

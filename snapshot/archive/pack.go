@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -51,33 +50,41 @@ func (w *Writer) run(commits []Commit) int {
 // that they merge to: litestream restores the state after the last of them,
 // and a plan that passes all of them needs that file alone.
 func (w *Writer) putRun(ctx context.Context, commits []Commit) ([]Object, error) {
-	objects := make([]Object, len(commits))
-	readers := make([]io.Reader, len(commits))
+	size := int64(0)
+	for _, c := range commits {
+		size += c.LTX.Size()
+	}
+	all, at := make([]byte, size), int64(0)
+	bodies, objects := make([][]byte, len(commits)), make([]Object, len(commits))
 	for i, c := range commits {
-		readers[i] = bufio.NewReaderSize(io.NewSectionReader(c.LTX, 0, c.LTX.Size()), int(min(readBuffer, max(c.LTX.Size(), 16))))
+		bodies[i] = all[at : at+c.LTX.Size()]
+		at += c.LTX.Size()
+		if _, err := io.ReadFull(io.NewSectionReader(c.LTX, 0, c.LTX.Size()), bodies[i]); err != nil {
+			return nil, fmt.Errorf("commit %016x: %w", c.TXID, err)
+		}
 	}
 	var merged bytes.Buffer
 	index := &indexWriter{}
-	info, err := snapshot.Combine(&merged, readers, func(i int, info snapshot.FileInfo) (err error) {
+	info, err := snapshot.Combine(&merged, bodies, func(i int) bool { return commits[i].Sound }, func(i int, info snapshot.FileInfo) (err error) {
 		objects[i], err = commits[i].object(objectOf(info))
 		return err
-	}, func(fr snapshot.Frame) { index.add(fr) })
+	}, index.add)
 	if err != nil {
 		return nil, fmt.Errorf("commits %016x-%016x: %w", commits[0].TXID, commits[len(commits)-1].TXID, err)
 	}
 	last := objects[len(objects)-1]
 	rng := objectOf(info)
 	rng.Level, rng.Time, rng.Post = RangeLevel, last.Time, last.Post
-	steps := []func(context.Context) ([]Object, error){}
-	for from := 0; from < len(commits); {
+	var steps []func(context.Context) ([]Object, error)
+	for from, at := 0, int64(0); from < len(commits); {
 		n, size := 0, int64(0)
 		for from+n < len(commits) && n < packCommits && (n == 0 || size+objects[from+n].Size <= packBytes) {
 			size += objects[from+n].Size
 			n++
 		}
-		part, list := commits[from:from+n], objects[from:from+n]
-		steps = append(steps, func(ctx context.Context) ([]Object, error) { return w.putPack(ctx, part, list, size) })
-		from += n
+		part, list, body := commits[from:from+n], objects[from:from+n], all[at:at+size]
+		steps = append(steps, func(ctx context.Context) ([]Object, error) { return w.putPack(ctx, part, list, body) })
+		from, at = from+n, at+size
 	}
 	steps = append(steps, func(ctx context.Context) ([]Object, error) {
 		o, err := w.putFile(ctx, rng, bytes.NewReader(merged.Bytes()), index)
@@ -87,16 +94,9 @@ func (w *Writer) putRun(ctx context.Context, commits []Commit) ([]Object, error)
 }
 
 // putPack stores the files of commits as one object.
-func (w *Writer) putPack(ctx context.Context, commits []Commit, objects []Object, size int64) ([]Object, error) {
-	b := bytes.NewBuffer(make([]byte, 0, size))
-	first, last := objects[0].MinTXID, objects[len(objects)-1].MaxTXID
-	for i, c := range commits {
-		objects[i].PackMin, objects[i].PackMax, objects[i].PackAt, objects[i].Stored = first, last, int64(b.Len()), objects[i].Size
-		if _, err := io.Copy(b, io.NewSectionReader(c.LTX, 0, c.LTX.Size())); err != nil {
-			return nil, fmt.Errorf("commit %016x: %w", c.TXID, err)
-		}
-	}
-	stored, err := w.view.put(ctx, w.view.packKey(first, last), bytes.NewReader(b.Bytes()), int64(b.Len()), time.UnixMicro(objects[len(objects)-1].Time))
+func (w *Writer) putPack(ctx context.Context, commits []Commit, objects []Object, body []byte) ([]Object, error) {
+	first, last := objects[0].MinTXID, objects[len(objects)-1]
+	stored, err := w.view.put(ctx, w.view.packKey(first, last.MaxTXID), bytes.NewReader(body), int64(len(body)), time.UnixMicro(last.Time))
 	if errors.Is(err, ErrForeign) {
 		// An earlier writer compressed otherwise and did not enter it: nobody knows of its object.
 		for i, c := range commits {
@@ -106,8 +106,11 @@ func (w *Writer) putPack(ctx context.Context, commits []Commit, objects []Object
 		}
 		return objects, nil
 	}
+	at := int64(0)
 	for i := range objects {
-		objects[i].PackStored = stored
+		o := &objects[i]
+		o.PackMin, o.PackMax, o.PackAt, o.PackStored, o.Stored = first, last.MaxTXID, at, stored, o.Size
+		at += o.Size
 	}
 	return objects, err
 }

@@ -34,6 +34,10 @@ type Commit struct {
 	Time int64  // microseconds since 1970, later than that of the one before
 	Post uint64 // checksum of the database after it
 	LTX  Body   // file of this transaction alone
+
+	// Sound says that whoever gives it has compared a checksum over all bytes of
+	// the file.
+	Sound bool
 }
 
 // Writer writes the archive of one database. There is one at a time, the
