@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -405,3 +406,27 @@ func (v *View) Commits(ctx context.Context, from uint64, f func(Point) error) er
 // File returns the file that ends at the point; of several, that of the lowest
 // level.
 func (p Point) File() Object { return p.object }
+
+// Batch returns single commits from one on, as Backlog.Range does, for an
+// archive that lacks them.
+func (v *View) Batch(ctx context.Context, from uint64, count int, size int64) (*Batch, error) {
+	batch := &Batch{}
+	for txid := from; len(batch.Commits) < count; txid++ {
+		o, ok, err := v.commit(ctx, txid)
+		if err != nil {
+			return nil, err
+		}
+		if size -= o.Size; !ok || o.Size > maxMetadata || size < 0 && len(batch.Commits) > 0 {
+			break
+		}
+		b, err := v.content(ctx, o, true)
+		if err != nil {
+			return nil, err
+		}
+		batch.Commits = append(batch.Commits, Commit{TXID: txid, Time: o.Time, Post: o.Post, LTX: bytes.NewReader(b)})
+	}
+	if len(batch.Commits) == 0 {
+		return nil, fmt.Errorf("commit %016x of %s: %w", from, v.state.Name, ErrNotInBacklog)
+	}
+	return batch, nil
+}
