@@ -202,18 +202,20 @@ func (a *archiver) keep(ctx context.Context, states []DatabaseState) error {
 
 // moveOut copies commits into the backlog.
 func (a *archiver) moveOut(ctx context.Context, k *kept, upTo TXID) error {
+	from := TXID(0) // what it has dropped meanwhile is not tried again
 	for ctx.Err() == nil {
 		a.mu.Lock()
-		from := k.first
-		if _, last, ok := a.backlog.Bounds(k.id.String()); ok && TXID(last.TXID) >= from {
-			from = TXID(last.TXID) + 1
-		}
+		from = max(from, k.first)
 		a.mu.Unlock()
+		if _, last, ok := a.backlog.Bounds(k.id.String()); ok {
+			from = max(from, TXID(last.TXID)+1)
+		}
 		if from > upTo {
 			return nil
 		}
 		batch, err := a.fromLog(ctx, k.id, from, min(int(upTo-from)+1, moveCommits), moveBytes)
 		if err == nil {
+			from += TXID(len(batch.Commits))
 			for _, c := range batch.Commits {
 				if err = a.backlog.Add(k.id.String(), c); err != nil {
 					break

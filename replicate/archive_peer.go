@@ -42,7 +42,10 @@ func (s *Service) serveCommits(ctx context.Context, req []byte, w io.Writer) err
 		return nil
 	}
 	batch, err := a.local(ctx, id, from, commitsAsked, commitsAskedBytes)
-	if errors.Is(err, archive.ErrNotInBacklog) {
+	if errors.Is(err, archive.ErrNotInBacklog) && a.opts.Local {
+		batch, err = a.fromOwn(ctx, id, from)
+	}
+	if errors.Is(err, archive.ErrNotInBacklog) || errors.Is(err, archive.ErrNoDatabase) {
 		return nil
 	}
 	if err != nil {
@@ -63,6 +66,20 @@ func (s *Service) serveCommits(ctx context.Context, req []byte, w io.Writer) err
 		}
 	}
 	return out.Flush()
+}
+
+// fromOwn returns commits of this node's own archive.
+func (a *archiver) fromOwn(ctx context.Context, id DatabaseID, from TXID) (*archive.Batch, error) {
+	st, ok := a.s.fsm.Get(id)
+	own := a.s.Archive()
+	if !ok || own == nil {
+		return nil, archive.ErrNotInBacklog
+	}
+	v, err := own.Load(ctx, archive.Identity{Cluster: own.Cluster(), Lineage: a.opts.Lineage(), Database: id.String(), Name: st.Name})
+	if err != nil {
+		return nil, err
+	}
+	return v.Batch(ctx, uint64(from), commitsAsked, commitsAskedBytes)
 }
 
 // fromPeers fetches commits from the first peer that has them.

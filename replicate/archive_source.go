@@ -144,7 +144,7 @@ func (a *archiver) logCommit(ctx context.Context, id DatabaseID, txid TXID, c ke
 		if t.DB != id || t.Post.TXID != txid {
 			return archive.Commit{}, fmt.Errorf("log entry %d has transaction %s of %s", c.index, t.Post.TXID, t.DB)
 		}
-		return archive.Commit{TXID: uint64(txid), Time: t.CommitTime, Post: uint64(t.Post.Checksum), LTX: bytes.NewReader(t.LTX)}, nil
+		return archive.Commit{TXID: uint64(txid), Time: t.CommitTime, Post: uint64(t.Post.Checksum), LTX: bytes.NewReader(t.LTX), Sound: true}, nil
 	}
 	f, err := logged[*Final](a.s, c.index)
 	if err != nil {

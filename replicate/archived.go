@@ -113,9 +113,12 @@ func (s *Service) Archive() *archive.Archive {
 
 // ArchivedPosition returns the last transaction of a database that this node knows to be archived, 0 for none.
 func (s *Service) ArchivedPosition(id DatabaseID) TXID {
-	st, ok := s.fsm.Get(id)
 	a := s.archiver
-	if a == nil || !ok {
+	if a == nil {
+		return 0
+	}
+	st, ok := s.fsm.Get(id)
+	if !ok {
 		return 0
 	}
 	a.mu.Lock()

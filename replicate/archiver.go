@@ -36,6 +36,10 @@ const (
 	openArchiveRetry = 5 * time.Second
 	// roundsAtOnce is how many databases are uploaded at a time.
 	roundsAtOnce = 8
+	// An archive on the node's own disk rests for so many times as long as it worked, but while commits are late.
+	localRest, localRestLate = 40, 8
+	localLate                = time.Minute
+	localPause               = 2 * time.Second
 	// archiveTick is how often the archiver looks whether anything has to begin or to end.
 	archiveTick = 200 * time.Millisecond
 )
@@ -86,6 +90,9 @@ func newArchiver(s *Service, o ArchiveOptions) (*archiver, error) {
 		}
 		_, last, _ := backlog.Bounds(name)
 		a.kept[id] = &kept{id: id, last: TXID(last.TXID), lastTime: last.Time} // the state machine is not there yet
+	}
+	if o.Local {
+		a.slots = make(chan struct{}, 1)
 	}
 	return a, nil
 }
@@ -237,14 +244,27 @@ func (a *archiver) startLocked(k *kept) {
 	})
 }
 
-// turn bounds how many databases are uploaded at a time.
+// turn bounds how many databases are uploaded at a time. An archive on the node's own disk is synced there, which the
+// log has to wait for: it gets a small part of the time, and more of it where commits wait for long. They lose nothing
+// by it, the log has them.
 func (a *archiver) turn(ctx context.Context) (func(), error) {
 	select {
 	case a.slots <- struct{}{}:
-		return func() { <-a.slots }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	begun := time.Now()
+	return func() {
+		if !a.opts.Local {
+			<-a.slots
+			return
+		}
+		rest := localRest
+		if a.s.ArchiveStatus().Lag > localLate {
+			rest = localRestLate
+		}
+		time.AfterFunc(min(time.Duration(rest)*time.Since(begun), localPause), func() { <-a.slots })
+	}, nil
 }
 
 // endUploaders ends those that over says yes to, and forgets what is archived.

@@ -98,7 +98,7 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 	defer d.mu.Unlock()
 	r := DatabaseStatus{
 		Name: d.name, ID: d.id.String(), Decided: st.Position, PageSize: d.pageSize, Pages: st.PageCount,
-		Handles: len(d.handles), Quota: d.quota, State: "ok", Archived: d.svc.ArchivedPosition(d.id), CommitTime: time.UnixMicro(st.CommitTime).UTC(),
+		Handles: len(d.handles), Quota: d.quota, State: "ok", CommitTime: time.UnixMicro(st.CommitTime).UTC(),
 	}
 	if d.known {
 		p := d.position
@@ -179,7 +179,7 @@ func (s *Service) Databases(q DatabaseQuery) (list []DatabaseStatus, more bool) 
 	list = make([]DatabaseStatus, 0, len(page))
 	for _, st := range page {
 		if d, ok := s.replica(st.ID); ok {
-			list = append(list, d.status(st))
+			list = append(list, s.statusOf(d, st))
 		}
 	}
 	return list, more
@@ -194,7 +194,7 @@ func (s *Service) totals() DatabaseTotals {
 		if !ok {
 			continue
 		}
-		r := d.status(st)
+		r := s.statusOf(d, st)
 		t.States[r.State]++
 		t.Handles += r.Handles
 		t.WALBytes += r.WALBytes
@@ -220,7 +220,7 @@ func (s *Service) Database(name string) (DatabaseStatus, bool) {
 	if !ok {
 		return DatabaseStatus{}, false
 	}
-	return d.status(st), true
+	return s.statusOf(d, st), true
 }
 
 // LocalStatus describes this node without its databases one by one, and without asking the members.
@@ -285,4 +285,11 @@ func (h *Handle) Status() (DatabaseStatus, bool) {
 		return DatabaseStatus{}, false
 	}
 	return h.db.status(st), true
+}
+
+// statusOf is the status of a copy, and how far its archive is.
+func (s *Service) statusOf(d *replica, st DatabaseState) DatabaseStatus {
+	r := d.status(st)
+	r.Archived = s.ArchivedPosition(st.ID)
+	return r
 }

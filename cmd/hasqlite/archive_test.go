@@ -34,7 +34,7 @@ func exampleArchive(t *testing.T, keys *archive.Keys) (string, [][]byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := a.Writer(t.Context(), id, archive.WriterOptions{})
+	w, err := a.Writer(t.Context(), id, archive.WriterOptions{PackFrom: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}

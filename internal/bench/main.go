@@ -29,6 +29,8 @@ type options struct {
 	catchup   int
 	bulk      int
 	idle      int
+	compare   bool
+	archive   bool
 	dir       string
 	node      string
 	raftLog   string
@@ -38,6 +40,7 @@ type options struct {
 
 func main() {
 	var o options
+	flag.BoolVar(&o.compare, "compare", true, "compare with plain SQLite, and with -rqlited")
 	flag.IntVar(&o.rounds, "rounds", 5, "interleaved `rounds`")
 	flag.IntVar(&o.commits, "commits", 1000, "transactions in a round, on the leader and on a follower each")
 	flag.IntVar(&o.selects, "selects", 100000, "point SELECTs in a turn, with and without the VFS each")
@@ -48,6 +51,7 @@ func main() {
 	flag.IntVar(&o.catchup, "catchup", 30000, "transactions of one row that a stopped follower misses; 0 leaves that out")
 	flag.IntVar(&o.bulk, "bulk", 400, "`MiB` that a stopped follower misses; 0 leaves that out")
 	flag.IntVar(&o.idle, "idle", 0, "idle databases that a node starts with; takes long to prepare, 0 leaves it out")
+	flag.BoolVar(&o.archive, "archive", true, "compare writers with and without an archive")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`directory` on the file system to measure on")
 	flag.StringVar(&o.node, "node", "", "hasqlite-node `binary`; empty builds it")
 	flag.StringVar(&o.raftLog, "raft-log", "wal", "log `store` of the nodes: wal or boltdb")
@@ -103,8 +107,12 @@ func run(ctx context.Context, out io.Writer, o options) (err error) {
 
 // measure runs all parts. Each part that follows the rounds has a cluster of its own, so that none inherits a state.
 func measure(ctx context.Context, r *Report, dir string, o options) error {
-	if err := o.withCluster(ctx, filepath.Join(dir, "rounds"), func(c *localcluster.Cluster) error { return rounds(ctx, r, dir, c, o) }); err != nil {
-		return err
+	if o.compare {
+		if err := o.withCluster(ctx, filepath.Join(dir, "rounds"), func(c *localcluster.Cluster) error { return rounds(ctx, r, dir, c, o) }); err != nil {
+			return err
+		}
+	} else {
+		r.Skipped = append(r.Skipped, "comparison with plain SQLite: -compare is false")
 	}
 	if o.failovers > 0 {
 		if err := o.withCluster(ctx, filepath.Join(dir, "failover"), func(c *localcluster.Cluster) error { return failovers(ctx, r, c, o.failovers) }); err != nil {
@@ -120,6 +128,13 @@ func measure(ctx context.Context, r *Report, dir string, o options) error {
 	} else {
 		r.Skipped = append(r.Skipped, "catch-up: -catchup and -bulk are 0")
 	}
+	if o.archive {
+		if err := archives(ctx, r, filepath.Join(dir, "archive"), o); err != nil {
+			return err
+		}
+	} else {
+		r.Skipped = append(r.Skipped, "archive: -archive is false")
+	}
 	if o.idle > 0 {
 		return o.withCluster(ctx, filepath.Join(dir, "idle"), func(c *localcluster.Cluster) error { return idles(ctx, r, c, o.idle) })
 	}
@@ -128,7 +143,7 @@ func measure(ctx context.Context, r *Report, dir string, o options) error {
 }
 
 func (o options) withCluster(ctx context.Context, dir string, f func(*localcluster.Cluster) error) (err error) {
-	cluster, err := localcluster.Start(ctx, localcluster.Options{Command: []string{o.node}, Dir: dir, Args: []string{"--raft-log", o.raftLog}})
+	cluster, err := localcluster.Start(ctx, localcluster.Options{Command: []string{o.node}, Dir: dir, Args: []string{"--raft-log", o.raftLog, "--archive", "none"}})
 	if err != nil {
 		return err
 	}

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
 )
 
@@ -110,6 +113,236 @@ func TestEveryCommitIsInTheArchiveAcrossLeaders(t *testing.T) {
 	})
 }
 
+// stores lets the archive of each node fail.
+func stores(t *testing.T) map[string]*storetest.Faulty {
+	t.Helper()
+	all := map[string]*storetest.Faulty{}
+	var mu sync.Mutex
+	former := wrapStore
+	wrapStore = func(cfg Config, s store.Store) store.Store {
+		mu.Lock()
+		defer mu.Unlock()
+		if all[cfg.ID] == nil {
+			all[cfg.ID] = storetest.NewFaulty(s, 1)
+		}
+		return all[cfg.ID]
+	}
+	t.Cleanup(func() { wrapStore = former })
+	return all
+}
+
+// smallLog makes the log so short that it is compacted all the time.
+func smallLog(url string) func(int, *Config) {
+	return func(i int, cfg *Config) {
+		archiving(url)(i, cfg)
+		small(i, cfg)
+	}
+}
+
+func (c *cluster) insert(i int, name string, rows int) {
+	c.t.Helper()
+	db := c.open(i, name)
+	defer db.Close()
+	exec(c.t, db, `CREATE TABLE IF NOT EXISTS t(v)`)
+	for range rows {
+		exec(c.t, db, `INSERT INTO t VALUES(randomblob(500))`)
+	}
+}
+
+// logsFrom waits until the logs of all nodes have lost entries.
+func (c *cluster) logsFrom(index uint64) {
+	c.t.Helper()
+	eventually(c.t, "the logs are compacted", func() error {
+		for i, n := range c.nodes {
+			if n == nil {
+				continue
+			}
+			if st := n.svc.LocalStatus().Log; st.First < index {
+				return fmt.Errorf("node %d begins at %d, want %d", i, st.First, index)
+			}
+		}
+		return nil
+	})
+}
+
+// TestWhatIsNotArchivedOutlivesTheLog: the store is down while logs are compacted and nodes start anew (RULES B14).
+func TestWhatIsNotArchivedOutlivesTheLog(t *testing.T) {
+	g := storetest.StartGateway(t)
+	c := newCluster(t, 3, smallLog(g.URL("p")))
+	c.insert(0, "db", 5)
+	c.archived(0, "db", 0)
+	g.Stop()
+	c.insert(1, "db", 60)
+	exec(t, c.open(0, "db"), `INSERT INTO t VALUES(randomblob(2000000))`) // in parts
+	c.insert(2, "db", 60)
+	c.logsFrom(60)
+	for i := range c.nodes {
+		c.stop(i)
+	}
+	for i := range c.nodes {
+		c.start(i)
+	}
+	for i := range c.nodes {
+		c.ready(i)
+	}
+	c.insert(0, "db", 30)
+	if st := c.nodes[0].svc.ArchiveStatus(); st.Lagging == 0 && st.Open {
+		t.Fatalf("nothing lags: %+v", st)
+	}
+	g.Start()
+	c.archived(0, "db", 0)
+	eventually(t, "the backlogs are empty", func() error {
+		for i, n := range c.nodes {
+			if b := n.svc.ArchiveStatus().Backlog; b.Bytes != 0 || b.Dropped != 0 {
+				return fmt.Errorf("node %d: %+v", i, b)
+			}
+		}
+		return nil
+	})
+}
+
+// TestCommitsThatALeaderLacksComeFromAPeer: it took pages instead of entries (RULES B14).
+func TestCommitsThatALeaderLacksComeFromAPeer(t *testing.T) {
+	g := storetest.StartGateway(t)
+	c := newCluster(t, 3, smallLog(g.URL("p")))
+	c.insert(0, "db", 5)
+	c.archived(0, "db", 0)
+	g.Stop()
+	late := c.follower()
+	c.stop(late)
+	other := (late + 1) % 3
+	c.insert(other, "db", 80)
+	c.logsFrom(60)
+	c.start(late)
+	c.ready(late)
+	c.equal("db")
+	c.insert(other, "db", 5)
+	eventually(t, "the node that was away leads", func() error {
+		if c.leader() == late {
+			return nil
+		}
+		return errors.Join(errors.New("it does not"), backend{c.nodes[c.leader()]}.TransferLeadership(t.Context(), api.TransferRequest{ID: c.cfgs[late].ID}))
+	})
+	g.Start()
+	c.archived(late, "db", 0)
+	if st := c.nodes[late].svc.ArchiveStatus(); st.Fetched == 0 || st.Gaps != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestBacklogPastItsCapIsAGapAndNoHole: what there was no room for is gone, and a snapshot leads over it.
+func TestBacklogPastItsCapIsAGapAndNoHole(t *testing.T) {
+	g := storetest.StartGateway(t)
+	c := newCluster(t, 3, func(i int, cfg *Config) {
+		smallLog(g.URL("p"))(i, cfg)
+		cfg.ArchiveBacklog = 10 << 10
+	})
+	c.insert(0, "db", 5)
+	c.archived(0, "db", 0)
+	g.Stop()
+	c.insert(0, "db", 80)
+	c.logsFrom(60)
+	g.Start()
+	v := c.archived(0, "db", 1)
+	if gap := v.State().Gaps[0]; gap.MinTXID < 8 || gap.MaxTXID >= v.Last().TXID {
+		t.Errorf("gap %+v, want it between commit 7 and the last one, %d", gap, v.Last().TXID)
+	}
+	c.insert(1, "db", 5)
+	c.archived(0, "db", 1)
+}
+
+// TestADeletedDatabaseIsArchivedToItsEnd: its last commits, too, can be restored.
+func TestADeletedDatabaseIsArchivedToItsEnd(t *testing.T) {
+	g := storetest.StartGateway(t)
+	c := newCluster(t, 3, archiving(g.URL("p")))
+	g.Stop()
+	c.insert(0, "db", 10)
+	st, _ := c.nodes[c.leader()].svc.Lookup("db")
+	if err := c.nodes[c.leader()].svc.Delete(t.Context(), "db", true); err != nil {
+		t.Fatal(err)
+	}
+	g.Start()
+	eventually(t, "the archive has the last commit", func() error {
+		a := c.nodes[0].Archive()
+		if a == nil {
+			return errors.New("it is not open")
+		}
+		v, err := a.Load(t.Context(), archive.Identity{Cluster: a.Cluster(), Lineage: c.nodes[0].dir.Record().Lineage, Database: st.ID.String(), Name: "db"})
+		if err != nil {
+			return err
+		}
+		if v.Empty() || v.Last().Checksum != uint64(st.Position.Checksum) {
+			return fmt.Errorf("it has %+v, want %s", v.State().Last, st.Position)
+		}
+		return nil
+	})
+	eventually(t, "nobody keeps anything of it", func() error {
+		for i, n := range c.nodes {
+			if st := n.svc.ArchiveStatus(); st.Lagging != 0 || st.Backlog.Bytes != 0 {
+				return fmt.Errorf("node %d: %+v", i, st)
+			}
+		}
+		return nil
+	})
+}
+
+// TestIdleDatabasesSendNoRequest: once their last commits are merged, also after another node leads.
+func TestIdleDatabasesSendNoRequest(t *testing.T) {
+	g := storetest.StartGateway(t)
+	all := stores(t)
+	c := newCluster(t, 3, func(i int, cfg *Config) {
+		archiving(g.URL("p"))(i, cfg)
+		cfg.ArchiveLevels = [3]time.Duration{50 * time.Millisecond, 50 * time.Millisecond, 50 * time.Millisecond}
+	})
+	for i := range 10 {
+		c.insert(0, fmt.Sprint("db", i), 2)
+	}
+	for i := range 10 {
+		c.archived(0, fmt.Sprint("db", i), 0)
+	}
+	calls := func() (n int) {
+		for _, f := range all {
+			n += f.Calls("")
+		}
+		return n
+	}
+	quiet := func() {
+		last, since := calls(), time.Now()
+		eventually(t, "nothing is sent for a second", func() error {
+			if n := calls(); n != last {
+				last, since = n, time.Now()
+			}
+			if time.Since(since) < time.Second {
+				return fmt.Errorf("%d requests so far", last)
+			}
+			return nil
+		})
+	}
+	quiet()
+	eventually(t, "all positions are known", func() error {
+		for i, n := range c.nodes {
+			if st := n.svc.ArchiveStatus(); st.Lagging != 0 {
+				return fmt.Errorf("node %d: %+v", i, st)
+			}
+		}
+		return nil
+	})
+	before, leader := calls(), c.leader()
+	if err := (backend{c.nodes[leader]}).TransferLeadership(t.Context(), api.TransferRequest{ID: c.cfgs[(leader+1)%3].ID}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another leader", func() error {
+		if c.leader() == leader {
+			return errors.New("it is the former one")
+		}
+		return nil
+	})
+	quiet()
+	if n := calls() - before; n != 0 {
+		t.Errorf("%d requests for idle databases after a change of leaders", n)
+	}
+}
+
 func TestEveryNodeHasAnArchiveOfItsOwn(t *testing.T) {
 	c := newCluster(t, 3, func(_ int, cfg *Config) { cfg.Archive, cfg.ArchiveInterval = "", archiveInterval })
 	db := c.open(1, "shop")
@@ -122,5 +355,28 @@ func TestEveryNodeHasAnArchiveOfItsOwn(t *testing.T) {
 		if got := n.Archive().Store().URL(); got != "file://"+filepath.Join(c.cfgs[i].Data, "archive") {
 			t.Errorf("node %d keeps its archive in %s", i, got)
 		}
+	}
+}
+
+// TestAnArchiveOfANodeThatWasAway: it is filled with the commits of the others' archives (RULES B14).
+func TestAnArchiveOfANodeThatWasAway(t *testing.T) {
+	c := newCluster(t, 3, func(i int, cfg *Config) {
+		small(i, cfg)
+		cfg.Archive, cfg.ArchiveInterval = "", archiveInterval
+	})
+	c.insert(0, "db", 5)
+	late := c.follower()
+	c.archived(late, "db", 0)
+	c.stop(late)
+	other := (late + 1) % 3
+	c.insert(other, "db", 80)
+	c.logsFrom(60)
+	c.archived(other, "db", 0)
+	c.archived((late+2)%3, "db", 0)
+	c.start(late)
+	c.ready(late)
+	c.archived(late, "db", 0)
+	if st := c.nodes[late].svc.ArchiveStatus(); st.Fetched == 0 {
+		t.Errorf("%+v", st)
 	}
 }

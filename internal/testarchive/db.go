@@ -55,7 +55,7 @@ func New(t testing.TB, s store.Store, keys *archive.Keys, name string, pragmas .
 	if d.Archive, err = archive.Claim(t.Context(), s, d.ID.Cluster, archive.Options{Keys: keys, TempDir: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
-	if d.Writer, err = d.Archive.Writer(t.Context(), d.ID, archive.WriterOptions{}); err != nil {
+	if d.Writer, err = d.Archive.Writer(t.Context(), d.ID, archive.WriterOptions{PackFrom: 1 << 30}); err != nil {
 		t.Fatal(err)
 	}
 	if d.SQL, err = sql.Open("sqlite3", "file:"+d.path+"?_synchronous=OFF"); err != nil {

@@ -46,7 +46,7 @@ var mayImport = map[string][]string{
 	"internal/testcluster":     {"internal/localcluster", "vfs"},
 	"internal/shimtest":        {"internal/link"},
 	"internal/clusterrun":      {"internal/localcluster"},
-	"internal/bench":           {"internal/localcluster", "vfs", "replicate/logstore"},
+	"internal/bench":           {"internal/localcluster", "vfs", "replicate/logstore", "snapshot/store/storetest"},
 	"cmd/hasqlite-node":        {"internal/nodecmd"},
 	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/rowdiff", "internal/shell", "internal/sqlitefile", "internal/storeurl", "internal/when", "snapshot", "snapshot/archive", "vfs/history", "snapshot/store"},
 }

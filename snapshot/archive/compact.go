@@ -214,7 +214,7 @@ func (v *View) openSmall(ctx context.Context, o Object) (*file, error) {
 	if o.Stored > prefetchLimit {
 		return v.openFile(ctx, o)
 	}
-	b, err := v.get(ctx, v.Key(o))
+	b, err := v.content(ctx, o, true)
 	if err != nil {
 		return nil, err
 	}

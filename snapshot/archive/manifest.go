@@ -26,7 +26,15 @@ type Object struct {
 	Checksum  uint64 // of the file's content, as its last 8 bytes
 	IndexSize int64  // bytes of its page index in the store; 0 without one
 	IndexSum  uint64 // CRC-64 of the page index
+
+	// Of a commit that is in a pack, the object that has the files of all commits
+	// of a range one after the other; PackMax is 0 for one with an object of its own.
+	PackMin, PackMax uint64
+	PackAt           int64 // offset of the file in the pack
+	PackStored       int64 // bytes of the pack in the store
 }
+
+func (o Object) packed() bool { return o.PackMax != 0 }
 
 // name is the file's name without its extension.
 func (o Object) name() string { return fmt.Sprintf("%016x-%016x", o.MinTXID, o.MaxTXID) }
@@ -60,6 +68,7 @@ type State struct {
 	Seq       uint64 // journal entries in it
 	Segments  []Segment
 	Recent    []Object               // commits behind the segments
+	Ranges    []Object               // what commits in packs merge to, for litestream and for plans
 	Levels    [TopLevel + 1][]Object // [0] is not used
 	Snapshots []Object
 	Gaps      []Gap
@@ -101,6 +110,8 @@ func (s *State) list(level int) *[]Object {
 	switch {
 	case level == 0:
 		return &s.Recent
+	case level == RangeLevel:
+		return &s.Ranges
 	case level == SnapshotLevel:
 		return &s.Snapshots
 	}
@@ -198,9 +209,10 @@ func (s *State) apply(c change) error {
 
 func (o Object) check() error {
 	switch {
-	case o.Level < 0 || o.Level > TopLevel && o.Level != SnapshotLevel, o.MinTXID == 0, o.MaxTXID < o.MinTXID,
+	case o.Level < 0 || o.Level > RangeLevel && o.Level != SnapshotLevel, o.MinTXID == 0, o.MaxTXID < o.MinTXID,
 		o.Level == 0 && o.MinTXID != o.MaxTXID, o.Level == SnapshotLevel && o.MinTXID != 1,
-		o.PageCount == 0, o.Size <= 0, o.Stored <= 0, o.IndexSize < 0, o.Time <= 0:
+		o.PageCount == 0, o.Size <= 0, o.Stored <= 0, o.IndexSize < 0, o.Time <= 0,
+		o.packed() && (o.Level != 0 || o.PackMin > o.MinTXID || o.PackMax < o.MaxTXID || o.PackAt < 0 || o.PackStored < o.Size):
 		return fmt.Errorf("level %d file %s of %d pages, %d bytes: %w", o.Level, o.name(), o.PageCount, o.Size, errInvalidChange)
 	}
 	return nil
@@ -242,6 +254,14 @@ func (e *encoder) object(o Object) {
 	e.fixed(o.Checksum)
 	e.uint(uint64(o.IndexSize))
 	e.fixed(o.IndexSum)
+	if !o.packed() {
+		e.uint(0)
+		return
+	}
+	e.uint(o.MinTXID - o.PackMin + 1)
+	e.uint(o.PackMax - o.MaxTXID)
+	e.uint(uint64(o.PackAt))
+	e.uint(uint64(o.PackStored))
 }
 
 func (e *encoder) objects(list []Object) {
@@ -333,7 +353,7 @@ func (d *decoder) string(limit int) string {
 func (d *decoder) count(size int) int { return int(d.small(uint64(len(d.b) / size))) }
 
 const (
-	objectMinBytes  = 9 + 3*8
+	objectMinBytes  = 10 + 3*8
 	segmentMinBytes = 5 + 8
 	maxInt64        = 1<<63 - 1
 )
@@ -350,6 +370,11 @@ func (d *decoder) object() Object {
 	o.Checksum = d.fixed()
 	o.IndexSize = int64(d.small(maxInt64))
 	o.IndexSum = d.fixed()
+	if n := d.small(o.MinTXID); n > 0 {
+		o.PackMin = o.MinTXID - (n - 1)
+		o.PackMax = o.MaxTXID + d.small(^uint64(0)-o.MaxTXID)
+		o.PackAt, o.PackStored = int64(d.small(maxInt64)), int64(d.small(maxInt64))
+	}
 	if d.err == nil {
 		if err := o.check(); err != nil {
 			d.fail("%v", err)
@@ -401,6 +426,7 @@ func encodeManifest(s *State) []byte {
 		e.segment(x)
 	}
 	e.objects(s.Recent)
+	e.objects(s.Ranges)
 	for level := 1; level <= TopLevel; level++ {
 		e.objects(s.Levels[level])
 		e.uint(s.Done[level])
@@ -442,6 +468,7 @@ func decodeManifest(b []byte) (*State, error) {
 		s.Segments = append(s.Segments, x)
 	}
 	s.Recent = d.objects(0)
+	s.Ranges = d.objects(RangeLevel)
 	for level := 1; level <= TopLevel; level++ {
 		s.Levels[level] = d.objects(level)
 		s.Done[level] = d.uint()
@@ -511,7 +538,7 @@ func decodeJournal(b []byte) (seq uint64, changes []change, err error) {
 			c.object = d.object()
 		case changeRemove:
 			c.object.Level = int(d.small(SnapshotLevel))
-			if c.object.Level > TopLevel && c.object.Level != SnapshotLevel {
+			if c.object.Level > RangeLevel && c.object.Level != SnapshotLevel {
 				d.fail("level %d", c.object.Level)
 			}
 			c.object.MinTXID = d.uint()

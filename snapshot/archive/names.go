@@ -22,6 +22,7 @@ import (
 //	    <level>/<min>-<max>.ltx           levels 0 to 3 and 9
 //	    hasqlite/manifest/<seq>           the manifest after so many journal entries
 //	    hasqlite/journal/<seq>            what has changed since
+//	    hasqlite/packs/<min>-<max>        files of commits, one after the other
 //	    hasqlite/commits/<min>-<max>      commits, of which the manifest has no more
 //	    hasqlite/index/<level>-<min>-<max>-<checksum of the file>  where each of its pages is, and its checksum
 const (
@@ -30,10 +31,14 @@ const (
 	manifestDir  = "hasqlite/manifest"
 	journalDir   = "hasqlite/journal"
 	commitsDir   = "hasqlite/commits"
+	packsDir     = "hasqlite/packs"
 	indexDir     = "hasqlite/index"
 
 	// SnapshotLevel is the level of files that hold every page.
 	SnapshotLevel = 9
+	// RangeLevel is that of files of several commits which are in packs. In the
+	// store they are of level 0.
+	RangeLevel = 4
 	// TopLevel is the highest level that compaction makes of those below.
 	TopLevel = 3
 )

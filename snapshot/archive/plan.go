@@ -25,6 +25,7 @@ func (v *View) Plan(ctx context.Context, p Point) (*Plan, error) {
 func (v *View) plan(ctx context.Context, p Point, level int, snapshots bool) (*Plan, error) {
 	var bases []Object
 	lists := v.state.lists()[:level+1]
+	lists = append(slices.Clone(lists), v.state.Ranges)
 	if snapshots {
 		lists = append(lists, v.state.Snapshots)
 	}
@@ -84,6 +85,9 @@ func (v *View) next(ctx context.Context, at, target uint64, level int) (best Obj
 	}
 	if best.MaxTXID != 0 {
 		return best, true, nil
+	}
+	if i := find(v.state.Ranges, at+1); i < len(v.state.Ranges) && v.state.Ranges[i].MinTXID <= at+1 && v.state.Ranges[i].MaxTXID <= target {
+		return v.state.Ranges[i], true, nil
 	}
 	return v.commit(ctx, at+1)
 }

@@ -26,6 +26,7 @@ type Reader struct {
 	plan  *Plan
 	limit []uint32 // of each file, behind which its pages are cut off
 	ctx   context.Context
+	packs map[uint64]int // how many files of the plan are in a pack, by its last TXID
 
 	warm  sync.Mutex
 	has   map[int][]uint32 // pages of the small files of the plan, once they were read
@@ -48,8 +49,12 @@ func (v *View) NewReader(ctx context.Context, p *Plan, cacheBytes int) *Reader {
 		cacheBytes = readerCache
 	}
 	r := &Reader{view: v, plan: p, ctx: ctx, cache: map[string]*list.Element{}, order: list.New(), used: -cacheBytes, limit: make([]uint32, len(p.Objects))}
+	r.packs = map[uint64]int{}
 	limit := p.Target.PageCount
 	for i := len(p.Objects) - 1; i >= 0; i-- {
+		if p.Objects[i].packed() {
+			r.packs[p.Objects[i].PackMax]++
+		}
 		limit = min(limit, p.Objects[i].PageCount)
 		r.limit[i] = limit
 	}
@@ -140,7 +145,7 @@ func (r *Reader) readSmall() error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			v, err := r.cachedValue(r.view.Key(o), func() (any, int, error) { return r.small(o) })
+			v, err := r.cachedValue(r.view.Key(o)+o.part(), func() (any, int, error) { return r.small(o) })
 			if err != nil {
 				errs[i] = err
 				return
@@ -166,7 +171,7 @@ func (r *Reader) readSmall() error {
 func (r *Reader) pageOf(o Object, pgno uint32) ([]byte, bool, error) {
 	key := r.view.Key(o)
 	if o.IndexSize == 0 {
-		v, err := r.cachedValue(key, func() (any, int, error) { return r.small(o) })
+		v, err := r.cachedValue(key+o.part(), func() (any, int, error) { return r.small(o) })
 		if err != nil {
 			return nil, false, err
 		}
@@ -241,7 +246,7 @@ func (r *Reader) small(o Object) (*smallFile, int, error) {
 	if o.Size > maxMetadata {
 		return nil, 0, &ObjectError{key, fmt.Errorf("it has %d bytes and no page index: restore the state instead", o.Size)}
 	}
-	raw, err := r.view.get(r.ctx, key)
+	raw, err := r.view.content(r.ctx, o, r.packs[o.PackMax] >= wholePackFrom)
 	if err != nil {
 		return nil, 0, err
 	}

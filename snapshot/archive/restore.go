@@ -34,6 +34,13 @@ type file struct {
 // manifest lists.
 func (v *View) openFile(ctx context.Context, o Object) (*file, error) {
 	key := v.Key(o)
+	if o.packed() {
+		b, err := v.content(ctx, o, true)
+		if err != nil {
+			return nil, err
+		}
+		return v.newFile(key, o, bytes.NewReader(b), io.NopCloser(nil))
+	}
 	r, err := v.open(ctx, key)
 	if err != nil {
 		return nil, err
@@ -201,7 +208,7 @@ func (v *View) prefetch(ctx context.Context, list []Object) func() (*file, error
 	for range fetchAtOnce {
 		go func() {
 			for i := range queue {
-				body, err := v.get(ctx, v.Key(list[i]))
+				body, err := v.content(ctx, list[i], true)
 				futures[i] <- fetched{body, err}
 			}
 		}()

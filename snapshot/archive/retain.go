@@ -61,9 +61,14 @@ func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, er
 			base = o.MaxTXID
 		}
 	}
-	for level := 0; level <= TopLevel; level++ {
+	ranges := max(cutoff[0], now.Add(-keepRanges).UnixMicro())
+	for level := 0; level <= RangeLevel; level++ {
+		cut := cutoff
+		if level == RangeLevel {
+			cut[0] = ranges
+		}
 		for _, o := range *s.list(level) {
-			switch droppable(s, o, cutoff, base) {
+			switch droppable(s, o, cut, base) {
 			case dropContained:
 				files = append(files, change{kind: changeRemove, object: o})
 			case dropChain:
@@ -71,6 +76,7 @@ func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, er
 			}
 		}
 	}
+	files, chains = wholePacks(files, chains)
 	var segments []Object
 	for _, seg := range s.Segments {
 		if seg.LastTime >= cutoff[0] {
@@ -120,6 +126,24 @@ func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, er
 	return nil, nil, nil
 }
 
+// keepRanges is for how long ranges are kept that files of level 1 have. Plans
+// get longer without them, and manifests with them.
+const keepRanges = time.Hour
+
+// wholePacks leaves out commits of packs of which others stay.
+func wholePacks(files, chains []change) (keptFiles, keptChains []change) {
+	going := map[uint64]uint64{} // commits, by the last TXID of the pack
+	for _, c := range slices.Concat(files, chains) {
+		if c.object.packed() {
+			going[c.object.PackMax]++
+		}
+	}
+	stays := func(c change) bool {
+		return c.object.packed() && going[c.object.PackMax] != c.object.PackMax-c.object.PackMin+1
+	}
+	return slices.DeleteFunc(files, stays), slices.DeleteFunc(chains, stays)
+}
+
 const (
 	dropNot = iota
 	dropContained
@@ -129,7 +153,10 @@ const (
 // droppable says whether retention may drop a file of levels 0 to 3.
 func droppable(s *State, o Object, cutoff [TopLevel + 1]int64, base uint64) int {
 	effective := o.Level
-	for level := o.Level + 1; level <= TopLevel; level++ {
+	if effective == RangeLevel {
+		effective = 0
+	}
+	for level := effective + 1; level <= TopLevel; level++ {
 		list := s.Levels[level]
 		if i := find(list, o.MaxTXID); i < len(list) && list[i].MinTXID <= o.MinTXID {
 			// All that the larger file has goes at once, or a chain would begin in
@@ -192,7 +219,9 @@ func (w *Writer) remove(ctx context.Context, changes []change, more []Object) (i
 	n := 0
 	add := func(o Object) {
 		n++
-		keys = append(keys, w.view.Key(o))
+		if key := w.view.Key(o); len(keys) == 0 || keys[len(keys)-1] != key { // of a pack there are many
+			keys = append(keys, key)
+		}
 		if o.IndexSize > 0 {
 			keys = append(keys, w.view.indexKey(o))
 		}

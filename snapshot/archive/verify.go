@@ -88,9 +88,13 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 			}
 		}
 	}
+	dirs := []string{packsDir}
 	for _, level := range []int{0, 1, 2, 3, SnapshotLevel} {
-		if err := v.store.List(ctx, store.Join(v.dir, v.store.LevelDir(level)), "", func(i store.Info) error {
-			if !known[i.Key] && strings.HasSuffix(i.Key, ".ltx"+v.ext()) {
+		dirs = append(dirs, v.store.LevelDir(level))
+	}
+	for _, dir := range dirs {
+		if err := v.store.List(ctx, store.Join(v.dir, dir), "", func(i store.Info) error {
+			if !known[i.Key] && (dir == packsDir || strings.HasSuffix(i.Key, ".ltx"+v.ext())) {
 				r.Unknown = append(r.Unknown, i.Key)
 			}
 			return nil

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type View struct {
 
 	mu       sync.Mutex
 	segments map[uint64][]Object // by last TXID
+	packs    packCache
 }
 
 // Load reads the manifest of a database: two listings and an object for each
@@ -138,9 +140,16 @@ func fetchAll(ctx context.Context, o *objects, keys []string) ([][]byte, error) 
 // State returns what the manifest says. It must not be changed.
 func (v *View) State() *State { return v.state }
 
-// Key returns the key of an object's file.
+// Key returns the key of the object that has a file.
 func (v *View) Key(o Object) string {
-	return store.Join(v.dir, v.store.LevelDir(o.Level), o.name()+".ltx"+v.ext())
+	if o.packed() {
+		return v.packKey(o.PackMin, o.PackMax)
+	}
+	level := o.Level
+	if level == RangeLevel {
+		level = 0
+	}
+	return store.Join(v.dir, v.store.LevelDir(level), o.name()+".ltx"+v.ext())
 }
 
 func (v *View) indexKey(o Object) string {
@@ -193,7 +202,7 @@ func point(o Object) Point {
 
 // lists returns the objects of all levels that the manifest holds itself.
 func (s *State) lists() [][]Object {
-	return [][]Object{s.Recent, s.Levels[1], s.Levels[2], s.Levels[3], s.Snapshots}
+	return [][]Object{s.Recent, s.Levels[1], s.Levels[2], s.Levels[3], s.Snapshots, s.Ranges}
 }
 
 // Empty reports whether nothing is archived.
@@ -397,3 +406,27 @@ func (v *View) Commits(ctx context.Context, from uint64, f func(Point) error) er
 // File returns the file that ends at the point; of several, that of the lowest
 // level.
 func (p Point) File() Object { return p.object }
+
+// Batch returns single commits from one on, as Backlog.Range does, for an
+// archive that lacks them.
+func (v *View) Batch(ctx context.Context, from uint64, count int, size int64) (*Batch, error) {
+	batch := &Batch{}
+	for txid := from; len(batch.Commits) < count; txid++ {
+		o, ok, err := v.commit(ctx, txid)
+		if err != nil {
+			return nil, err
+		}
+		if size -= o.Size; !ok || o.Size > maxMetadata || size < 0 && len(batch.Commits) > 0 {
+			break
+		}
+		b, err := v.content(ctx, o, true)
+		if err != nil {
+			return nil, err
+		}
+		batch.Commits = append(batch.Commits, Commit{TXID: txid, Time: o.Time, Post: o.Post, LTX: bytes.NewReader(b)})
+	}
+	if len(batch.Commits) == 0 {
+		return nil, fmt.Errorf("commit %016x of %s: %w", from, v.state.Name, ErrNotInBacklog)
+	}
+	return batch, nil
+}

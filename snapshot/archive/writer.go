@@ -34,6 +34,10 @@ type Commit struct {
 	Time int64  // microseconds since 1970, later than that of the one before
 	Post uint64 // checksum of the database after it
 	LTX  Body   // file of this transaction alone
+
+	// Sound says that whoever gives it has compared a checksum over all bytes of
+	// the file.
+	Sound bool
 }
 
 // Writer writes the archive of one database. There is one at a time, the
@@ -55,6 +59,7 @@ type WriterOptions struct {
 	Snapshot  time.Duration               // between snapshots: 24 h
 	Snapshots time.Duration               // for which snapshots are kept: 30 days
 	Fanout    int                         // files merged at a time: 48
+	PackFrom  int                         // commits of one upload, from so many on, share an object: 4
 }
 
 func (o *WriterOptions) defaults() {
@@ -76,6 +81,9 @@ func (o *WriterOptions) defaults() {
 		if o.MinInputs[level] == 0 {
 			o.MinInputs[level] = n
 		}
+	}
+	if o.PackFrom < 1 {
+		o.PackFrom = 4
 	}
 	if o.Fanout < 2 {
 		o.Fanout = 48
@@ -152,6 +160,7 @@ func (w *Writer) setState(s *State) {
 
 func (s *State) clone() *State {
 	c := *s
+	c.Ranges = slices.Clone(s.Ranges)
 	c.Segments, c.Recent, c.Snapshots = slices.Clone(s.Segments), slices.Clone(s.Recent), slices.Clone(s.Snapshots)
 	for i := range c.Levels {
 		c.Levels[i] = slices.Clone(s.Levels[i])
@@ -200,16 +209,40 @@ func (w *Writer) upload(ctx context.Context, commits []Commit) ([]Object, error)
 		}
 		last = Object{MaxTXID: c.TXID, Time: c.Time}
 	}
-	objects, errs := make([]Object, len(commits)), make([]error, len(commits))
+	var steps []func(context.Context) ([]Object, error)
+	for len(commits) > 0 {
+		n := w.run(commits)
+		list := commits[:n]
+		commits = commits[n:]
+		if n >= w.opts.PackFrom {
+			steps = append(steps, func(ctx context.Context) ([]Object, error) { return w.putRun(ctx, list) })
+			continue
+		}
+		for _, c := range list {
+			steps = append(steps, func(ctx context.Context) ([]Object, error) {
+				o, err := w.putCommit(ctx, c)
+				return []Object{o}, err
+			})
+		}
+	}
+	return together(ctx, steps)
+}
+
+// together takes steps, some at a time, and returns what they give, in order.
+func together(ctx context.Context, steps []func(context.Context) ([]Object, error)) ([]Object, error) {
+	lists, errs := make([][]Object, len(steps)), make([]error, len(steps))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	slots := make(chan struct{}, putAtOnce)
 	var wg sync.WaitGroup
-	for i, c := range commits {
+	for i, step := range steps {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if objects[i], errs[i] = w.putCommit(ctx, c); errs[i] != nil {
+			if errs[i] = ctx.Err(); errs[i] == nil {
+				lists[i], errs[i] = step(ctx)
+			}
+			if errs[i] != nil {
 				cancel()
 			}
 		})
@@ -220,22 +253,27 @@ func (w *Writer) upload(ctx context.Context, commits []Commit) ([]Object, error)
 			return nil, err
 		}
 	}
-	return objects, errors.Join(errs...)
+	return slices.Concat(lists...), errors.Join(errs...)
 }
 
 func (w *Writer) putCommit(ctx context.Context, c Commit) (Object, error) {
-	if err := ctx.Err(); err != nil {
-		return Object{}, err
-	}
 	o, index, err := describe(bufio.NewReaderSize(io.NewSectionReader(c.LTX, 0, c.LTX.Size()), 64<<10))
 	if err != nil {
 		return Object{}, fmt.Errorf("commit %016x: %w", c.TXID, err)
 	}
+	if o, err = c.object(o); err != nil {
+		return Object{}, err
+	}
+	return w.putFile(ctx, o, c.LTX, index)
+}
+
+// object completes what was read of the file of a commit.
+func (c Commit) object(o Object) (Object, error) {
 	if o.MinTXID != c.TXID || o.MaxTXID != c.TXID || o.Size != c.LTX.Size() || o.Time != c.Time/1000*1000 {
 		return Object{}, fmt.Errorf("commit %016x of time %d: its file is of %016x-%016x, %d µs: %w", c.TXID, c.Time, o.MinTXID, o.MaxTXID, o.Time, snapshot.ErrCorrupt)
 	}
 	o.Level, o.Time, o.Post = 0, c.Time, c.Post
-	return w.putFile(ctx, o, c.LTX, index)
+	return o, nil
 }
 
 // describe reads and verifies an LTX file and makes its page index, of which a
@@ -339,9 +377,12 @@ func (w *Writer) seal(ctx context.Context) error {
 		if len(s.Recent) < sealFrom || s.Recent[sealCount-1].MaxTXID > s.Done[1] {
 			return nil
 		}
-		n := 1 // a segment has no gaps
+		n := 1 // a segment has no gaps, and all of a pack
 		for n < sealCount && s.Recent[n].MinTXID == s.Recent[n-1].MaxTXID+1 {
 			n++
+		}
+		for n > 1 && s.Recent[n-1].packed() && s.Recent[n-1].PackMax != s.Recent[n-1].MaxTXID {
+			n--
 		}
 		list := s.Recent[:n]
 		b := encodeCommits(list)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,8 +110,8 @@ type target struct {
 
 func TestLitestreamRestoresOurArchives(t *testing.T) {
 	g := storetest.StartGateway(t)
-	for _, kind := range []string{"file", "s3"} {
-		sizes := []int{map[string]int{"file": 512, "s3": 4096}[kind]}
+	for _, kind := range []string{"file", "s3", "packed file"} {
+		sizes := []int{map[string]int{"file": 512, "s3": 4096, "packed file": 1024}[kind]}
 		if *every {
 			sizes = []int{512, 4096, 65536}
 		}
@@ -118,7 +119,7 @@ func TestLitestreamRestoresOurArchives(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, pages of %d", kind, pageSize), func(t *testing.T) {
 				prefix := fmt.Sprintf("cluster-%d", pageSize)
 				var tg target
-				if kind == "file" {
+				if kind != "s3" {
 					root := t.TempDir()
 					d, err := store.OpenDir(root)
 					if err != nil {
@@ -139,18 +140,23 @@ func TestLitestreamRestoresOurArchives(t *testing.T) {
 							g.Bucket, prefix, dir, g.Endpoint, storetest.AccessKey, storetest.SecretKey)
 					}}
 				}
-				compare(t, tg, pageSize)
+				compare(t, tg, pageSize, strings.HasPrefix(kind, "packed"))
 			})
 		}
 	}
 }
 
-func compare(t *testing.T, tg target, pageSize int) {
+// compare restores every commit with both programs. Of commits in packs litestream knows those that end one upload.
+func compare(t *testing.T, tg target, pageSize int, packed bool) {
 	ctx := t.Context()
 	commits, images := record(t, pageSize, pageSize/512%3)
 	a, err := archive.Claim(ctx, tg.store, id.Cluster, archive.Options{TempDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
+	}
+	packFrom := 1 << 30
+	if packed {
+		packFrom = 2
 	}
 	w, err := a.Writer(ctx, id, archive.WriterOptions{
 		Intervals: [archive.TopLevel + 1]time.Duration{1: 2 * time.Second, 2: 4 * time.Second, 3: 8 * time.Second},
@@ -158,6 +164,7 @@ func compare(t *testing.T, tg target, pageSize int) {
 		Keep:      [archive.TopLevel + 1]time.Duration{6 * time.Second, 10 * time.Second, time.Minute, time.Hour},
 		Snapshot:  9 * time.Second,
 		Fanout:    3,
+		PackFrom:  packFrom,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -195,12 +202,16 @@ func compare(t *testing.T, tg target, pageSize int) {
 		if got := runLitestream(t, config); !bytes.Equal(got, last) {
 			t.Errorf("%s: litestream restores another last state", step.what)
 		}
-		points := 0
+		points, inPacks := 0, 0
 		if err := v.Commits(ctx, 0, func(p archive.Point) error {
 			points++
 			want := images[p.TXID-1]
 			if got := ours(t, ctx, v, p); !bytes.Equal(got, want) {
 				t.Errorf("%s: we restore another state of %d", step.what, p.TXID)
+			}
+			if o := p.File(); o.PackMax != 0 && !slices.ContainsFunc(v.State().Ranges, func(r archive.Object) bool { return r.MaxTXID == p.TXID }) {
+				inPacks++
+				return nil
 			}
 			if got := runLitestream(t, config, "-txid", fmt.Sprintf("%016x", p.TXID)); !bytes.Equal(got, want) {
 				t.Errorf("%s: litestream restores another state of -txid %d", step.what, p.TXID)
@@ -217,7 +228,10 @@ func compare(t *testing.T, tg target, pageSize int) {
 		if step.all && points != int(v.Last().TXID) || points < 3 {
 			t.Errorf("%s: %d states of %d", step.what, points, v.Last().TXID)
 		}
-		t.Logf("%s: %d states, each by -txid and -timestamp", step.what, points)
+		if step.all && (inPacks > 0) != packed {
+			t.Errorf("%s: %d states are in packs", step.what, inPacks)
+		}
+		t.Logf("%s: %d states, all but %d by -txid and -timestamp", step.what, points, inPacks)
 	}
 }
 

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -19,13 +20,12 @@ const (
 	SecretKey = "testsecret"
 )
 
-// Gateway is an S3 server over a directory, in a process of its own.
-type Gateway struct {
+// Server is an S3 server over a directory, in a process of its own.
+type Server struct {
 	Endpoint string
 	Bucket   string
 	Dir      string // the bucket's objects are files in it
 
-	t       testing.TB
 	addr    string
 	command *exec.Cmd
 	out     *bytes.Buffer
@@ -50,25 +50,105 @@ var gatewayBinary = sync.OnceValues(func() (string, error) {
 	return strings.TrimSpace(string(out)), nil
 })
 
+// NewServer makes a server with one empty bucket below root, on a free port.
+func NewServer(root string) (*Server, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	addr := l.Addr().String()
+	if err := l.Close(); err != nil {
+		return nil, err
+	}
+	s := &Server{Endpoint: "http://" + addr, Bucket: "archive", Dir: filepath.Join(root, "archive"), addr: addr}
+	return s, os.MkdirAll(s.Dir, 0o755)
+}
+
+// Environment is what a client of the server needs; root has no file of that
+// name.
+func Environment(root string) map[string]string {
+	none := filepath.Join(root, "none")
+	return map[string]string{
+		"AWS_ACCESS_KEY_ID": AccessKey, "AWS_SECRET_ACCESS_KEY": SecretKey, "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+		"AWS_CONFIG_FILE": none, "AWS_SHARED_CREDENTIALS_FILE": none,
+	}
+}
+
+// Launch starts the server, on its port, and waits until it answers.
+func (s *Server) Launch() error {
+	bin, err := gatewayBinary()
+	if err != nil {
+		return fmt.Errorf("build versitygw: %w: %s", err, bin)
+	}
+	s.out = new(bytes.Buffer)
+	s.command = exec.Command(bin, "--port", s.addr, "--quiet", "--health", "/health", "posix", filepath.Dir(s.Dir))
+	s.command.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+AccessKey, "ROOT_SECRET_KEY="+SecretKey)
+	s.command.Stdout, s.command.Stderr = s.out, s.out
+	if err := s.command.Start(); err != nil {
+		return fmt.Errorf("start versitygw: %w", err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(30 * time.Second)
+	for {
+		if resp, err := http.Get(s.Endpoint + "/health"); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			s.Stop()
+			return fmt.Errorf("versitygw did not answer: %s", s.out)
+		}
+	}
+}
+
+// Stop kills the server. Its objects stay.
+func (s *Server) Stop() {
+	if s.command == nil {
+		return
+	}
+	_ = s.command.Process.Kill() // an error says that it is dead
+	_ = s.command.Wait()
+	s.command = nil
+}
+
+// Process is that of the server, nil while it does not run.
+func (s *Server) Process() *os.Process {
+	if s.command == nil {
+		return nil
+	}
+	return s.command.Process
+}
+
+// URL is that of a prefix in the bucket.
+func (s *Server) URL(prefix string) string { return s.URLAt(s.Endpoint, prefix) }
+
+// URLAt is URL through another endpoint, a Proxy's.
+func (s *Server) URLAt(endpoint, prefix string) string {
+	return "s3://" + s.Bucket + "/" + prefix + "?endpoint=" + endpoint
+}
+
+// Gateway is a Server of a test.
+type Gateway struct {
+	*Server
+	t testing.TB
+}
+
 // StartGateway starts a server with one empty bucket on a free port, and sets
 // the credentials for it in the environment of the test.
 func StartGateway(t testing.TB) *Gateway {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	root := t.TempDir()
+	s, err := NewServer(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
-	root := t.TempDir()
-	g := &Gateway{Endpoint: "http://" + addr, Bucket: "archive", Dir: filepath.Join(root, "archive"), t: t, addr: addr}
-	if err := os.Mkdir(g.Dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for name, value := range map[string]string{
-		"AWS_ACCESS_KEY_ID": AccessKey, "AWS_SECRET_ACCESS_KEY": SecretKey, "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-		"AWS_CONFIG_FILE": filepath.Join(root, "none"), "AWS_SHARED_CREDENTIALS_FILE": filepath.Join(root, "none"),
-	} {
+	g := &Gateway{s, t}
+	for name, value := range Environment(root) {
 		t.Setenv(name, value)
 	}
 	t.Cleanup(g.Stop)
@@ -79,47 +159,7 @@ func StartGateway(t testing.TB) *Gateway {
 // Start starts the server, on its port, and waits until it answers.
 func (g *Gateway) Start() {
 	g.t.Helper()
-	bin, err := gatewayBinary()
-	if err != nil {
-		g.t.Fatalf("build versitygw: %v: %s", err, bin)
+	if err := g.Launch(); err != nil {
+		g.t.Fatal(err)
 	}
-	g.out = new(bytes.Buffer)
-	g.command = exec.Command(bin, "--port", g.addr, "--quiet", "--health", "/health", "posix", filepath.Dir(g.Dir))
-	g.command.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+AccessKey, "ROOT_SECRET_KEY="+SecretKey)
-	g.command.Stdout, g.command.Stderr = g.out, g.out
-	if err := g.command.Start(); err != nil {
-		g.t.Fatalf("start versitygw: %v", err)
-	}
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(30 * time.Second)
-	for {
-		if resp, err := http.Get(g.Endpoint + "/health"); err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			g.Stop()
-			g.t.Fatalf("versitygw did not answer: %s", g.out)
-		}
-	}
-}
-
-// Stop kills the server. Its objects stay.
-func (g *Gateway) Stop() {
-	if g.command == nil {
-		return
-	}
-	_ = g.command.Process.Kill() // an error says that it is dead
-	_ = g.command.Wait()
-	g.command = nil
-}
-
-// URL is that of a prefix in the bucket.
-func (g *Gateway) URL(prefix string) string {
-	return "s3://" + g.Bucket + "/" + prefix + "?endpoint=" + g.Endpoint
 }
