@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,7 +20,7 @@ import (
 )
 
 // example has a table t with n rows after commit n+1.
-func example(t *testing.T, commits int, pragmas ...string) (*testarchive.DB, string) {
+func example(t testing.TB, commits int, pragmas ...string) (*testarchive.DB, string) {
 	t.Helper()
 	d, root := testarchive.InDir(t, "acme/shop.db", pragmas...)
 	texts := []string{"CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT, pad BLOB)"}
@@ -246,4 +247,35 @@ func TestTimesDoNotMix(t *testing.T) {
 	if got := text(t, db, "SELECT group_concat(id) FROM (SELECT id FROM later.t EXCEPT SELECT id FROM main.t ORDER BY id LIMIT 3)"); got != "3,4,5" {
 		t.Errorf("got %s", got)
 	}
+}
+
+// FuzzReadAt reads any range of a state: it is that of the file, up to its end.
+func FuzzReadAt(f *testing.F) {
+	d, root := testarchive.InDir(f, "acme/shop.db")
+	d.Exec("CREATE TABLE t(a)", "INSERT INTO t VALUES(randomblob(20000))", "INSERT INTO t VALUES(randomblob(9000))")
+	file, err := openURI("acme/shop.db", map[string]string{"at": "now", "archive": root})
+	if err != nil {
+		f.Fatal(err)
+	}
+	want := append([]byte{}, d.Images[2]...)
+	want[18], want[19] = 1, 1
+	f.Add(int64(0), uint32(100))
+	f.Add(int64(24), uint32(16))
+	f.Add(int64(4090), uint32(5000))
+	f.Add(int64(len(want)-1), uint32(2))
+	f.Add(int64(len(want)), uint32(1))
+	f.Fuzz(func(t *testing.T, off int64, n uint32) {
+		if off < 0 || n > 1<<20 {
+			return // SQLite asks for no such thing
+		}
+		p := make([]byte, n)
+		got, err := file.ReadAt(p, off)
+		expect := 0
+		if off < int64(len(want)) {
+			expect = copy(make([]byte, n), want[off:])
+		}
+		if got != expect || (got < len(p)) != (err == io.EOF) || err != nil && err != io.EOF || off < int64(len(want)) && string(p[:got]) != string(want[off:off+int64(got)]) {
+			t.Errorf("%d bytes from %d: got %d, want %d, %v", n, off, got, expect, err)
+		}
+	})
 }
