@@ -31,9 +31,9 @@ type pasts struct {
 	limit    int64 // bytes of all
 	keepFree int64 // bytes of the disk
 	free     func() (int64, error)
-	archive  func() *archive.Archive                                  // nil while there is none
-	decided  func(name string) (id replicate.DatabaseID, txid uint64) // of the database that has the name now
-	archived func(id replicate.DatabaseID) uint64                     // of it
+	archive  func() *archive.Archive                           // nil while there is none
+	decided  func(name string) (replicate.DatabaseState, bool) // of the database that has the name now
+	archived func(id replicate.DatabaseID) uint64              // of it
 	log      func(msg string, args ...any)
 	run      func(f func()) // in the background; the node waits for it when it stops
 
@@ -61,10 +61,7 @@ func (n *Node) startPasts(f files) (*pasts, error) {
 	p := &pasts{
 		dir: filepath.Join(n.dir.Path(), pastDir), files: f, limit: n.cfg.PastLimit, keepFree: 4 * reserveBytes(n.cfg.LogLimit),
 		free: n.space.Free, archive: n.svc.Archive, log: n.log.Warn, run: n.goroutine, open: map[string]*pastFile{},
-		decided: func(name string) (replicate.DatabaseID, uint64) {
-			st, _ := n.svc.Lookup(name)
-			return st.ID, uint64(st.Position.TXID)
-		},
+		decided:  n.svc.Lookup,
 		archived: func(id replicate.DatabaseID) uint64 { return uint64(n.svc.ArchivedPosition(id)) },
 	}
 	if err := os.RemoveAll(p.dir); err != nil {
@@ -120,22 +117,17 @@ func (p *pasts) find(ctx context.Context, name string, m moment.Moment, progress
 	if a == nil {
 		return moment.Found{}, errors.New("this node has no archive, or it is not open yet")
 	}
-	id, decided := p.decided(name)
+	st, exists := p.decided(name)
 	f, err := m.Find(ctx, a, name)
-	want := decided
+	if !exists || !lateFor(m, f, err, st) {
+		return f, err
+	}
+	id, want := st.ID, uint64(st.Position.TXID)
 	if m.TXID != 0 {
 		want = m.TXID
 	}
-	var waits bool
-	switch {
-	case want > decided, m.Database != "" && m.Database != id.String():
-	case err != nil:
-		waits = p.archived(id) < want && (errors.Is(err, archive.ErrNoDatabase) || errors.Is(err, archive.ErrNotArchived))
-	case m.ByTime():
-		waits = f.Last() && f.View.State().Database == id.String() && f.Point.TXID < decided
-	}
-	if !waits {
-		return f, err
+	if err != nil && p.archived(id) >= want {
+		return f, err // it was there, and is no more
 	}
 	late := time.NewTimer(pastWait)
 	defer late.Stop()

@@ -27,8 +27,9 @@ type pastBench struct {
 	t     *testing.T
 	db    *testarchive.DB
 	store *storetest.Faulty
-	known atomic.Uint64 // archived position as the cluster knows it
-	last  atomic.Uint64 // decided position
+	known atomic.Uint64                    // archived position as the cluster knows it
+	last  atomic.Uint64                    // decided position
+	gate  atomic.Pointer[func(key string)] // called before an object is read
 	wg    sync.WaitGroup
 }
 
@@ -39,7 +40,11 @@ func newPastBench(t *testing.T) *pastBench {
 		t.Fatal(err)
 	}
 	b := &pastBench{t: t, store: storetest.NewFaulty(dir, 5)}
-	b.db = testarchive.New(t, b.store, nil, "acme/shop.db")
+	b.db = testarchive.New(t, &interfering{b.store, func(key string) {
+		if f := b.gate.Load(); f != nil {
+			(*f)(key)
+		}
+	}}, nil, "acme/shop.db")
 	b.db.Exec("CREATE TABLE t(a, b)", "INSERT INTO t VALUES(1, randomblob(5000))", "INSERT INTO t VALUES(2, randomblob(50000))", "DELETE FROM t WHERE a = 1", "VACUUM", "INSERT INTO t VALUES(3, 3)")
 	b.known.Store(6)
 	b.last.Store(6)
@@ -50,7 +55,9 @@ func newPastBench(t *testing.T) *pastBench {
 	b.pasts = &pasts{
 		dir: filepath.Join(t.TempDir(), "past"), files: files{fileMode: 0o660, gid: -1}, limit: 1 << 30, open: map[string]*pastFile{},
 		free: func() (int64, error) { return 1 << 40, nil }, archive: func() *archive.Archive { return b.db.Archive },
-		decided:  func(string) (replicate.DatabaseID, uint64) { return id, b.last.Load() },
+		decided: func(string) (replicate.DatabaseState, bool) {
+			return replicate.DatabaseState{ID: id, Position: replicate.Position{TXID: replicate.TXID(b.last.Load())}}, true
+		},
 		archived: func(replicate.DatabaseID) uint64 { return b.known.Load() },
 		log:      func(msg string, args ...any) { t.Errorf("%s %v", msg, args) },
 		run:      func(f func()) { b.wg.Go(f) },
@@ -171,13 +178,14 @@ func TestPastsThatFailLeaveNothing(t *testing.T) {
 	}
 	// One that is being made while its users leave, and come again.
 	inside, leave := make(chan struct{}, 16), make(chan struct{})
-	b.store.Hook(func(op, key string) error {
-		if op == "get" && strings.Contains(key, "0000000000000003.ltx") {
+	b.store.Hook(nil)
+	gate := func(key string) {
+		if strings.Contains(key, "0000000000000003.ltx") {
 			inside <- struct{}{}
 			<-leave
 		}
-		return nil
-	})
+	}
+	b.gate.Store(&gate)
 	ctx, cancel := context.WithCancel(t.Context())
 	errs := make(chan error, 2)
 	for range 2 {

@@ -97,7 +97,8 @@ func lateFor(m moment.Moment, f moment.Found, err error, st replicate.DatabaseSt
 		return false
 	}
 	if err != nil {
-		return errors.Is(err, archive.ErrNotArchived) && (m.ByTime() || m.TXID <= uint64(st.Position.TXID))
+		missing := errors.Is(err, archive.ErrNotArchived) || errors.Is(err, archive.ErrNoDatabase) // it is new
+		return missing && (m.ByTime() || m.TXID <= uint64(st.Position.TXID))
 	}
 	return f.View.State().Database == st.ID.String() && m.ByTime() && f.Last() && f.Point.TXID < uint64(st.Position.TXID)
 }
