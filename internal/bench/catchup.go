@@ -14,6 +14,7 @@ import (
 // Names of the measures of a follower that was away.
 const (
 	catchupOne  = "catch-up of a follower, 1-row transactions"
+	catchupMany = "catch-up of a follower, 1-row transactions, many databases"
 	catchupBulk = "catch-up of a follower, bulk"
 	bulkDisk    = "the disk: one file of as much, written and synced"
 )
@@ -21,34 +22,47 @@ const (
 // catchups stops a follower, writes meanwhile, and measures from the start of its process until its files show everything.
 func catchups(ctx context.Context, r *Report, c *localcluster.Cluster, o options) error {
 	if o.catchup > 0 {
-		leader, err := c.WaitLeader(ctx)
-		if err != nil {
+		if err := smallCatchup(ctx, r, c, catchupOne, 1, o.catchup, 20000); err != nil {
 			return err
 		}
-		m, err := openMany(ctx, c, leader, max(o.databases, 1))
-		if err != nil {
-			return err
+		if o.databases > 1 {
+			if err := smallCatchup(ctx, r, c, catchupMany, o.databases, o.catchup, 0); err != nil {
+				return err
+			}
 		}
-		names := make([]string, len(m.dbs))
-		for i := range names {
-			names[i] = fmt.Sprintf("many/%d.db", i)
-		}
-		took, err := catchup(ctx, c, names, func() error {
-			_, err := m.write(ctx, func(written int64) bool { return written < int64(o.catchup) })
-			return err
-		})
-		if err := errors.Join(err, m.close()); err != nil {
-			return fmt.Errorf("%s: %w", catchupOne, err)
-		}
-		r.add(catchupOne, "1/s", float64(o.catchup)/took.Seconds())
-		r.Rows = append(r.Rows, Row{
-			Name: catchupOne, Value: r.measure(catchupOne).Median, Unit: "1/s", Want: 20000,
-			Note: fmt.Sprintf("%d transactions in %d databases, from the start of the process: %.2f s", o.catchup, len(names), took.Seconds()),
-		})
 	}
 	if o.bulk > 0 {
 		return bulkCatchups(ctx, r, c, o)
 	}
+	return nil
+}
+
+// smallCatchup measures transactions of one row, a writer to each database.
+func smallCatchup(ctx context.Context, r *Report, c *localcluster.Cluster, name string, databases, transactions int, want float64) error {
+	leader, err := c.WaitLeader(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := openMany(ctx, c, leader, databases)
+	if err != nil {
+		return err
+	}
+	names := make([]string, len(m.dbs))
+	for i := range names {
+		names[i] = fmt.Sprintf("many/%d.db", i)
+	}
+	took, err := catchup(ctx, c, names, func() error {
+		_, err := m.write(ctx, func(written int64) bool { return written < int64(transactions) })
+		return err
+	})
+	if err := errors.Join(err, m.close()); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	r.add(name, "1/s", float64(transactions)/took.Seconds())
+	r.Rows = append(r.Rows, Row{
+		Name: name, Value: r.measure(name).Median, Unit: "1/s", Want: want,
+		Note: fmt.Sprintf("%d transactions in %d databases, from the start of the process: %.2f s", transactions, databases, took.Seconds()),
+	})
 	return nil
 }
 
