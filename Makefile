@@ -13,7 +13,8 @@
 # make diskfull   FILLS rounds of full disks on a follower, the leader, all nodes (needs root), and failing syncs
 # make many       ten thousand idle and a thousand active databases: start, memory, turns
 # make large      a transaction of 1 GiB, its VACUUM, and kills in the middle of ones of 256 MiB
-# make history    300 commits of 9 databases restored from every level, and 1 GiB by us and by litestream
+# make history    300 commits of 9 databases restored from every level, 1 GiB by us and by litestream, and STORMS rounds
+#                 of a store in trouble
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 
 GO       ?= go
@@ -23,6 +24,7 @@ endif
 FUZZTIME ?= 10s
 ROUNDS   ?= 200
 CUTS     ?= 50
+STORMS   ?= 10
 FILLS    ?= 10
 HOLD     ?= 3m
 HOURS    ?= 1h
@@ -128,6 +130,7 @@ large: install-deps
 
 history: install-deps
 	$(GO) test -count=1 -timeout 2h -v -run TestEveryTransaction ./snapshot/archive -commits 300
+	$(GO) test -count=1 -timeout 1h -v -run TestStoreInTrouble ./test/archive -storms $(STORMS)
 	$(GO) test -count=1 -timeout 1h -v ./test/archive -every -large-pages 262144 -large-commits 10000
 	$(GO) test -count=1 -timeout 1h -v -run OneRow ./test/archive -query-megabytes 1024 -query-commits 5000
 

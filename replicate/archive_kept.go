@@ -213,6 +213,11 @@ func (a *archiver) moveOut(ctx context.Context, k *kept, upTo TXID) error {
 		if from > upTo {
 			return nil
 		}
+		if err := a.room(); err != nil {
+			a.s.metrics.error("archive_backlog")
+			a.s.log.Warn("commits are not kept for the archive: a snapshot stands in for them", "id", k.id.String(), "txid", from.String(), "err", err)
+			return nil
+		}
 		batch, err := a.fromLog(ctx, k.id, from, min(int(upTo-from)+1, moveCommits), moveBytes)
 		if err == nil {
 			from += TXID(len(batch.Commits))

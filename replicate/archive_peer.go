@@ -132,8 +132,14 @@ func (a *archiver) fromPeer(ctx context.Context, peer string, id DatabaseID, fro
 	return archive.NewBatch(commits, release), nil
 }
 
+// commitsFile is a file that commits are read into.
+type commitsFile interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
 // readCommits reads the answer of a peer into a file. The content is verified by who archives it.
-func readCommits(in io.Reader, f *os.File, from TXID) ([]archive.Commit, error) {
+func readCommits(in io.Reader, f commitsFile, from TXID) ([]archive.Commit, error) {
 	var commits []archive.Commit
 	at := int64(0)
 	for {

@@ -40,6 +40,8 @@ const (
 	localRest, localRestLate = 40, 8
 	localLate                = time.Minute
 	localPause               = 2 * time.Second
+	// archiveSpare is how many times the room in which a disk counts as full is left to others than the archive.
+	archiveSpare = 4
 	// archiveTick is how often the archiver looks whether anything has to begin or to end.
 	archiveTick = 200 * time.Millisecond
 )
@@ -253,6 +255,12 @@ func (a *archiver) turn(ctx context.Context) (func(), error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	if a.opts.Local {
+		if err := a.room(); err != nil {
+			<-a.slots
+			return nil, err
+		}
+	}
 	begun := time.Now()
 	return func() {
 		if !a.opts.Local {
@@ -265,6 +273,21 @@ func (a *archiver) turn(ctx context.Context) (func(), error) {
 		}
 		time.AfterFunc(min(time.Duration(rest)*time.Since(begun), localPause), func() { <-a.slots })
 	}, nil
+}
+
+// ErrNoRoom is what an archive on the node's own disk says when it waits because that disk has little room left.
+var ErrNoRoom = errors.New("the disk has little room left, the archive on it waits")
+
+// room leaves the last of the disk to the log and the databases.
+func (a *archiver) room() error {
+	if a.s.opts.Space == nil {
+		return nil
+	}
+	free, err := a.s.opts.Space.Free()
+	if least := archiveSpare * (a.s.opts.SegmentBytes + workBytes); err == nil && free < least {
+		err = fmt.Errorf("%d bytes are free, %d are left to the log: %w", free, least, ErrNoRoom)
+	}
+	return err
 }
 
 // endUploaders ends those that over says yes to, and forgets what is archived.

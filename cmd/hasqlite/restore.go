@@ -50,20 +50,32 @@ func newRestore(c *cli) *cobra.Command {
 	var o archiveOptions
 	var want wantedState
 	var name, file string
-	var verify, dry bool
+	var verify, dry, all, into, replace bool
+	var temp string
 	cmd := &cobra.Command{
 		Use:   "restore --db NAME -o FILE",
 		Short: "Restore a database from an archive into a file",
 		Long: `Restores a database as it was at a time, or after a transaction, from an archive alone: it
 works with every node dead. Without --at and --to it is the last state of the archive.
 The commit that was chosen is printed. The file appears whole, with the checksum of the
-commit, or not at all; one that exists is not replaced.`,
+commit, or not at all; one that exists is not replaced.
+
+With --all --into-cluster every database of the archive is restored and imported into the
+cluster of --node, which may be new. One that has the content already is left alone, so
+that the command can be called again; one that was deleted comes back, too.`,
 		Example: `  hasqlite restore --db shop.db --at "10 minutes ago" -o shop.db --archive s3://backup/cluster1
   hasqlite restore --db shop.db --at "yesterday 18:00" -o shop.db --archive /var/lib/hasqlite/archive --verify
-  hasqlite restore --db shop.db --to 000000000000002a --archive /var/lib/hasqlite/archive --dry-run`,
+  hasqlite restore --db shop.db --to 000000000000002a --archive /var/lib/hasqlite/archive --dry-run
+  hasqlite restore --all --into-cluster --archive s3://backup/cluster1 --node http://new1.lan:7440`,
 		Args: exit.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
+			case all != into:
+				return exit.Usagef("--all and --into-cluster go together")
+			case all && (name != "" || file != ""):
+				return exit.Usagef("--all restores every database into the cluster: --db and --output name one")
+			case all:
+				return restoreAll{replace: replace, verify: verify, dry: dry, temp: temp}.run(c, cmd, o, want)
 			case name == "":
 				return exit.Usagef("no database: set --db")
 			case file == "" && !dry:
@@ -113,6 +125,10 @@ commit, or not at all; one that exists is not replaced.`,
 	cmd.Flags().StringVar(&name, "db", "", "name of the database")
 	cmd.Flags().StringVarP(&file, "output", "o", "", "file to restore into")
 	cmd.Flags().BoolVar(&verify, "verify", false, "also run PRAGMA integrity_check before the file gets its name")
+	cmd.Flags().BoolVar(&all, "all", false, "restore every database of the archive")
+	cmd.Flags().BoolVar(&into, "into-cluster", false, "import what is restored into the cluster of --node")
+	cmd.Flags().BoolVar(&replace, "replace", false, "with --all: give databases that exist in the cluster the content")
+	cmd.Flags().StringVar(&temp, "temp-dir", "", "with --all: where databases are restored on their way (default: the system's)")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say which commit it would be, and what has to be read")
 	return cmd
 }

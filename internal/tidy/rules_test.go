@@ -74,6 +74,7 @@ func TestPackagesImportOnlyWhatTheTableAllows(t *testing.T) {
 // locks on it, and the next plain SQLite process to leave deletes the log
 // under it.
 var opens = map[string]string{
+	"cmd/hasqlite/restoreall.go":         "files that it has just restored",
 	"snapshot/archive/backlog.go":        "commits that are not archived yet, in files of its own",
 	"snapshot/archive/identities.go":     "age identities",
 	"snapshot/archive/restore.go":        "the directory of a restored file, to sync it",

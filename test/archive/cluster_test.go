@@ -125,6 +125,60 @@ func TestEveryNodeDestroyed(t *testing.T) {
 	}
 }
 
+// TestAWholeClusterIsRestoredFromItsArchive: all nodes are destroyed, a new cluster has every database as the archive has
+// it, and its own archive elsewhere.
+func TestAWholeClusterIsRestoredFromItsArchive(t *testing.T) {
+	g := storetest.StartGateway(t)
+	ctx := testcluster.Context(t, caseLimit)
+	c := archived(t, g.URL("a"))
+	for i, n := range c.Nodes() {
+		db := testcluster.Open(t, n, name(i))
+		testcluster.Exec(t, db, `CREATE TABLE t(id INTEGER PRIMARY KEY, v)`)
+		for range recordRows {
+			testcluster.Exec(t, db, `INSERT INTO t(v) VALUES(randomblob(2000))`)
+		}
+	}
+	before := complete(ctx, t, c)
+	for _, n := range c.Nodes() {
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fresh := archived(t, g.URL("b"))
+	nodes := testcluster.LeaderFirst(t, fresh)
+	st, err := nodes[0].Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	into := []string{"restore", "--all", "--into-cluster", "--archive", g.URL("a"), "--node", "http://" + st.Node.HTTP, "--verify"}
+	if out, err := hasqlite(t, append(into, "--dry-run")...); err != nil || strings.Count(out, "planned") != len(nodes) {
+		t.Fatalf("dry run: %v: %s", err, out)
+	}
+	if out, err := hasqlite(t, into...); err != nil || strings.Count(out, "restored") != len(nodes) {
+		t.Fatalf("restore: %v: %s", err, out)
+	}
+	for i := range nodes {
+		pos, err := fresh.WaitConverged(ctx, name(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, _ := before.Database(name(i)); pos.Checksum != d.Decided.Checksum {
+			t.Errorf("%s is at %s, before it was at %s", name(i), pos, d.Decided)
+		}
+		if got := testcluster.Query(t, testcluster.Open(t, nodes[i], name(i)), `SELECT count(*) FROM t`); got != fmt.Sprint(recordRows) {
+			t.Errorf("%s has %s rows, want %d", name(i), got, recordRows)
+		}
+	}
+	if out, err := hasqlite(t, into...); err != nil || strings.Count(out, "present") != len(nodes) {
+		t.Errorf("once more: %v: %s", err, out)
+	}
+	complete(ctx, t, fresh)
+	testcluster.Exec(t, testcluster.Open(t, nodes[0], name(0)), `DELETE FROM t`)
+	if out, err := hasqlite(t, into...); err == nil || !strings.Contains(out, "--replace") || strings.Count(out, "present") != len(nodes)-1 {
+		t.Errorf("one has moved on: %v: %s", err, out)
+	}
+}
+
 // TestEncryptedArchive: nothing in the store can be read without the key.
 func TestEncryptedArchive(t *testing.T) {
 	g := storetest.StartGateway(t)

@@ -1,5 +1,6 @@
-// Package archive has tests of archives with programs of others: stock
-// litestream restores what we keep.
+// Package archive has tests of archives with real processes: clusters that
+// archive into S3 and are lost, stores in trouble, and stock litestream, which
+// restores what we keep.
 //
 // Owns: the tests.
 // Imports: nothing.

@@ -22,6 +22,7 @@ type Proxy struct {
 	mu       sync.Mutex
 	requests int
 	refuse   func(n int, r *http.Request) int
+	lose     func(n int, r *http.Request) bool
 	delay    time.Duration
 }
 
@@ -46,7 +47,10 @@ func NewProxy(endpoint string) (*Proxy, error) {
 	p.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		p.requests++
-		code, delay := 0, p.delay
+		code, delay, lost := 0, p.delay, false
+		if p.lose != nil {
+			lost = p.lose(p.requests, r)
+		}
 		if p.refuse != nil {
 			code = p.refuse(p.requests, r)
 		}
@@ -61,6 +65,10 @@ func NewProxy(endpoint string) (*Proxy, error) {
 		if code != 0 {
 			w.WriteHeader(code)
 			return
+		}
+		if lost {
+			forward.ServeHTTP(discard{http.Header{}}, r)
+			panic(http.ErrAbortHandler) // ends the connection
 		}
 		forward.ServeHTTP(w, r)
 	})}
@@ -85,6 +93,26 @@ func (p *Proxy) Refuse(f func(n int, r *http.Request) int) {
 	defer p.mu.Unlock()
 	p.refuse = f
 }
+
+// Lose has the answer of the n-th request lost, which the server has carried
+// out, where f says so.
+func (p *Proxy) Lose(f func(n int, r *http.Request) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lose = f
+}
+
+// discard is an answer that nobody reads.
+type discard struct{ h http.Header }
+
+// Header implements http.ResponseWriter.
+func (d discard) Header() http.Header { return d.h }
+
+// Write implements http.ResponseWriter.
+func (d discard) Write(b []byte) (int, error) { return len(b), nil }
+
+// WriteHeader implements http.ResponseWriter.
+func (d discard) WriteHeader(int) {}
 
 // Slow delays every answer.
 func (p *Proxy) Slow(d time.Duration) {
