@@ -24,6 +24,8 @@ func apiError(err error) error {
 		{replicate.ErrNotFound, api.ErrNotFound},
 		{replicate.ErrDeleted, api.ErrNotFound},
 		{replicate.ErrNoMember, api.ErrNotFound},
+		{replicate.ErrExists, api.ErrExists},
+		{replicate.ErrForking, api.ErrUnavailable},
 		{replicate.ErrConflict, api.ErrInUse},
 		{replicate.ErrQuota, api.ErrQuota},
 		{replicate.ErrNoLeader, api.ErrNoLeader},

@@ -186,3 +186,50 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 	r.Shipped, r.Rounds, r.DurationMS = done.Pages, done.Rounds, time.Since(start).Milliseconds()
 	return r, nil
 }
+
+// Fork implements api.Contents.
+func (b backend) Fork(ctx context.Context, req api.ForkRequest, progress func(api.Progress)) (api.ForkReport, error) {
+	r, err := b.fork(ctx, req, progress)
+	if err != nil {
+		return r, fmt.Errorf("fork %q into %q: %w", req.Source, req.Name, apiError(err))
+	}
+	return r, nil
+}
+
+func (b backend) fork(ctx context.Context, req api.ForkRequest, progress func(api.Progress)) (r api.ForkReport, err error) {
+	start := time.Now()
+	if err := req.Validate(); err != nil {
+		return r, err
+	}
+	var past *replicate.PastState
+	var w *wanted
+	if !req.Zero() || req.DryRun {
+		if w, err = b.n.want(ctx, req.Source, req.Moment); err != nil {
+			return r, err
+		}
+		past = &replicate.PastState{Position: w.at, PageCount: w.commit.Pages, CommitTime: w.commit.Time.UnixMicro()}
+	}
+	src, ok := b.n.svc.Lookup(req.Source)
+	if !ok {
+		return r, fmt.Errorf("database %q: %w", req.Source, api.ErrNotFound)
+	}
+	if w != nil && w.id != src.ID {
+		return r, fmt.Errorf("the state is of database %s, which was deleted; the one of this name is %s: restore it into a file and import that: %w", w.id, src.ID, api.ErrInvalid)
+	}
+	r = api.ForkReport{Name: req.Name, Source: req.Source, PageSize: src.PageSize, DryRun: req.DryRun}
+	if req.DryRun {
+		r.Target, r.SizeBytes = w.commit, int64(w.commit.Pages)*int64(src.PageSize)
+		_, _, exists, err := b.n.svc.Resolve(req.Name)
+		if err == nil && exists {
+			err = fmt.Errorf("there is a database of this name: %w", api.ErrExists)
+		}
+		return r, err
+	}
+	st, err := b.n.svc.Fork(ctx, req.Source, req.Name, past, func() { progress(api.Progress{Step: "copy"}) })
+	if err != nil {
+		return r, err
+	}
+	r.ID, r.Target = st.ID.String(), commit(src.ID, st.Position, st.CommitTime, st.PageCount)
+	r.SizeBytes, r.DurationMS = int64(st.PageCount)*int64(st.PageSize), time.Since(start).Milliseconds()
+	return r, nil
+}
