@@ -68,6 +68,9 @@ func (a *archiver) creation(id DatabaseID) (*archive.Batch, error) {
 		}
 		a.mu.Unlock()
 	}
+	if ok && !st.Source.IsZero() {
+		return nil, fmt.Errorf("database %s begins as a fork, with a snapshot: %w", id, archive.ErrNotInBacklog)
+	}
 	if !ok {
 		return nil, fmt.Errorf("the creation of database %s: %w", id, archive.ErrNotInBacklog)
 	}

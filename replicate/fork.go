@@ -99,7 +99,9 @@ func (s *state) forkBegin(e *ForkBegin, d *Decision) func(Sink) {
 		db.Position, db.PageCount, db.CommitTime = e.At, e.PageCount, e.StateTime
 	}
 	// What nobody has written is what its creation says: there is nothing to copy.
-	db.Pending = db.Position.TXID > 1
+	if db.Pending = db.Position.TXID > 1; !db.Pending {
+		db.Source = DatabaseID{}
+	}
 	s.addDatabase(db)
 	d.Accepted = true
 	d.ID, d.Position = db.ID, db.Position

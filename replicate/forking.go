@@ -347,7 +347,11 @@ func (k sink) ForkBegun(index uint64, st DatabaseState, past bool) {
 }
 
 // ForkReady implements Sink. Who waits for it asks the state machine.
-func (k sink) ForkReady(uint64, DatabaseState) {}
+func (k sink) ForkReady(_ uint64, st DatabaseState) {
+	if k.s.archiver != nil {
+		k.s.archiver.noteFork(st)
+	}
+}
 
 // enqueueFork puts the fork behind what was decided before it.
 func (d *replica) enqueueFork(it item) {

@@ -89,7 +89,8 @@ type DatabaseState struct {
 	LastIndex    uint64 // raft index of the entry that led to Position
 	CreatedIndex uint64 // raft index of the create entry
 	CreatedTime  int64  // microseconds since 1970
-	// Source is the database that this one began as a state of, zero for none. Pending says that its copies are
+	// Source is the database of whose state this one is a fork, zero for none: its first transaction is not the empty
+	// image. Pending says that its copies are
 	// still being made: nothing is written into it, and nobody opens it.
 	Source   DatabaseID
 	Pending  bool

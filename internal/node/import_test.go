@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -55,6 +56,21 @@ func (c *cluster) export(i int, name string, m api.Moment) (api.ExportHead, []by
 	}
 	return head, b
 }
+
+func openFile(t *testing.T, path string) (*os.File, int64) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, st.Size()
+}
+
+func be32(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 // header gives a file the header that a replicated database has.
 func header(b []byte) []byte {
