@@ -176,6 +176,9 @@ func (s *archiveSource) Image(ctx context.Context) (archive.Image, func(), error
 			s.a.giveUp(s.id)
 			return nil, nil, fmt.Errorf("database %s: %w", s.id, ErrDeleted)
 		}
+		if img := d.takeFirst(); img != nil {
+			return img, func() { img.snap.Close() }, nil
+		}
 		snap, pos, err := d.pin(ctx, st.Position.TXID)
 		if err != nil {
 			return nil, nil, err

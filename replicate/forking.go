@@ -34,10 +34,16 @@ type forking struct {
 	at      Position
 	source  DatabaseID
 	past    bool
+	time    int64 // commit time of at
 	started bool
 	over    bool
 	done    chan struct{} // closed when the copy is durable
+	// first holds the state still that the fork begins with, until it is archived or that has taken too long.
+	first *wal.Snapshot
 }
+
+// firstPatience is for how long the first state of a fork waits for the archive.
+const firstPatience = time.Minute
 
 // forkSource is the source's state at the fork's position, held still.
 type forkSource struct {
@@ -51,7 +57,7 @@ func (d *replica) beginForking(st DatabaseState, past bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.forking == nil {
-		d.forking = &forking{at: st.Position, source: st.Source, past: past, done: make(chan struct{})}
+		d.forking = &forking{at: st.Position, source: st.Source, past: past, time: st.CommitTime, done: make(chan struct{})}
 	}
 }
 
@@ -101,6 +107,11 @@ func (d *replica) makeFork(f *forking, from *forkSource) {
 		case err == nil:
 			d.mu.Lock()
 			f.over = true
+			d.mu.Unlock()
+			if s.archiver != nil {
+				d.holdFirst(f)
+			}
+			d.mu.Lock()
 			close(f.done)
 			d.kickLocked()
 			d.mu.Unlock()
@@ -117,6 +128,43 @@ func (d *replica) makeFork(f *forking, from *forkSource) {
 		}
 		s.pauseFor(s.ctx, wait)
 	}
+}
+
+// holdFirst holds the first state of a fork still for the archive: its history begins there. Nobody has written yet, unless
+// this node was late; then it begins later.
+func (d *replica) holdFirst(f *forking) {
+	ctx, cancel := context.WithTimeout(d.svc.ctx, pinPatience)
+	defer cancel()
+	snap, pos, err := d.pin(ctx, f.at.TXID)
+	if err != nil {
+		d.log.Debug("the first state of a fork is not held still", "err", err)
+		return
+	}
+	if pos != f.at {
+		snap.Close()
+		return
+	}
+	d.mu.Lock()
+	f.first = snap
+	d.mu.Unlock()
+	time.AfterFunc(firstPatience, func() {
+		if img := d.takeFirst(); img != nil {
+			img.snap.Close()
+		}
+	})
+}
+
+// takeFirst gives the first state of a fork to who archives it, nil if it is not held still any more.
+func (d *replica) takeFirst() *archiveImage {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.forking
+	if f == nil || f.first == nil {
+		return nil
+	}
+	img := &archiveImage{snap: f.first, position: f.at, time: f.time, pageSize: d.pageSize}
+	f.first = nil
+	return img
 }
 
 func (d *replica) gone() bool {

@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
-	"github.com/uglyer/ha-sqlite/replicate"
 )
 
 func (c *cluster) fork(i int, source, name string, m api.Moment) api.ForkReport {
@@ -149,4 +153,203 @@ func TestForksUnderWriters(t *testing.T) {
 	db.Close()
 }
 
-var _ = replicate.ErrForking
+// A node may be killed at any step of its copy: it goes on, by what it has or by its peers, and nothing half copied is
+// ever seen. The files as they are at the step are what a kill leaves behind.
+func TestKilledAtEachStepOfAFork(t *testing.T) {
+	c := newCluster(t, 3, small)
+	src := c.open(c.leader(), "src")
+	exec(t, src, `CREATE TABLE t(v)`)
+	exec(t, src, `WITH RECURSIVE k(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM k WHERE i < 300) INSERT INTO t SELECT hex(randomblob(1000)) FROM k`)
+	for n, step := range []string{"fork begin", "fork copied", "verified", "placed", "recorded", "fork done"} {
+		if !*allSteps && step != "fork copied" && step != "placed" {
+			continue
+		}
+		f := c.follower()
+		killed := fmt.Sprintf("%s-%d", c.cfgs[f].Data, n)
+		happened := atStep(t, c.cfgs[f].ID, step, func() { command(t, "cp", "-a", c.cfgs[f].Data, killed) })
+		exec(t, src, `INSERT INTO t VALUES(?)`, step)
+		r := c.fork(c.leader(), "src", "db", api.Moment{})
+		eventually(t, step, func() error {
+			if !happened.Load() {
+				return errors.New("did not happen")
+			}
+			return nil
+		})
+		for i := range 30 { // the log that the killed node comes back to may be gone
+			exec(t, src, `INSERT INTO t VALUES(?)`, i)
+		}
+		c.stop(f)
+		c.cfgs[f].Data = killed
+		c.start(f)
+		c.ready(f)
+		if v := c.equal("db"); v.Position.TXID != r.Target.TXID {
+			t.Errorf("%s: it is at %v, it was made at %v", step, v.Position.TXID, r.Target.TXID)
+		}
+		db := c.open(f, "db")
+		if got := query[int](t, db, `SELECT count(*) FROM t WHERE v = ?`, step); got != 1 {
+			t.Errorf("%s: %d rows", step, got)
+		}
+		exec(t, db, `INSERT INTO t VALUES('of the fork')`)
+		c.equal("db")
+		if n := c.fences(f); n != 0 {
+			t.Errorf("%s: fenced %d times", step, n)
+		}
+		db.Close()
+		if err := (backend{c.nodes[c.leader()]}).DeleteDatabase(t.Context(), "db", true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	src.Close()
+}
+
+// holdForks stops the copies of forks on some nodes until they are let go.
+func holdForks(t *testing.T, nodes ...string) (letGo func(node string)) {
+	t.Helper()
+	gates := map[string]chan struct{}{}
+	for _, id := range nodes {
+		gates[id] = make(chan struct{})
+	}
+	var mu sync.Mutex
+	open := map[string]bool{}
+	former := catchupStep
+	catchupStep = func(cfg Config, database, step string) {
+		if gate := gates[cfg.ID]; gate != nil && step == "fork begin" {
+			<-gate
+		}
+	}
+	letGo = func(id string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if gates[id] != nil && !open[id] {
+			open[id] = true
+			close(gates[id])
+		}
+	}
+	t.Cleanup(func() {
+		for _, id := range nodes {
+			letGo(id)
+		}
+		catchupStep = former
+	})
+	return letGo
+}
+
+// The leader ends between the two entries of a fork: its successor sees to the rest.
+func TestForkOutlivesItsLeader(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	asked := c.follower()
+	src := c.open(asked, "src.db")
+	exec(t, src, `CREATE TABLE t(v); INSERT INTO t VALUES(1)`)
+	letGo := holdForks(t, "n0", "n1", "n2")
+	done := make(chan error, 1)
+	go func() {
+		_, err := backend{c.nodes[asked]}.Fork(t.Context(), api.ForkRequest{Source: "src.db", Name: "fork.db"}, func(api.Progress) {})
+		done <- err
+	}()
+	eventually(t, "the fork is pending", func() error {
+		if st, ok := c.nodes[asked].svc.Lookup("fork.db"); !ok || !st.Pending {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	db := c.open(asked, "fork.db", "lock_timeout=50", "_busy_timeout=1")
+	if _, err := db.Exec(`SELECT * FROM t`); err == nil {
+		t.Error("a fork that no majority has is opened")
+	}
+	db.Close()
+	if err := (backend{c.nodes[asked]}).DeleteDatabase(t.Context(), "src.db", true); err == nil {
+		t.Error("the source is deleted under the fork")
+	}
+	letGo(c.cfgs[leader].ID)
+	c.stop(leader)
+	select {
+	case err := <-done:
+		t.Fatalf("it ended with one copy of three: %v", err)
+	default:
+	}
+	for i := range c.nodes {
+		letGo(c.cfgs[i].ID)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	c.start(leader)
+	c.ready(leader)
+	c.equal("fork.db")
+	src.Close()
+}
+
+// Where no majority makes its copy in time the fork is undone, and nothing of it is left.
+func TestForkWithoutAMajorityIsUndone(t *testing.T) {
+	forkPatience.Store(int64(300 * time.Millisecond))
+	t.Cleanup(func() { forkPatience.Store(0) })
+	c := newCluster(t, 3, nil)
+	src := c.open(0, "src.db")
+	exec(t, src, `CREATE TABLE t(v); INSERT INTO t VALUES(1)`)
+	letGo := holdForks(t, "n0", "n1")
+	_, err := backend{c.nodes[2]}.Fork(t.Context(), api.ForkRequest{Source: "src.db", Name: "fork.db"}, func(api.Progress) {})
+	if !errors.Is(err, api.ErrInUse) {
+		t.Fatalf("%v, want it undone", err)
+	}
+	letGo("n0")
+	letGo("n1")
+	for i, n := range c.nodes {
+		eventually(t, fmt.Sprintf("nothing is left on node %d", i), func() error {
+			if st, ok := n.svc.Lookup("fork.db"); ok {
+				return fmt.Errorf("%+v", st)
+			}
+			dirs, err := os.ReadDir(filepath.Join(c.cfgs[i].Data, "databases"))
+			if err == nil && len(dirs) != 1 {
+				err = fmt.Errorf("%d databases", len(dirs))
+			}
+			left, gerr := filepath.Glob(filepath.Join(c.cfgs[i].Data, "spool", "*.*"))
+			if len(left) > 0 {
+				err = fmt.Errorf("in the spool: %v", left)
+			}
+			return errors.Join(err, gerr)
+		})
+	}
+	c.fork(1, "src.db", "fork.db", api.Moment{})
+	c.equal("fork.db")
+	src.Close()
+}
+
+// A past state is forked from the archive; one of the fork's own states is restored from it later.
+func TestForkOfAPastStateAndItsHistory(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	src := c.open(0, "src.db")
+	exec(t, src, `CREATE TABLE t(v)`)
+	exec(t, src, `WITH RECURSIVE k(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM k WHERE i < 100) INSERT INTO t SELECT hex(randomblob(1000)) FROM k`)
+	at, want := c.export(0, "src.db", api.Moment{})
+	exec(t, src, `DELETE FROM t`)
+	exec(t, src, `VACUUM`)
+	r := c.fork(1, "src.db", "past.db", api.Moment{At: at.Commit.Time.Format(time.RFC3339Nano)})
+	if r.Target.Bookmark != at.Commit.Bookmark {
+		t.Errorf("%+v, want %+v", r.Target, at.Commit)
+	}
+	if _, got := c.export(2, "past.db", api.Moment{}); !bytes.Equal(got, want) {
+		t.Error("the fork is not what the source was")
+	}
+	c.equal("past.db")
+	db := c.open(2, "past.db")
+	exec(t, db, `INSERT INTO t VALUES('later')`)
+	exec(t, db, `INSERT INTO t VALUES('later')`)
+	have := 0
+	for i := range c.nodes { // each node has an archive of its own; one that was late begins it later
+		_, r, err := backend{c.nodes[i]}.Export(t.Context(), "past.db", api.Moment{To: fmt.Sprintf("%016x", uint64(at.Commit.TXID))})
+		if err != nil {
+			continue
+		}
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("node %d: the fork's first state is another one in its archive: %v", i, err)
+		}
+		r.Close()
+		have++
+	}
+	if have < 2 {
+		t.Errorf("%d archives have the fork's first state", have)
+	}
+	db.Close()
+	src.Close()
+}

@@ -59,7 +59,7 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 			case <-time.After(archivePoll):
 			}
 			continue
-		case errors.Is(err, archive.ErrNotArchived):
+		case errors.Is(err, archive.ErrNotArchived), errors.Is(err, archive.ErrNoDatabase):
 			return nil, fmt.Errorf("%w: %w", err, api.ErrNotFound)
 		case err != nil:
 			return nil, err
@@ -96,10 +96,20 @@ func lateFor(m moment.Moment, f moment.Found, err error, st replicate.DatabaseSt
 	if m.Database != "" && m.Database != st.ID.String() {
 		return false
 	}
-	if err != nil {
-		return errors.Is(err, archive.ErrNotArchived) && (m.ByTime() || m.TXID <= uint64(st.Position.TXID))
+	switch {
+	case f.View != nil && f.View.State().Database == st.ID.String() && f.View.Last().TXID >= uint64(st.Position.TXID):
+		return false // it has all of it
+	case m.ByTime() && m.Time.Before(time.UnixMicro(st.CreatedTime)):
+		return false // when another one had the name, or none
 	}
-	return f.View.State().Database == st.ID.String() && m.ByTime() && f.Last() && f.Point.TXID < uint64(st.Position.TXID)
+	missing := errors.Is(err, archive.ErrNotArchived) || errors.Is(err, archive.ErrNoDatabase)
+	if err == nil && f.View.State().Database != st.ID.String() { // one that had the name before
+		missing = true
+	}
+	if err != nil || missing {
+		return missing && (m.ByTime() || m.TXID <= uint64(st.Position.TXID))
+	}
+	return m.ByTime() && f.Last() && f.Point.TXID < uint64(st.Position.TXID)
 }
 
 // stateFile is a state of a database in a file.
