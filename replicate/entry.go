@@ -28,6 +28,8 @@ import (
 //	version      1 cluster version
 //	part, final  see part.go
 //	archived     see archived.go
+//	fork begin, fork ready  see fork.go
+//	archived     see archived.go
 //
 // A string is a 2-byte length and that many bytes of UTF-8. Every length is
 // exact: bytes left over are an error.

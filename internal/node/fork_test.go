@@ -2,16 +2,20 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	osexec "os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/replicate"
 )
 
 func (c *cluster) fork(i int, source, name string, m api.Moment) api.ForkReport {
@@ -351,5 +355,47 @@ func TestForkOfAPastStateAndItsHistory(t *testing.T) {
 		t.Errorf("%d archives have the fork's first state", have)
 	}
 	db.Close()
+	src.Close()
+}
+
+// cloning stands for a file system that clones files, on one that does not: another process copies them. It keeps what
+// the database files had at that moment.
+type cloning struct {
+	replicate.Files
+	clones *atomic.Int32
+}
+
+func (f cloning) Clone(ctx context.Context, path, file string) error {
+	f.clones.Add(1)
+	return osexec.CommandContext(ctx, "cp", path, file).Run()
+}
+
+// A clone of the database file lacks what is in its log only, and may be longer than the state: the copy has exactly the
+// pages of the position, and each is read later.
+func TestForkByClones(t *testing.T) {
+	clones := new(atomic.Int32)
+	former := wrapFiles
+	wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return cloning{f, clones} }
+	t.Cleanup(func() { wrapFiles = former })
+	c := newCluster(t, 3, func(_ int, cfg *Config) { cfg.VerifyFull = false })
+	src := c.open(1, "src.db")
+	exec(t, src, `CREATE TABLE t(a INTEGER PRIMARY KEY, b)`)
+	exec(t, src, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 6000) INSERT INTO t SELECT i, randomblob(1000) FROM n`)
+	for k, change := range []string{`UPDATE t SET b = randomblob(1000) WHERE a % 50 = 0`, `DELETE FROM t WHERE a > 200`, `VACUUM`, `INSERT INTO t(b) VALUES(randomblob(100000))`} {
+		exec(t, src, change)
+		before := clones.Load()
+		name := fmt.Sprint("fork", k)
+		c.fork(k%3, "src.db", name, api.Moment{})
+		c.equal(name)
+		if n := clones.Load() - before; n < 2 {
+			t.Errorf("%s: %d clones were made", change, n)
+		}
+		_, want := c.export(0, "src.db", api.Moment{})
+		for i := range c.nodes {
+			if _, got := c.export(i, name, api.Moment{}); !bytes.Equal(got, want) {
+				t.Errorf("%s: the fork on node %d differs", change, i)
+			}
+		}
+	}
 	src.Close()
 }
