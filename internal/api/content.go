@@ -77,12 +77,17 @@ type RollbackRequest struct {
 	Moment
 	// DryRun only says what would be done.
 	DryRun bool `json:"dry_run,omitempty"`
+	// HoldMS is for how long writers may be kept waiting before the transaction is proposed, 0 for two seconds.
+	HoldMS int64 `json:"hold_ms,omitempty"`
 }
 
 // Validate says what is wrong with it. The error is an ErrInvalid.
 func (r RollbackRequest) Validate() error {
 	if r.Zero() {
 		return fmt.Errorf("no state to go back to: give at or to: %w", ErrInvalid)
+	}
+	if r.HoldMS < 0 || r.HoldMS > time.Hour.Milliseconds() {
+		return fmt.Errorf("hold_ms %d: want 0 to an hour: %w", r.HoldMS, ErrInvalid)
 	}
 	return r.Moment.Validate()
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/replicate"
 )
 
 var (
@@ -225,6 +227,39 @@ func TestRollbackDoesNotBringASchemaCookieBack(t *testing.T) {
 	}
 	if n := query[int](t, db, `SELECT count(*) FROM t INDEXED BY j WHERE b = 'two'`); n != 1 {
 		t.Errorf("%d rows by the new index", n)
+	}
+	db.Close()
+}
+
+// The write lock is held for no longer than allowed: the database stays what it is, and its writers go on.
+func TestRollbackGivesTheLockBack(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	db := c.open(0, "shop.db")
+	exec(t, db, `CREATE TABLE t(a INTEGER PRIMARY KEY, b)`)
+	exec(t, db, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 3000) INSERT INTO t SELECT i, randomblob(1000) FROM n`)
+	f, err := c.nodes[0].scratchFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dropScratch(f)
+	if _, err := c.nodes[0].svc.Copy(t.Context(), "shop.db", f, func(int64, int64) {}); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, db, `UPDATE t SET b = randomblob(1000)`)
+	st, _ := c.nodes[0].svc.Lookup("shop.db")
+	o := replicate.Overwrite{PageSize: st.PageSize, Hold: time.Nanosecond, Wait: 10 * time.Second}
+	content := &stateFile{f: f, pageSize: st.PageSize, pageCount: st.PageCount}
+	if _, err := c.nodes[0].svc.Overwrite(t.Context(), st.ID, content, o); !errors.Is(err, replicate.ErrHeldLong) {
+		t.Fatalf("%v, want ErrHeldLong", err)
+	}
+	if now, _ := c.nodes[0].svc.Lookup("shop.db"); now.Position != st.Position {
+		t.Errorf("it is at %v, it was at %v", now.Position, st.Position)
+	}
+	exec(t, db, `INSERT INTO t(b) VALUES('goes on')`)
+	o.Hold = 0
+	done, err := c.nodes[0].svc.Overwrite(t.Context(), st.ID, content, o)
+	if err != nil || done.Rounds != 1 || done.After.TXID != st.Position.TXID+2 {
+		t.Errorf("%+v, %v", done, err)
 	}
 	db.Close()
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -184,7 +185,7 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 		return r, err
 	}
 	done, err := b.n.svc.Overwrite(ctx, st.ID, state, replicate.Overwrite{
-		PageSize: state.pageSize, Hold: holdTime, Wait: writerWait, DryRun: req.DryRun, Progress: steps(progress),
+		PageSize: state.pageSize, Hold: cmp.Or(time.Duration(req.HoldMS)*time.Millisecond, holdTime), Wait: writerWait, DryRun: req.DryRun, Progress: steps(progress),
 	})
 	if err != nil {
 		return r, err
