@@ -56,6 +56,8 @@ const (
 	overwriteRounds = 5
 	// pieceBytes is what is given to the proposer at a time.
 	pieceBytes = 1 << 20
+	// beginPause is between two attempts to begin.
+	beginPause = 10 * time.Millisecond
 	// importRetries is how often one transaction of an import is tried again.
 	importRetries = 5
 )
@@ -119,9 +121,16 @@ type overwriter struct {
 
 // begin takes the write lock and returns the page checksums and page 1 of the state under it.
 func (w *overwriter) begin(ctx context.Context) (base Position, sums sumTable, first []byte, err error) {
-	base, fp, err := w.h.Begin(ctx)
-	if err != nil {
-		return base, nil, nil, err
+	// A begin that waits may be sent away, for the log of the files to be cut: it comes back as an application would.
+	var fp wal.Fingerprint
+	for end := time.Now().Add(w.o.Wait); ; {
+		if base, fp, err = w.h.Begin(ctx); err == nil {
+			break
+		}
+		var busy *BusyError
+		if !errors.As(err, &busy) || time.Now().After(end) || !w.h.svc.pauseFor(ctx, beginPause) {
+			return base, nil, nil, err
+		}
 	}
 	w.d.mu.Lock()
 	live := w.d.live
