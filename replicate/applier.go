@@ -166,6 +166,9 @@ func (d *replica) applyItem(it item) error {
 	if it.deleted {
 		return d.applyDelete()
 	}
+	if it.fork != nil {
+		return d.applyFork(it)
+	}
 	ctx := d.svc.ctx
 	if it.spool != nil { // it takes long, and others need not wait for that
 		d.worker.lend()

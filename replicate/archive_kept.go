@@ -112,6 +112,18 @@ func (k *kept) dropTo(txid TXID) {
 	}
 }
 
+// noteFork takes a fork that can be used: it is archived by a snapshot, before anybody writes into it.
+func (a *archiver) noteFork(st DatabaseState) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	k := a.keptLocked(st.ID)
+	k.last, k.lastTime = max(k.last, st.Position.TXID), max(k.lastTime, st.CommitTime)
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
 // noteDeleted notes that a database is gone: what it was is archived nevertheless.
 func (a *archiver) noteDeleted(id DatabaseID) {
 	a.mu.Lock()
@@ -141,7 +153,7 @@ func (a *archiver) rebase(states []DatabaseState) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, st := range states {
-		if st.Position.TXID == 1 {
+		if st.Position.TXID == 1 || st.Pending {
 			continue
 		}
 		k := a.keptLocked(st.ID)

@@ -68,6 +68,9 @@ func (a *archiver) creation(id DatabaseID) (*archive.Batch, error) {
 		}
 		a.mu.Unlock()
 	}
+	if ok && !st.Source.IsZero() {
+		return nil, fmt.Errorf("database %s begins as a fork, with a snapshot: %w", id, archive.ErrNotInBacklog)
+	}
 	if !ok {
 		return nil, fmt.Errorf("the creation of database %s: %w", id, archive.ErrNotInBacklog)
 	}
@@ -172,6 +175,9 @@ func (s *archiveSource) Image(ctx context.Context) (archive.Image, func(), error
 		if !ok || !open {
 			s.a.giveUp(s.id)
 			return nil, nil, fmt.Errorf("database %s: %w", s.id, ErrDeleted)
+		}
+		if img := d.takeFirst(); img != nil {
+			return img, func() { img.snap.Close() }, nil
 		}
 		snap, pos, err := d.pin(ctx, st.Position.TXID)
 		if err != nil {

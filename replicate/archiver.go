@@ -200,7 +200,7 @@ func (a *archiver) survey() {
 	clear(a.proposals)
 	known := a.s.fsm.Archive() == a.tag && !a.opts.Local
 	for _, st := range a.s.fsm.List() {
-		if st.Position.TXID == 1 || known && st.Archived >= st.Position.TXID {
+		if st.Pending || st.Position.TXID == 1 || known && st.Archived >= st.Position.TXID {
 			continue
 		}
 		k := a.keptLocked(st.ID)

@@ -28,6 +28,8 @@ import (
 //	version      1 cluster version
 //	part, final  see part.go
 //	archived     see archived.go
+//	fork begin, fork ready  see fork.go
+//	archived     see archived.go
 //
 // A string is a 2-byte length and that many bytes of UTF-8. Every length is
 // exact: bytes left over are an error.
@@ -82,6 +84,8 @@ const (
 	KindPart
 	KindFinal
 	KindArchived
+	KindForkBegin
+	KindForkReady
 )
 
 // String names the kind for logs.
@@ -105,6 +109,10 @@ func (k Kind) String() string {
 		return "final"
 	case KindArchived:
 		return "archived"
+	case KindForkBegin:
+		return "fork begin"
+	case KindForkReady:
+		return "fork ready"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -276,7 +284,7 @@ func StampTransaction(entry []byte, term uint64, commitTime int64) error {
 func commitTimeMillis(micros int64) int64 { return micros / 1000 }
 
 // Decode returns a *TermStart, *Create, *Transaction, *Delete, *Member,
-// *Version, *Part, *Final or *Archived. The LTX of a transaction and the data of a part
+// *Version, *Part, *Final, *Archived, *ForkBegin or *ForkReady. The LTX of a transaction and the data of a part
 // alias b; their content is not looked at.
 func Decode(b []byte) (any, error) {
 	kind, err := checkEntry(b)
@@ -328,6 +336,14 @@ func Decode(b []byte) (any, error) {
 		f := new(Final)
 		d.final(f)
 		e = f
+	case KindForkBegin:
+		b := new(ForkBegin)
+		d.forkBegin(b)
+		e = b
+	case KindForkReady:
+		r := new(ForkReady)
+		d.forkReady(r)
+		e = r
 	case KindArchived:
 		a := new(Archived)
 		d.archived(a)

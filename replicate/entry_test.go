@@ -33,6 +33,10 @@ func encodeEntry(e any) ([]byte, error) {
 		return EncodePart(nil, e), nil
 	case *Final:
 		return EncodeFinal(nil, e), nil
+	case *ForkBegin:
+		return EncodeForkBegin(nil, e)
+	case *ForkReady:
+		return EncodeForkReady(nil, e)
 	case *Archived:
 		return EncodeArchived(nil, e)
 	}
@@ -77,6 +81,9 @@ func sampleEntries() []any {
 		&Final{Abort: true, DB: DatabaseID{1}, ID: EntryID{2}},
 		&Archived{Archive: 7, Positions: []ArchivedPosition{{DatabaseID{1}, 3}, {DatabaseID{2}, 1 << 40}}},
 		&Archived{},
+		&ForkBegin{ID: DatabaseID{3}, Source: DatabaseID{1}, Incarnation: 2, Name: "acme/fork", CommitTime: 5},
+		&ForkBegin{ID: DatabaseID{3}, Source: DatabaseID{1}, Name: "f", At: Position{41, 1<<63 | 3}, PageCount: 17, StateTime: 4, CommitTime: 5},
+		&ForkReady{ID: DatabaseID{3}, CommitTime: 6},
 	}
 }
 

@@ -33,6 +33,8 @@ type target struct {
 	position Position
 	pageSize uint32
 	sums     sumTable
+	// cloned says that the pages are a clone of files whose pages have these checksums: they are read later, paced.
+	cloned bool
 }
 
 func (t *target) pageCount() uint32 { return uint32(len(t.sums)) }
@@ -101,9 +103,9 @@ func (d *replica) openFetched() (_ *fetched, err error) {
 	if err := os.MkdirAll(d.svc.spoolDir(), 0o770); err != nil {
 		return nil, fmt.Errorf("open the spool: %w", err)
 	}
-	f, err := os.OpenFile(d.pagesPath(), os.O_RDWR|os.O_CREATE, 0o660)
+	f, err := openSpoolFile(d.pagesPath())
 	if err != nil {
-		return nil, fmt.Errorf("open the spool: %w", err)
+		return nil, err
 	}
 	p := &fetched{file: f, pageSize: d.pageSize}
 	defer func() {
@@ -161,6 +163,27 @@ func (p *fetched) offset(pgno uint32) int64 { return int64(pgno-1) * int64(p.pag
 // has reports that the page with this checksum is there.
 func (p *fetched) has(pgno uint32, sum uint64) bool {
 	return int(pgno) <= len(p.sums) && p.sums[pgno-1] == sum
+}
+
+// openTarget opens the pages file that a target is made of. That of a clone is not read.
+func (d *replica) openTarget(t *target) (*fetched, error) {
+	if !t.cloned {
+		return d.openFetched()
+	}
+	f, err := openSpoolFile(d.pagesPath())
+	if err != nil {
+		return nil, err
+	}
+	return &fetched{file: f, pageSize: d.pageSize, sums: append([]uint64{}, t.sums...)}, nil
+}
+
+// openSpoolFile opens a file of the spool for reading and writing, and makes it if there is none.
+func openSpoolFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o660)
+	if err != nil {
+		return nil, fmt.Errorf("open the spool: %w", err)
+	}
+	return f, nil
 }
 
 // put writes consecutive pages from pgno on, with their checksums.

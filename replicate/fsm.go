@@ -64,6 +64,10 @@ type Sink interface {
 	Deleted(index uint64, id DatabaseID)
 	TermStarted(index, term uint64)
 	MemberChanged(Member)
+	// ForkBegun says that a database is to be made of a state of another: the one that this has now, or a past
+	// one. ForkReady says that it can be used.
+	ForkBegun(index uint64, st DatabaseState, past bool)
+	ForkReady(index uint64, st DatabaseState)
 	// Archived passes positions as the entry has them, also of databases that are
 	// deleted.
 	Archived(index uint64, e *Archived)
@@ -85,7 +89,12 @@ type DatabaseState struct {
 	LastIndex    uint64 // raft index of the entry that led to Position
 	CreatedIndex uint64 // raft index of the create entry
 	CreatedTime  int64  // microseconds since 1970
-	Archived     TXID   // last transaction known to be in the archive that FSM.Archive names
+	// Source is the database of whose state this one is a fork, zero for none: its first transaction is not the empty
+	// image. Pending says that its copies are
+	// still being made: nothing is written into it, and nobody opens it.
+	Source   DatabaseID
+	Pending  bool
+	Archived TXID // last transaction known to be in the archive that FSM.Archive names
 }
 
 // Tombstone is what is left of a deleted database.
@@ -159,6 +168,7 @@ type state struct {
 	members        map[string]Member
 	rejected       rejectedRing
 	running        map[EntryID]*Running
+	pending        map[DatabaseID]*database // forks that are being made
 }
 
 type database struct {
@@ -186,6 +196,7 @@ func newState() *state {
 		incarnations:   make(map[string]uint64),
 		members:        make(map[string]Member),
 		running:        make(map[EntryID]*Running),
+		pending:        make(map[DatabaseID]*database),
 	}
 }
 
@@ -306,6 +317,12 @@ func (s *state) decide(e any, d *Decision) func(Sink) {
 	case *Final:
 		d.Kind = KindFinal
 		return s.final(e, d)
+	case *ForkBegin:
+		d.Kind = KindForkBegin
+		return s.forkBegin(e, d)
+	case *ForkReady:
+		d.Kind = KindForkReady
+		return s.forkReady(e, d)
 	case *Archived:
 		d.Kind = KindArchived
 		return s.archived(e, d)
@@ -358,6 +375,8 @@ func (s *state) refusal(t *Transaction, db *database, term uint64) string {
 		return fmt.Sprintf("database %s does not exist", t.DB)
 	}
 	switch {
+	case db.Pending:
+		return fmt.Sprintf("database %q is being made", db.Name)
 	case t.Term != term:
 		return fmt.Sprintf("proposed in term %d, committed in term %d", t.Term, term)
 	case t.Pre != db.Position:
@@ -428,7 +447,7 @@ func (s *state) create(e *Create, d *Decision) func(Sink) {
 		d.Reason = reason
 		return nil
 	}
-	image, err := wal.EmptyDatabase(e.PageSize, e.AutoVacuum)
+	empty, err := emptyPosition(e.PageSize, e.AutoVacuum)
 	if err != nil {
 		d.Reason = err.Error()
 		return nil
@@ -440,18 +459,26 @@ func (s *state) create(e *Create, d *Decision) func(Sink) {
 		PageSize:     e.PageSize,
 		PageCount:    1,
 		AutoVacuum:   e.AutoVacuum,
-		Position:     Position{TXID: 1, Checksum: Checksum(snapshot.Roll(snapshot.ChecksumFlag, snapshot.PageSum(1, image)))},
+		Position:     empty,
 		CommitTime:   e.CommitTime,
 		LastIndex:    d.Index,
 		CreatedIndex: d.Index,
 		CreatedTime:  e.CommitTime,
 	}}
-	s.byID[e.ID], s.byName[e.Name] = db, db
-	s.names.add(e.Name)
+	s.addDatabase(db)
 	d.Accepted = true
 	d.ID, d.Position = db.ID, db.Position
 	created := db.DatabaseState
 	return func(sink Sink) { sink.Created(d.Index, created) }
+}
+
+// emptyPosition is that of a database that nobody has written.
+func emptyPosition(pageSize uint32, autoVacuum uint8) (Position, error) {
+	image, err := wal.EmptyDatabase(pageSize, autoVacuum)
+	if err != nil {
+		return Position{}, err
+	}
+	return Position{TXID: 1, Checksum: Checksum(snapshot.Roll(snapshot.ChecksumFlag, snapshot.PageSum(1, image)))}, nil
 }
 
 func (s *state) createRefusal(e *Create) string {
@@ -493,6 +520,11 @@ func (s *state) delete(e *Delete, d *Decision) func(Sink) {
 		return nil
 	}
 	d.Position = db.Position
+	if fork := s.forkOf(db.ID); fork != nil { // some node may need what it has
+		d.Reason = fmt.Sprintf("database %q is being forked into %q", db.Name, fork.Name)
+		return nil
+	}
+	delete(s.pending, db.ID)
 	delete(s.byID, db.ID)
 	delete(s.byName, db.Name)
 	s.names.remove(db.Name)
@@ -550,13 +582,15 @@ func (s *state) version(e *Version, d *Decision) {
 
 type noSink struct{}
 
-func (noSink) Created(uint64, DatabaseState) {}
-func (noSink) Accepted(uint64, *Transaction) {}
-func (noSink) Part(uint64, Running, []byte)  {}
-func (noSink) AcceptedLarge(uint64, *Final)  {}
-func (noSink) Dropped(uint64, []EntryID)     {}
-func (noSink) Deleted(uint64, DatabaseID)    {}
-func (noSink) TermStarted(uint64, uint64)    {}
-func (noSink) MemberChanged(Member)          {}
-func (noSink) Archived(uint64, *Archived)    {}
-func (noSink) Stop(error)                    {}
+func (noSink) Created(uint64, DatabaseState)         {}
+func (noSink) Accepted(uint64, *Transaction)         {}
+func (noSink) Part(uint64, Running, []byte)          {}
+func (noSink) AcceptedLarge(uint64, *Final)          {}
+func (noSink) Dropped(uint64, []EntryID)             {}
+func (noSink) Deleted(uint64, DatabaseID)            {}
+func (noSink) TermStarted(uint64, uint64)            {}
+func (noSink) MemberChanged(Member)                  {}
+func (noSink) Archived(uint64, *Archived)            {}
+func (noSink) ForkBegun(uint64, DatabaseState, bool) {}
+func (noSink) ForkReady(uint64, DatabaseState)       {}
+func (noSink) Stop(error)                            {}

@@ -45,6 +45,10 @@ func (r *recorder) Part(index uint64, before Running, data []byte) {
 func (r *recorder) AcceptedLarge(index uint64, f *Final) { r.add("%d accepted %v", index, f.Post.TXID) }
 func (r *recorder) Dropped(index uint64, ids []EntryID)  { r.add("%d dropped %d", index, len(ids)) }
 func (r *recorder) TermStarted(index, term uint64)       { r.add("%d term %d", index, term) }
+func (r *recorder) ForkBegun(_ uint64, st DatabaseState, past bool) {
+	r.add("fork begun %s of %s at %v past=%v", st.Name, st.Source, st.Position.TXID, past)
+}
+func (r *recorder) ForkReady(_ uint64, st DatabaseState) { r.add("fork ready %s", st.Name) }
 func (r *recorder) Archived(_ uint64, e *Archived)       { r.add("archived %d %v", e.Archive, e.Positions) }
 func (r *recorder) MemberChanged(m Member)               { r.add("member %s removed=%v", m.ID, m.Removed) }
 func (r *recorder) Stop(err error)                       { r.stopped = err; r.add("stop") }

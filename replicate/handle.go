@@ -91,6 +91,9 @@ func (s *Service) OpenHandle(ctx context.Context, id DatabaseID, opts HandleOpti
 	if !ok {
 		return nil, 0, ErrNotFound
 	}
+	if err := s.waitFork(ctx, d); err != nil {
+		return nil, 0, err
+	}
 	h := &Handle{svc: s, db: d, opts: opts, num: s.handleSeq.Add(1)}
 	d.mu.Lock()
 	if d.deleted || d.removed {

@@ -76,16 +76,19 @@ func (d *replica) installPendingIO(ctx context.Context, t *target) error {
 
 func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) error {
 	d.mu.Lock()
-	known, pos, fenced := d.known, d.position, d.fenced != nil
+	known, pos, fenced, removed := d.known, d.position, d.fenced != nil, d.removed || d.deleted
 	if known && pos.TXID >= t.position.TXID {
 		d.dropCatchupLocked()
 		d.mu.Unlock()
 		return nil
 	}
 	d.mu.Unlock()
+	if removed {
+		return ErrDeleted
+	}
 	if pages == nil {
 		var err error
-		if pages, err = d.openFetched(); err != nil {
+		if pages, err = d.openTarget(t); err != nil {
 			return err
 		}
 		defer pages.file.Close()
@@ -144,7 +147,10 @@ func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) erro
 	}
 	d.mu.Lock()
 	d.setSumsLocked(t.sums)
-	d.known, d.verified, d.fenced, d.healErr, d.behind = true, true, nil, nil, false
+	d.known, d.verified, d.fenced, d.healErr, d.behind = true, !t.cloned, nil, nil, false
+	if t.cloned {
+		d.lastScrub = time.Time{}
+	}
 	d.advanceLocked(t.position, txn.Fingerprint())
 	d.mu.Unlock()
 	// The record takes the place of the target: only then what was fetched may go.
@@ -234,8 +240,10 @@ func (d *replica) placeIO(t *target, pages *fetched) (bool, error) {
 	if err := pages.file.Truncate(int64(t.pageCount()) * int64(t.pageSize)); err != nil {
 		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
 	}
-	if err := pages.verify(t.sums); err != nil {
-		return false, err
+	if !t.cloned {
+		if err := pages.verify(t.sums); err != nil {
+			return false, err
+		}
 	}
 	if err := syncFile(pages.file); err != nil {
 		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}

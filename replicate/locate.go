@@ -20,12 +20,16 @@ func (d *replica) openFileIO(install bool) (LiveFile, error) {
 	d.mu.Lock()
 	live := d.live
 	removed, pageSize, autoVacuum, first := d.removed, d.pageSize, d.autoVacuum, d.base.TXID <= 1
+	forking := d.forkingLocked() && !install
 	d.mu.Unlock()
 	if live != nil {
 		return live, nil
 	}
 	if removed {
 		return nil, ErrDeleted
+	}
+	if forking {
+		return nil, fmt.Errorf("open database %q: %w", d.name, ErrForking)
 	}
 	d.svc.makeRoom()
 	// A database that is past its first transaction is fetched whole before anybody opens it (RULES A5): an
@@ -86,7 +90,7 @@ func (d *replica) locate(ctx context.Context) {
 func (d *replica) locateOrFenceIO(ctx context.Context) error {
 	err := d.locateIO(ctx)
 	var device deviceError
-	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFenced) || errors.Is(err, ErrDeleted) || errors.Is(err, errIncomplete) || errors.As(err, &device) {
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFenced) || errors.Is(err, ErrDeleted) || errors.Is(err, ErrForking) || errors.Is(err, errIncomplete) || errors.As(err, &device) {
 		return err
 	}
 	return d.fence(fmt.Errorf("find the position of the local copy: %w", err))
@@ -156,6 +160,7 @@ func (d *replica) findByRecordIO(txn *wal.Txn) bool {
 	if at.TXID < base.TXID || at.TXID == base.TXID && at != base {
 		return false // the log does not say what came between
 	}
+	later = slices.DeleteFunc(later, func(it item) bool { return it.fork != nil })
 	for len(later) > 0 && later[0].position.TXID <= at.TXID && !later[0].deleted {
 		if later[0].position.TXID == at.TXID && later[0].position != at {
 			return false

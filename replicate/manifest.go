@@ -21,7 +21,7 @@ import (
 //	4 databases by id, each:
 //	    16 id, string name, 8 incarnation, 4 page size, 4 page count, 1 auto_vacuum,
 //	    8+8 position, 8 commit time, 8 last index, 8 created index, 8 created time,
-//	    8 archived TXID, 2 accepted entries, oldest first, the last one of the position's TXID,
+//	    8 archived TXID, 16 source of a fork, 1 pending, 2 accepted entries, oldest first, the last one of the position's TXID,
 //	    each 16 id, 8 checksum, 8 index
 //	4 tombstones by id, each: 16 id, string name, 8 index
 //	2 members by id, each: 1 codec version, string id, string raft address, string HTTP address
@@ -41,7 +41,7 @@ const (
 
 	manifestPrefixSize = len(manifestMagic) + 1 + 8
 	acceptedEntrySize  = 32
-	minDatabaseSize    = 16 + 2 + 8 + 4 + 4 + 1 + 16 + 8 + 8 + 8 + 8 + 8 + 2
+	minDatabaseSize    = 16 + 2 + 8 + 4 + 4 + 1 + 16 + 8 + 8 + 8 + 8 + 8 + 16 + 1 + 2
 	minTombstoneSize   = 16 + 2 + 8
 	minMemberSize      = 1 + 2 + 2 + 2
 	rejectedEntrySize  = 24
@@ -145,6 +145,8 @@ func (m *manifest) encode(dst []byte) []byte {
 		dst = le.AppendUint64(dst, db.CreatedIndex)
 		dst = le.AppendUint64(dst, uint64(db.CreatedTime))
 		dst = le.AppendUint64(dst, uint64(db.Archived))
+		dst = append(dst, db.Source[:]...)
+		dst = append(dst, boolByte(db.Pending))
 		entries := db.accepted.window(m.applied)
 		dst = le.AppendUint16(dst, uint16(len(entries)))
 		for _, e := range entries {
@@ -296,6 +298,8 @@ func (s *state) readDatabases(d *decoder) {
 		db.CreatedIndex = d.uint64()
 		db.CreatedTime = int64(d.uint64())
 		db.Archived = TXID(d.uint64())
+		d.bytes16((*[16]byte)(&db.Source))
+		db.Pending = d.bool()
 		d.accepted(db)
 		if d.err != nil {
 			return
@@ -314,8 +318,10 @@ func (s *state) readDatabases(d *decoder) {
 		if s.byName[db.Name] != nil {
 			d.fail("two databases are named %q", db.Name)
 		}
-		s.byID[db.ID], s.byName[db.Name] = db, db
-		s.names.add(db.Name)
+		if db.Pending && (db.Source.IsZero() || len(db.accepted.entries) > 0) {
+			d.fail("database %s is a fork of %s that is being made, with %d accepted entries", db.ID, db.Source, len(db.accepted.entries))
+		}
+		s.addDatabase(db)
 	}
 }
 

@@ -28,7 +28,7 @@ func (d *replica) batchLocked() []item {
 }
 
 // mergeable reports that an item is a transaction of one entry.
-func (it *item) mergeable() bool { return !it.deleted && it.spool == nil }
+func (it *item) mergeable() bool { return !it.deleted && it.spool == nil && it.fork == nil }
 
 // merged is a group of transactions as one.
 type merged struct {

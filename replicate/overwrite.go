@@ -56,10 +56,21 @@ const (
 	overwriteRounds = 5
 	// pieceBytes is what is given to the proposer at a time.
 	pieceBytes = 1 << 20
+	// beginPause is between two attempts to begin.
+	beginPause = 10 * time.Millisecond
+	// importRetries is how often one transaction of an import is tried again.
+	importRetries = 5
 )
 
 // errHeldLong says that the lock was held for as long as it may be.
-var errHeldLong = errors.New("more pages differ than can be looked at while the writers are kept waiting")
+var errHeldLong = fmt.Errorf("more pages differ than can be put together while the writers are kept waiting: %w", ErrHeldLong)
+
+// ErrHeldLong says that a database was not overwritten because its writers would have had to wait for longer than
+// Overwrite.Hold.
+var ErrHeldLong = errors.New("the write lock would be held for too long")
+
+// errRefused says that a transaction was proposed and is definitely not accepted.
+var errRefused = fmt.Errorf("refused: %w", ErrConflict)
 
 // Overwrite gives a database other content, by transactions like those of an application. Open readers keep their
 // snapshots. An error that is no ErrUnknown says that the database is as it was; after a failed import of several
@@ -103,13 +114,23 @@ type overwriter struct {
 	o       Overwrite
 	buf     []byte
 	done    Overwritten
+
+	sent Position // that the last transaction proposed leads to
+	next uint32   // the page with which an import goes on after it
 }
 
 // begin takes the write lock and returns the page checksums and page 1 of the state under it.
 func (w *overwriter) begin(ctx context.Context) (base Position, sums sumTable, first []byte, err error) {
-	base, fp, err := w.h.Begin(ctx)
-	if err != nil {
-		return base, nil, nil, err
+	// A begin that waits may be sent away, for the log of the files to be cut: it comes back as an application would.
+	var fp wal.Fingerprint
+	for end := time.Now().Add(w.o.Wait); ; {
+		if base, fp, err = w.h.Begin(ctx); err == nil {
+			break
+		}
+		var busy *BusyError
+		if !errors.As(err, &busy) || time.Now().After(end) || !w.h.svc.pauseFor(ctx, beginPause) {
+			return base, nil, nil, err
+		}
 	}
 	w.d.mu.Lock()
 	live := w.d.live
@@ -168,7 +189,8 @@ func (w *overwriter) replace(ctx context.Context) error {
 	}
 	for w.done.Rounds = 1; ; w.done.Rounds++ {
 		err := w.round(ctx, want)
-		if !errors.Is(err, errHeldLong) || w.done.Rounds == overwriteRounds {
+		again := errors.Is(err, errHeldLong) || errors.Is(err, errRefused) // nothing has happened
+		if !again || w.done.Rounds == overwriteRounds || ctx.Err() != nil {
 			return err
 		}
 	}
@@ -257,6 +279,7 @@ func (w *overwriter) fill(ctx context.Context) error {
 	}
 	chunk := uint32(max(1, limit/int64(w.o.PageSize)))
 	var last Position
+	refused := 0
 	for from := uint32(2); ; {
 		base, _, now, err := w.begin(ctx)
 		if err != nil {
@@ -264,6 +287,14 @@ func (w *overwriter) fill(ctx context.Context) error {
 		}
 		if last.TXID == 0 {
 			w.done.Before = base
+		}
+		if last.TXID != 0 && base == w.sent { // its verdict was not heard: it is accepted
+			last, from = base, w.next
+			if from > count+1 {
+				w.end()
+				w.accepted(ctx, base, count)
+				return nil
+			}
 		}
 		if last.TXID == 0 && base.TXID != 1 || last.TXID != 0 && base != last {
 			w.end()
@@ -290,13 +321,24 @@ func (w *overwriter) fill(ctx context.Context) error {
 				pages = append(pages, pgno)
 			}
 		}
-		if err := w.commit(ctx, pages, to, first, func() error { return nil }); err != nil {
+		if last.TXID == 0 {
+			last = base
+		}
+		if w.next = to + 1; whole {
+			w.next = count + 2
+		}
+		err = w.commit(ctx, pages, to, first, func() error { return nil })
+		switch {
+		case err == nil && whole:
+			return nil
+		case err == nil:
+			last, from, refused = w.done.After, to+1, 0
+		case ctx.Err() == nil && refused < importRetries && (errors.Is(err, errRefused) || errors.Is(err, ErrUnknown)):
+			refused++ // the leader changed, perhaps; where the database stands the next begin tells
+			w.d.log.Debug("a transaction of an import is sent again", "err", err)
+		default:
 			return err
 		}
-		if whole {
-			return nil
-		}
-		last, from = w.done.After, to+1
 	}
 }
 
@@ -358,6 +400,7 @@ func (w *overwriter) propose(ctx context.Context, pageCount uint32, list []wal.P
 	local := w.h.parts.local
 	w.d.mu.Unlock()
 	total := int64(w.content.PageCount()) * int64(w.o.PageSize)
+	defer func() { w.sent = local.post }()
 	outcome, text := w.h.CommitParts(ctx, w.o.PageSize, pageCount, list, func() { w.o.Progress("replicate", int64(last)*int64(w.o.PageSize), total) })
 	w.end()
 	switch outcome {
@@ -367,18 +410,22 @@ func (w *overwriter) propose(ctx context.Context, pageCount uint32, list []wal.P
 	case OutcomeFull:
 		return fmt.Errorf("%s: %w", text, ErrInvalid)
 	default:
-		return fmt.Errorf("%s: %w", text, ErrConflict)
+		return fmt.Errorf("%s: %w", text, errRefused)
 	}
-	w.done.After, w.done.PageCount = local.post, pageCount
 	w.done.Pages += uint32(len(local.delta.pgnos))
-	w.stamp(local.post)
+	w.accepted(ctx, local.post, pageCount)
+	return nil
+}
+
+// accepted notes what is committed, and gives this node's files their time to show it.
+func (w *overwriter) accepted(ctx context.Context, post Position, pageCount uint32) {
+	w.done.After, w.done.PageCount = post, pageCount
 	wctx, cancel := context.WithTimeout(ctx, overwritePatience)
 	defer cancel()
-	if err := w.d.waitPosition(wctx, local.post.TXID); err != nil {
-		w.d.log.Warn("a transaction of this node is committed, and its own files do not show it", "txid", local.post.TXID.String(), "err", err)
+	if err := w.d.waitPosition(wctx, post.TXID); err != nil {
+		w.d.log.Warn("a transaction of this node is committed, and its own files do not show it", "txid", post.TXID.String(), "err", err)
 	}
-	w.stamp(local.post)
-	return nil
+	w.stamp(post)
 }
 
 // stamp notes the commit time of a position.

@@ -65,7 +65,9 @@ func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) err
 		})
 	}
 	for _, st := range states {
-		work <- st
+		if !st.Pending { // nobody was told of it
+			work <- st
+		}
 	}
 	close(work)
 	wg.Wait()
@@ -183,7 +185,7 @@ func (d *replica) waitUnblocked(ctx context.Context, txid TXID) error {
 func (d *replica) blocked() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.fenced != nil || d.stuck != nil || d.behind || d.pending != nil || !d.late.IsZero() && time.Since(d.late) > lateAfter
+	return d.fenced != nil || d.forkingLocked() || d.stuck != nil || d.behind || d.pending != nil || !d.late.IsZero() && time.Since(d.late) > lateAfter
 }
 
 // trimRedo forgets decided changes that the log does not have any more: pages come from a peer instead (RULES A4).

@@ -187,6 +187,9 @@ func (s *Service) leadership() {
 			}
 		}
 		led = leads
+		if leads {
+			s.driveForks()
+		}
 		if leader, _ := s.leader(); leader != last {
 			s.metrics.leaderChanges.Add(1)
 			if leader != "" {

@@ -37,6 +37,8 @@ const (
 	methodPages      uint8 = 35 // a stream
 	methodDurable    uint8 = 36
 	methodCommits    uint8 = 40 // a stream
+	methodFork       uint8 = 45
+	methodHasFork    uint8 = 46
 	methodArchiveJob uint8 = 50
 )
 
@@ -53,17 +55,21 @@ const (
 	codeLockBusy  uint16 = 8
 	codeQuota     uint16 = 21
 	codeDiskFull  uint16 = 24
+	codeExists    uint16 = 45
 )
 
 // ErrConflict is returned when the request contradicts what exists: a name that is taken, a database that
 // is open.
 var ErrConflict = errors.New("conflict")
 
+// ErrExists is returned for a name that is taken.
+var ErrExists = errors.New("the name is taken")
+
 // ErrInvalid is returned for a request that can never succeed as it is.
 var ErrInvalid = errors.New("invalid request")
 
 var codedErrors = map[uint16]error{
-	codeFenced: ErrFenced, codeQuota: ErrQuota, codeLockBusy: ErrLockBusy, codeDiskFull: ErrDiskFull, codeNoMember: ErrNoMember,
+	codeExists: ErrExists, codeFenced: ErrFenced, codeQuota: ErrQuota, codeLockBusy: ErrLockBusy, codeDiskFull: ErrDiskFull, codeNoMember: ErrNoMember,
 	codeNotLeader: ErrNotLeader, codeDeleted: ErrDeleted, codeNotFound: ErrNotFound, codeConflict: ErrConflict, codeInvalid: ErrInvalid,
 }
 
@@ -139,6 +145,8 @@ func (s *Service) registerMethods() {
 	s.port.Handle(methodHello, whenUp(jsonMethodFrom(s.serveHello)), peer.OpenToStrangers())
 	s.port.Handle(methodJoin, whenUp(jsonMethodFrom(s.serveJoin)), peer.OpenToStrangers())
 	handle(methodDurable, jsonMethod(s.serveDurable))
+	handle(methodFork, jsonMethod(s.leaderFork))
+	handle(methodHasFork, jsonMethod(s.serveHasFork))
 	s.port.HandleStream(methodRound, func(ctx context.Context, from string, req []byte, w io.Writer) error {
 		return coded(s.serveRound(ctx, from, req, w))
 	})

@@ -31,8 +31,8 @@ func (s *Service) serveCaughtUp(ctx context.Context, index uint64) (caughtUpRepl
 	defer cancel()
 	for _, st := range s.fsm.List() {
 		d, ok := s.replica(st.ID)
-		if !ok {
-			continue // deleted since
+		if !ok || st.Pending {
+			continue // deleted since, or nobody was told of it
 		}
 		if err := d.durableNow(ctx, st.Position.TXID); err != nil && !errors.Is(err, ErrDeleted) {
 			r.Detail = fmt.Sprintf("database %q is not stored up to transaction %s: %v", st.Name, st.Position.TXID, err)

@@ -64,6 +64,9 @@ type Files interface {
 	// Place gives a file that is complete and synced the path of a database, durably. It fails with
 	// os.ErrExist, and changes nothing, if there is a file already. The file may keep its old name too.
 	Place(file, path string) error
+	// Clone makes a file of the blocks of a database file, which nobody writes meanwhile, without copying them. The
+	// error wraps ErrNoClone where the file system cannot do that.
+	Clone(ctx context.Context, path, file string) error
 	// Remove deletes the database's directory. Nothing has it open.
 	Remove(path string) error
 }
@@ -89,6 +92,7 @@ type item struct {
 	pages      uint32
 	commitTime int64 // microseconds
 	deleted    bool
+	fork       *replica // to be made of the files at position; nil: it is no fork
 }
 
 // localCommit is a transaction of an application on this node, from its proposal until it is known
@@ -163,6 +167,8 @@ type replica struct {
 	stuck       error // why the applier cannot write the files
 	progress    progress
 	ckpt        checkpoints
+
+	forking *forking // nil: it is no fork, or was none in this life of the node
 
 	quota      *Quota  // of this node, nil for none
 	listed     bool    // in the set of active databases
@@ -248,6 +254,9 @@ func (d *replica) deletedError() error {
 // idleLocked reports that the applier has nothing to do, or must not: a fenced copy takes no change but its
 // removal.
 func (d *replica) idleLocked() bool {
+	if d.forkingLocked() && (len(d.queue) == 0 || !d.queue[0].deleted) {
+		return true // its files are still to be made
+	}
 	if len(d.queue) == 0 {
 		return !d.behind || d.removed || d.deleted || d.fenced != nil
 	}
@@ -277,7 +286,7 @@ func (d *replica) endLocalLocked(local *localCommit) {
 	d.local, d.late = nil, time.Time{}
 	close(local.done)
 	if d.known && !d.applying {
-		for len(d.queue) > 0 && !d.queue[0].deleted && d.queue[0].position == d.position {
+		for len(d.queue) > 0 && !d.queue[0].deleted && d.queue[0].fork == nil && d.queue[0].position == d.position {
 			d.dropQueueHeadLocked()
 		}
 	}
@@ -312,6 +321,9 @@ func (d *replica) advanceLocked(p Position, fp wal.Fingerprint) {
 func (it *item) drop() {
 	if it.spool != nil {
 		it.spool.release()
+	}
+	if f := it.fork; f != nil { // if that has not begun, it is made of something else
+		f.svc.goroutine(func() { f.startFork(nil) })
 	}
 }
 

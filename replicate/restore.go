@@ -32,8 +32,12 @@ func (s *Service) afterRestore(states []DatabaseState) error {
 			s.replicas[st.ID] = d
 		}
 		d.mu.Lock()
-		d.unreached = fromLeader
+		d.unreached = fromLeader && !st.Pending
 		d.mu.Unlock()
+		if st.Pending {
+			d.beginForking(st, true) // how it began is not known any more: the archive may have it, peers too
+			s.goroutine(func() { d.startFork(nil) })
+		}
 	}
 	var gone []*replica
 	for id, d := range s.replicas {
@@ -72,7 +76,9 @@ func (s *Service) afterRestore(states []DatabaseState) error {
 		})
 	}
 	for _, st := range states {
-		work <- st
+		if !st.Pending {
+			work <- st
+		}
 	}
 	close(work)
 	wg.Wait()

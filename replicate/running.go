@@ -99,6 +99,8 @@ func (s *state) largeRefusal(id EntryID, dbID DatabaseID, pre Position, stamped 
 		return fmt.Sprintf("database %s does not exist", dbID)
 	}
 	switch {
+	case db.Pending:
+		return fmt.Sprintf("database %q is being made", db.Name)
 	case term != s.term:
 		return fmt.Sprintf("term %d has not started", term)
 	case stamped != term:

@@ -46,6 +46,8 @@ type Options struct {
 	MaxTransaction int64
 	// CatchupStep, if not nil, is called at each step of a catch-up of a database. For tests.
 	CatchupStep func(database, step string)
+	// ForkPatience is for how long a majority may take to make its copies of a fork. 0: a default.
+	ForkPatience time.Duration
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
 	// BeforePart is called before this node, as the leader, proposes a part of a large transaction, and with
@@ -122,6 +124,9 @@ type Service struct {
 	started     time.Time
 	membership  Membership
 	promoting   sync.Map // member id -> true
+	driven      sync.Map // id of a fork that this node, as the leader, sees to -> true
+
+	forkPatience time.Duration
 }
 
 // Start opens raft on the stores and begins to replicate. The caller bootstraps or joins afterwards.
@@ -134,6 +139,10 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
 	s.quotas = newQuotas(opts.Quotas)
+	s.forkPatience = forkPatience
+	if opts.ForkPatience > 0 {
+		s.forkPatience = opts.ForkPatience
+	}
 	s.appliers = newPool(applierWidth(), s.goroutine)
 	s.files = watchedFiles{opts.Files, s}
 	s.catchups, s.catchup.rate = make(chan struct{}, catchupsAtOnce), opts.CatchupRate

@@ -33,15 +33,17 @@ func (n *spoolNode) Part(index uint64, before Running, data []byte) {
 	n.mu.Unlock()
 	n.spools.part(index, before, data)
 }
-func (n *spoolNode) AcceptedLarge(uint64, *Final)        {}
-func (n *spoolNode) Dropped(index uint64, ids []EntryID) { n.spools.drop(index, ids) }
-func (n *spoolNode) Deleted(uint64, DatabaseID)          {}
-func (n *spoolNode) TermStarted(uint64, uint64)          {}
-func (n *spoolNode) Archived(uint64, *Archived)          {}
-func (n *spoolNode) MemberChanged(Member)                {}
-func (n *spoolNode) Stop(err error)                      { n.t.Errorf("stopped: %v", err) }
-func (n *spoolNode) file(id EntryID) string              { return n.spools.path(id) }
-func (n *spoolNode) exists(id EntryID) bool              { _, err := os.Stat(n.file(id)); return err == nil }
+func (n *spoolNode) AcceptedLarge(uint64, *Final)          {}
+func (n *spoolNode) Dropped(index uint64, ids []EntryID)   { n.spools.drop(index, ids) }
+func (n *spoolNode) Deleted(uint64, DatabaseID)            {}
+func (n *spoolNode) TermStarted(uint64, uint64)            {}
+func (n *spoolNode) ForkBegun(uint64, DatabaseState, bool) {}
+func (n *spoolNode) ForkReady(uint64, DatabaseState)       {}
+func (n *spoolNode) Archived(uint64, *Archived)            {}
+func (n *spoolNode) MemberChanged(Member)                  {}
+func (n *spoolNode) Stop(err error)                        { n.t.Errorf("stopped: %v", err) }
+func (n *spoolNode) file(id EntryID) string                { return n.spools.path(id) }
+func (n *spoolNode) exists(id EntryID) bool                { _, err := os.Stat(n.file(id)); return err == nil }
 func (n *spoolNode) of(id EntryID) *spool {
 	n.spools.mu.Lock()
 	defer n.spools.mu.Unlock()

@@ -108,3 +108,23 @@ func (s *Snapshot) Close() error {
 	}
 	return nil
 }
+
+// LogPages calls f with the number of each page that the snapshot reads from the
+// log; of all others it reads what is in the file. A number may come several
+// times.
+func (s *Snapshot) LogPages(f func(pgno uint32)) error {
+	s.h.life.RLock()
+	defer s.h.life.RUnlock()
+	if s.closed || s.h.closed {
+		return ErrClosed
+	}
+	for n := s.minFrame; n <= s.maxFrame; n++ {
+		region := hashRegion(n)
+		mem, err := s.h.shm.Map(region)
+		if err != nil {
+			return fmt.Errorf("map wal-index region %d: %w", region, err)
+		}
+		f(loadWord(mem, pagesOffset(region)+4*int(n-regionBase(region)-1)))
+	}
+	return nil
+}

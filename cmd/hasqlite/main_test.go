@@ -95,6 +95,10 @@ func (f *fakeNode) Rollback(ctx context.Context, req api.RollbackRequest, _ func
 	return api.RollbackReport{Name: req.Name, DryRun: req.DryRun, Previous: api.Commit{Bookmark: "b1"}, Commit: api.Commit{Bookmark: "b2"}, Target: api.Commit{Bookmark: "b0"}},
 		f.call(ctx, "rollback %s %s%s %v", req.Name, req.At, req.To, req.DryRun)
 }
+func (f *fakeNode) Fork(ctx context.Context, req api.ForkRequest, _ func(api.Progress)) (api.ForkReport, error) {
+	return api.ForkReport{Name: req.Name, Source: req.Source, DryRun: req.DryRun, Target: api.Commit{Bookmark: "b0"}},
+		f.call(ctx, "fork %s %s %s%s %v", req.Source, req.Name, req.At, req.To, req.DryRun)
+}
 func (f *fakeNode) Export(ctx context.Context, name string, m api.Moment) (api.ExportHead, io.ReadCloser, error) {
 	err := f.call(ctx, "export %s %s%s", name, m.At, m.To)
 	head := api.ExportHead{Name: name, Commit: api.Commit{Bookmark: f.bookmark}, PageSize: 4096, SizeBytes: int64(len(f.exported))}

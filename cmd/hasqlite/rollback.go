@@ -13,6 +13,7 @@ import (
 
 func newRollback(c *cli) *cobra.Command {
 	req := api.RollbackRequest{}
+	var hold time.Duration
 	cmd := &cobra.Command{
 		Use:   "rollback NAME",
 		Short: "Make a database what it was",
@@ -28,7 +29,7 @@ what it was.`,
 		Args:              exit.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req.Name = args[0]
+			req.Name, req.HoldMS = args[0], hold.Milliseconds()
 			if err := req.Validate(); err != nil {
 				return err
 			}
@@ -47,6 +48,7 @@ what it was.`,
 		},
 	}
 	momentFlags(cmd, &req.Moment)
+	cmd.Flags().DurationVar(&hold, "hold", 2*time.Second, "how long writers may be kept waiting at a time before the transaction is proposed")
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only say which commit it would be, and how many pages differ")
 	return cmd
 }

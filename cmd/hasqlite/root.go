@@ -71,7 +71,7 @@ func newRoot(s streams) *cobra.Command {
 	f.StringVar(&c.node, "node", "", "address of a node's HTTP interface (default: HASQLITE_NODE, else "+defaultNode+")")
 	f.BoolVar(&c.json, "json", false, "print JSON")
 	f.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
-	root.AddCommand(newDB(c), newCluster(c), newVerify(c), newShell(c), newImport(c), newExport(c), newRollback(c), newRestore(c), newHistory(c), newQuery(c), newDiff(c), newSnapshot(c), newArchive(c), newNode(c), interruptible(newDemoCommand()))
+	root.AddCommand(newDB(c), newCluster(c), newVerify(c), newShell(c), newImport(c), newExport(c), newFork(c), newRollback(c), newRestore(c), newHistory(c), newQuery(c), newDiff(c), newSnapshot(c), newArchive(c), newNode(c), interruptible(newDemoCommand()))
 	return root
 }
 

@@ -98,6 +98,9 @@ func (f *fakeBackend) Import(_ context.Context, req ImportRequest, file io.Reade
 func (f *fakeBackend) Rollback(_ context.Context, req RollbackRequest, _ func(Progress)) (RollbackReport, error) {
 	return RollbackReport{Name: req.Name}, f.note("rollback %q at=%q to=%q dry=%v", req.Name, req.At, req.To, req.DryRun)
 }
+func (f *fakeBackend) Fork(_ context.Context, req ForkRequest, _ func(Progress)) (ForkReport, error) {
+	return ForkReport{Name: req.Name}, f.note("fork %q into %q to=%q dry=%v", req.Source, req.Name, req.To, req.DryRun)
+}
 func (f *fakeBackend) Export(_ context.Context, name string, m Moment) (ExportHead, io.ReadCloser, error) {
 	if err := f.note("export %q at=%q to=%q", name, m.At, m.To); err != nil {
 		return ExportHead{}, nil, err
@@ -192,6 +195,10 @@ func TestClientReachesEveryMethodOfTheBackend(t *testing.T) {
 		}, fmt.Sprintf("label %q \"before ü\" dry=true", odd)},
 		{"unlabel", func(c *Client) error { _, err := c.Unlabel(ctx, SnapshotRequest{Name: "a", Label: "x"}); return err }, `unlabel "a" "x" dry=false`},
 		{"prune", func(c *Client) error { _, err := c.Prune(ctx, PruneRequest{Name: odd}); return err }, fmt.Sprintf("prune %q dry=false", odd)},
+		{"fork", func(c *Client) error {
+			_, err := c.Fork(ctx, ForkRequest{Source: odd, Name: "b", Moment: Moment{To: "b1"}}, func(Progress) {})
+			return err
+		}, fmt.Sprintf("fork %q into \"b\" to=\"b1\" dry=false", odd)},
 		{"health", func(c *Client) error { return c.Health(ctx) }, "health"},
 		{"ready", func(c *Client) error { return c.Ready(ctx) }, "ready"},
 	}

@@ -77,12 +77,17 @@ type RollbackRequest struct {
 	Moment
 	// DryRun only says what would be done.
 	DryRun bool `json:"dry_run,omitempty"`
+	// HoldMS is for how long writers may be kept waiting before the transaction is proposed, 0 for two seconds.
+	HoldMS int64 `json:"hold_ms,omitempty"`
 }
 
 // Validate says what is wrong with it. The error is an ErrInvalid.
 func (r RollbackRequest) Validate() error {
 	if r.Zero() {
 		return fmt.Errorf("no state to go back to: give at or to: %w", ErrInvalid)
+	}
+	if r.HoldMS < 0 || r.HoldMS > time.Hour.Milliseconds() {
+		return fmt.Errorf("hold_ms %d: want 0 to an hour: %w", r.HoldMS, ErrInvalid)
 	}
 	return r.Moment.Validate()
 }
@@ -103,6 +108,36 @@ type RollbackReport struct {
 	DurationMS int64  `json:"duration_ms"`
 }
 
+// ForkRequest asks for a database that begins as a state of another one.
+type ForkRequest struct {
+	Source string `json:"source"`
+	Name   string `json:"name"`
+	Moment
+	// DryRun only says what would be done.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// Validate says what is wrong with it; the names are judged by the node. The error is an ErrInvalid.
+func (r ForkRequest) Validate() error {
+	if r.Source == "" || r.Name == "" {
+		return fmt.Errorf("fork %q into %q: both names are needed: %w", clip(r.Source), clip(r.Name), ErrInvalid)
+	}
+	return r.Moment.Validate()
+}
+
+// ForkReport says what became of a fork.
+type ForkReport struct {
+	Name   string `json:"name"`
+	ID     string `json:"id"`
+	Source string `json:"source"`
+	// Target is the state of the source with which the fork begins.
+	Target     Commit `json:"target"`
+	PageSize   uint32 `json:"page_size"`
+	SizeBytes  int64  `json:"size_bytes"`
+	DryRun     bool   `json:"dry_run"`
+	DurationMS int64  `json:"duration_ms"`
+}
+
 // Contents is the part of a Backend that moves whole databases. Progress functions may be called from any goroutine, and
 // are cheap.
 type Contents interface {
@@ -112,6 +147,8 @@ type Contents interface {
 	Export(ctx context.Context, name string, m Moment) (ExportHead, io.ReadCloser, error)
 	// Rollback makes a database what it was, by one more transaction, under open readers.
 	Rollback(ctx context.Context, req RollbackRequest, progress func(Progress)) (RollbackReport, error)
+	// Fork makes a database of a state of another one. It returns when a majority has a durable copy.
+	Fork(ctx context.Context, req ForkRequest, progress func(Progress)) (ForkReport, error)
 }
 
 const (
@@ -128,6 +165,7 @@ func (s *Server) routeContents(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/import/{name...}", s.importDatabase)
 	mux.HandleFunc("GET /v1/export/{name...}", s.exportDatabase)
 	mux.HandleFunc("POST /v1/rollback/{name...}", s.rollbackDatabase)
+	mux.HandleFunc("POST /v1/fork", s.forkDatabase)
 }
 
 // line is a line of the answer to a long request: one of the three.
@@ -276,6 +314,21 @@ func (s *Server) rollbackDatabase(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+func (s *Server) forkDatabase(w http.ResponseWriter, r *http.Request) {
+	var req ForkRequest
+	err := readJSON(w, r, &req)
+	if err == nil {
+		err = req.Validate()
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.long(w, r, bodyRead, func(progress func(Progress)) (any, error) {
+		return s.backend.Fork(r.Context(), req, progress)
+	})
+}
+
 // bodyRead is for requests whose body was read before.
 func bodyRead() bool { return true }
 
@@ -341,6 +394,11 @@ func (c *Client) Import(ctx context.Context, req ImportRequest, file io.Reader, 
 // Rollback implements [Contents].
 func (c *Client) Rollback(ctx context.Context, req RollbackRequest, progress func(Progress)) (RollbackReport, error) {
 	return longPost[RollbackReport](ctx, c, "/v1/rollback/"+escapeName(req.Name), req, progress)
+}
+
+// Fork implements [Contents].
+func (c *Client) Fork(ctx context.Context, req ForkRequest, progress func(Progress)) (ForkReport, error) {
+	return longPost[ForkReport](ctx, c, "/v1/fork", req, progress)
 }
 
 func longPost[T any](ctx context.Context, c *Client, path string, in any, progress func(Progress)) (out T, err error) {

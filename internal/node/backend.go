@@ -19,11 +19,17 @@ func position(p replicate.Position) api.Position {
 
 // apiError gives an error of package replicate the sentinel of the HTTP interface.
 func apiError(err error) error {
+	if busy := (*replicate.BusyError)(nil); errors.As(err, &busy) { // nothing was written
+		return &kindError{err, api.ErrUnavailable}
+	}
 	for _, k := range []struct{ from, to error }{
 		{replicate.ErrInvalid, api.ErrInvalid},
 		{replicate.ErrNotFound, api.ErrNotFound},
 		{replicate.ErrDeleted, api.ErrNotFound},
 		{replicate.ErrNoMember, api.ErrNotFound},
+		{replicate.ErrExists, api.ErrExists},
+		{replicate.ErrForking, api.ErrUnavailable},
+		{replicate.ErrHeldLong, api.ErrUnavailable},
 		{replicate.ErrConflict, api.ErrInUse},
 		{replicate.ErrQuota, api.ErrQuota},
 		{replicate.ErrNoLeader, api.ErrNoLeader},

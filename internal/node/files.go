@@ -1,12 +1,14 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 
+	"github.com/uglyer/ha-sqlite/internal/reflink"
 	"github.com/uglyer/ha-sqlite/replicate"
 	"github.com/uglyer/ha-sqlite/vfs"
 	"github.com/uglyer/ha-sqlite/wal"
@@ -154,6 +156,16 @@ func (f files) Place(file, path string) error {
 		return err
 	}
 	return syncDir(filepath.Dir(filepath.Dir(path)))
+}
+
+// Clone implements replicate.Files. A child process does it: closing a descriptor of the database file in this one would
+// drop its locks (RULES A6).
+func (f files) Clone(ctx context.Context, path, file string) error {
+	err := reflink.Clone(ctx, path, file)
+	if errors.Is(err, reflink.ErrUnsupported) {
+		return fmt.Errorf("%w: %w", replicate.ErrNoClone, err)
+	}
+	return err
 }
 
 // Remove implements replicate.Files.

@@ -2,7 +2,9 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
@@ -55,6 +58,21 @@ func (c *cluster) export(i int, name string, m api.Moment) (api.ExportHead, []by
 	}
 	return head, b
 }
+
+func openFile(t *testing.T, path string) (*os.File, int64) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, st.Size()
+}
+
+func be32(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 // header gives a file the header that a replicated database has.
 func header(b []byte) []byte {
@@ -226,5 +244,31 @@ func TestImportThatFailsLeavesNothingBehind(t *testing.T) {
 	}
 	if st, ok := c.nodes[0].svc.Lookup("small.db"); ok {
 		t.Errorf("left behind: %+v", st)
+	}
+}
+
+// The leader changes while an import is under way: what was refused is sent again, and the import is whole.
+func TestImportOutlivesItsLeader(t *testing.T) {
+	c := newCluster(t, 3, func(_ int, cfg *Config) { cfg.MaxTransaction, cfg.VerifyFull = 1<<20, false })
+	want := makeFile(t, filepath.Join(t.TempDir(), "f"), "PRAGMA page_size=4096", 20000)
+	var once sync.Once
+	moved := make(chan error, 1)
+	asked := c.follower()
+	onPart(t, func(uint32) {
+		if st, ok := c.nodes[asked].svc.Lookup("big.db"); ok && st.Position.TXID >= 3 {
+			once.Do(func() {
+				go func() { moved <- c.nodes[asked].svc.TransferLeadership(context.Background(), "") }()
+			})
+		}
+	})
+	if _, err := c.importBytes(asked, "big.db", want, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-moved; err != nil {
+		t.Fatal(err)
+	}
+	c.equal("big.db")
+	if _, got := c.export(asked, "big.db", api.Moment{}); !bytes.Equal(got, header(want)) {
+		t.Error("the export differs from the file")
 	}
 }

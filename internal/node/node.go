@@ -77,6 +77,9 @@ func callBeforePart(number uint32) {
 // wrapFiles stands between the node and its database files. Tests only: they let the files fail.
 var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
 
+// forkPatience is for how long a majority may take to make its copies of a fork; 0: a default. Tests only.
+var forkPatience atomic.Int64
+
 // catchupStep hears of each step of a catch-up. Tests only.
 var catchupStep = func(_ Config, database, step string) {}
 
@@ -136,9 +139,10 @@ func (n *Node) start(ctx context.Context) (err error) {
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
-		BeforePart:  callBeforePart,
-		CatchupStep: func(database, step string) { catchupStep(cfg, database, step) },
-		Quotas:      cfg.Quotas, MaxUnattended: maxUnattended(),
+		BeforePart:   callBeforePart,
+		ForkPatience: time.Duration(forkPatience.Load()),
+		CatchupStep:  func(database, step string) { catchupStep(cfg, database, step) },
+		Quotas:       cfg.Quotas, MaxUnattended: maxUnattended(),
 		Archive: archiving,
 		Space:   n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
 	}, n.log)

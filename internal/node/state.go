@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 			case <-time.After(archivePoll):
 			}
 			continue
-		case errors.Is(err, archive.ErrNotArchived):
+		case errors.Is(err, archive.ErrNotArchived), errors.Is(err, archive.ErrNoDatabase):
 			return nil, fmt.Errorf("%w: %w", err, api.ErrNotFound)
 		case err != nil:
 			return nil, err
@@ -96,11 +97,20 @@ func lateFor(m moment.Moment, f moment.Found, err error, st replicate.DatabaseSt
 	if m.Database != "" && m.Database != st.ID.String() {
 		return false
 	}
-	if err != nil {
-		missing := errors.Is(err, archive.ErrNotArchived) || errors.Is(err, archive.ErrNoDatabase) // it is new
+	switch {
+	case f.View != nil && f.View.State().Database == st.ID.String() && f.View.Last().TXID >= uint64(st.Position.TXID):
+		return false // it has all of it
+	case m.ByTime() && m.Time.Before(time.UnixMicro(st.CreatedTime)):
+		return false // when another one had the name, or none
+	}
+	missing := errors.Is(err, archive.ErrNotArchived) || errors.Is(err, archive.ErrNoDatabase)
+	if err == nil && f.View.State().Database != st.ID.String() { // one that had the name before
+		missing = true
+	}
+	if err != nil || missing {
 		return missing && (m.ByTime() || m.TXID <= uint64(st.Position.TXID))
 	}
-	return f.View.State().Database == st.ID.String() && m.ByTime() && f.Last() && f.Point.TXID < uint64(st.Position.TXID)
+	return m.ByTime() && f.Last() && f.Point.TXID < uint64(st.Position.TXID)
 }
 
 // stateFile is a state of a database in a file.
@@ -175,7 +185,7 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 		return r, err
 	}
 	done, err := b.n.svc.Overwrite(ctx, st.ID, state, replicate.Overwrite{
-		PageSize: state.pageSize, Hold: holdTime, Wait: writerWait, DryRun: req.DryRun, Progress: steps(progress),
+		PageSize: state.pageSize, Hold: cmp.Or(time.Duration(req.HoldMS)*time.Millisecond, holdTime), Wait: writerWait, DryRun: req.DryRun, Progress: steps(progress),
 	})
 	if err != nil {
 		return r, err
@@ -185,5 +195,52 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 		r.Previous.Pages = before.PageCount
 	}
 	r.Shipped, r.Rounds, r.DurationMS = done.Pages, done.Rounds, time.Since(start).Milliseconds()
+	return r, nil
+}
+
+// Fork implements api.Contents.
+func (b backend) Fork(ctx context.Context, req api.ForkRequest, progress func(api.Progress)) (api.ForkReport, error) {
+	r, err := b.fork(ctx, req, progress)
+	if err != nil {
+		return r, fmt.Errorf("fork %q into %q: %w", req.Source, req.Name, apiError(err))
+	}
+	return r, nil
+}
+
+func (b backend) fork(ctx context.Context, req api.ForkRequest, progress func(api.Progress)) (r api.ForkReport, err error) {
+	start := time.Now()
+	if err := req.Validate(); err != nil {
+		return r, err
+	}
+	var past *replicate.PastState
+	var w *wanted
+	if !req.Zero() || req.DryRun {
+		if w, err = b.n.want(ctx, req.Source, req.Moment); err != nil {
+			return r, err
+		}
+		past = &replicate.PastState{Position: w.at, PageCount: w.commit.Pages, CommitTime: w.commit.Time.UnixMicro()}
+	}
+	src, ok := b.n.svc.Lookup(req.Source)
+	if !ok {
+		return r, fmt.Errorf("database %q: %w", req.Source, api.ErrNotFound)
+	}
+	if w != nil && w.id != src.ID {
+		return r, fmt.Errorf("the state is of database %s, which was deleted; the one of this name is %s: restore it into a file and import that: %w", w.id, src.ID, api.ErrInvalid)
+	}
+	r = api.ForkReport{Name: req.Name, Source: req.Source, PageSize: src.PageSize, DryRun: req.DryRun}
+	if req.DryRun {
+		r.Target, r.SizeBytes = w.commit, int64(w.commit.Pages)*int64(src.PageSize)
+		_, _, exists, err := b.n.svc.Resolve(req.Name)
+		if err == nil && exists {
+			err = fmt.Errorf("there is a database of this name: %w", api.ErrExists)
+		}
+		return r, err
+	}
+	st, err := b.n.svc.Fork(ctx, req.Source, req.Name, past, func() { progress(api.Progress{Step: "copy"}) })
+	if err != nil {
+		return r, err
+	}
+	r.ID, r.Target = st.ID.String(), commit(src.ID, st.Position, st.CommitTime, st.PageCount)
+	r.SizeBytes, r.DurationMS = int64(st.PageCount)*int64(st.PageSize), time.Since(start).Milliseconds()
 	return r, nil
 }

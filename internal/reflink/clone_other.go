@@ -1,0 +1,5 @@
+//go:build !linux
+
+package reflink
+
+func clone(string, string) error { return ErrUnsupported }
