@@ -359,11 +359,12 @@ func (d *replica) checkOldSums(live LiveFile, base wal.Fingerprint, l *localComm
 }
 
 // watchProgress returns a context that ends when tick was not called for the time given, and calls progress
-// for each tick, merging those that come faster than it returns.
+// for each tick, merging those that come faster than it returns. No call of it begins after stop, which waits for one that runs.
 func watchProgress(parent context.Context, timeout time.Duration, progress func()) (ctx context.Context, tick, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
-	ticks := make(chan struct{}, 1)
+	ticks, done := make(chan struct{}, 1), make(chan struct{})
 	go func() {
+		defer close(done)
 		timer := time.NewTimer(timeout)
 		defer timer.Stop()
 		for {
@@ -386,7 +387,7 @@ func watchProgress(parent context.Context, timeout time.Duration, progress func(
 		case ticks <- struct{}{}:
 		default:
 		}
-	}, func() { cancel(nil) }
+	}, func() { cancel(nil); <-done }
 }
 
 // applyLargeIO appends a large transaction to the files from its spool, page by page. The commit frame is

@@ -108,7 +108,8 @@ func (c *conn) answerCommit(f *frame) error {
 	}
 	c.tx = sending{}
 	c.setCommitting(true)
-	outcome, text := c.handle.Commit(c.ctx, tx, func() { c.progress(f.sequence) })
+	sequence := f.sequence // f is the next frame when a late call comes
+	outcome, text := c.handle.Commit(c.ctx, tx, func() { c.progress(sequence) })
 	if outcome == Full { // there is no such verdict: an error with this code says the same
 		err = c.fail(f, &Error{Code: CodeFull, Text: text})
 	} else {

@@ -20,7 +20,8 @@ func small(_ int, cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 20, 
 // allSteps has TestKilledAtEachStepOfACatchUp go through all of them; it takes two minutes.
 var allSteps = flag.Bool("steps", false, "kill a node at every step of a catch-up, not at two of them")
 
-// atStep calls f at a step of a catch-up of database db on the node with the id, once.
+// atStep calls f at a step of a catch-up of database db on the node with the id, once; true once it
+// has returned.
 func atStep(t *testing.T, id, step string, f func()) *atomic.Bool {
 	t.Helper()
 	var once sync.Once
@@ -29,8 +30,8 @@ func atStep(t *testing.T, id, step string, f func()) *atomic.Bool {
 	catchupStep = func(cfg Config, database, now string) {
 		if cfg.ID == id && database == "db" && now == step {
 			once.Do(func() {
-				happened.Store(true)
 				f()
+				happened.Store(true)
 			})
 		}
 	}
