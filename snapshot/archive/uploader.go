@@ -133,6 +133,7 @@ func (u *Uploader) Run(ctx context.Context) {
 	var w *Writer
 	retry := minRetry
 	var nextCompact, nextRetain time.Time
+	var took time.Duration      // by the last round
 	archived := u.opts.Archived // as far as is known
 	for ctx.Err() == nil {
 		last, _ := u.source.Position()
@@ -141,7 +142,8 @@ func (u *Uploader) Run(ctx context.Context) {
 		var wait time.Duration
 		switch {
 		case last > archived:
-			wait = u.opts.Interval
+			// The oldest that waits came while the last round ran, and is there when the next one is over.
+			wait = max(u.opts.Interval/2, u.opts.Interval-2*took)
 		case w == nil:
 			wait = -1
 		case settled:
@@ -157,11 +159,13 @@ func (u *Uploader) Run(ctx context.Context) {
 		if last, _ = u.source.Position(); j == nil && (last == 0 || w == nil && last <= archived) {
 			continue
 		}
+		begun := time.Now()
 		round, cancel := context.WithTimeout(ctx, roundTimeout)
 		if j != nil {
 			err = u.do(round, j, &w)
 		} else {
 			err = u.round(round, &w, &nextCompact, &nextRetain)
+			took = time.Since(begun)
 		}
 		cancel()
 		if w != nil {
@@ -301,11 +305,9 @@ func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextReta
 		u.source.Archived(w.Position())
 	}
 	w := *wp
-	for {
-		last, _ := u.source.Position()
-		if last <= w.Position() {
-			break
-		}
+	// What is committed meanwhile is for the next round, an interval later: a few commits at a time cost as many
+	// objects as there are commits.
+	for last, _ := u.source.Position(); w.Position() < last; {
 		more, err := u.upload(ctx, w)
 		if err != nil {
 			return err

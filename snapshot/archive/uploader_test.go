@@ -197,6 +197,60 @@ func TestCommitsAreArchivedWithinTheIntervalAndIdleCostsNothing(t *testing.T) {
 	})
 }
 
+// busyNode is a node whose writers commit, up to a bound, whenever commits are read, which takes a while.
+type busyNode struct {
+	*node
+	takes time.Duration
+	until uint64
+	reads int
+}
+
+func (n *busyNode) Commits(ctx context.Context, from uint64, count int, size int64) (*Batch, error) {
+	n.reads++
+	batch, err := n.node.Commits(ctx, from, count, size)
+	<-time.After(n.takes)
+	if last, _ := n.Position(); last < n.until {
+		n.commit(2)
+	}
+	return batch, err
+}
+
+func TestWritersThatGoOnDoNotMakeUploadsSmaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claim(t, openDir(t), nil)
+		n := &busyNode{node: newNode(t, 1<<30), takes: 100 * time.Millisecond, until: 400}
+		n.commit(2)
+		stop := lead(NewUploader(a, testID, n, UploaderOptions{Log: slog.New(slog.DiscardHandler)}))
+		defer stop()
+		settle(20 * time.Second)
+		if n.reads < 18 || n.reads > 26 {
+			t.Errorf("in 20 s there were %d uploads, want one in an interval of 1 s", n.reads)
+		}
+	})
+}
+
+func TestCommitsOfABusyDatabaseAreArchivedWithinTheInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claim(t, openDir(t), nil)
+		n := &busyNode{node: newNode(t, 1<<30), takes: 100 * time.Millisecond}
+		n.commit(2)
+		u := NewUploader(a, testID, n, UploaderOptions{Log: slog.New(slog.DiscardHandler)})
+		stop := lead(u)
+		defer stop()
+		for range 1000 {
+			n.commit(1)
+			settle(10 * time.Millisecond)
+			last, _ := n.Position()
+			n.mu.Lock()
+			told, c := n.told, n.r.commits
+			n.mu.Unlock()
+			if told < last && time.Since(time.UnixMicro(c[told].Time)) > time.Second+20*time.Millisecond {
+				t.Fatalf("commit %d was made %s ago and is not archived", told+1, time.Since(time.UnixMicro(c[told].Time)))
+			}
+		}
+	})
+}
+
 func TestAnUploaderOfAnIdleDatabaseSendsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := storetest.NewFaulty(openDir(t), 1)
