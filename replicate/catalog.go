@@ -21,6 +21,7 @@ type catalogRequest struct {
 	PageSize   uint32     `json:"page_size,omitempty"`
 	AutoVacuum uint8      `json:"auto_vacuum,omitempty"`
 	Force      bool       `json:"force,omitempty"`
+	At         Position   `json:"at,omitzero"`
 }
 
 type catalogReply struct {
@@ -153,9 +154,18 @@ func (s *Service) Delete(ctx context.Context, name string, force bool) error {
 			return fmt.Errorf("delete database %q: %w", name, ErrNotFound)
 		}
 	}
-	reply, err := onLeader(ctx, s, methodCatalog, catalogRequest{Op: "delete", Name: name, ID: st.ID, Force: force}, s.leaderCatalog)
+	return s.delete(ctx, catalogRequest{Op: "delete", Name: name, ID: st.ID, Force: force})
+}
+
+// DeleteAt removes a database that is at a position still, and that nobody has open.
+func (s *Service) DeleteAt(ctx context.Context, name string, id DatabaseID, at Position) error {
+	return s.delete(ctx, catalogRequest{Op: "delete", Name: name, ID: id, At: at})
+}
+
+func (s *Service) delete(ctx context.Context, q catalogRequest) error {
+	reply, err := onLeader(ctx, s, methodCatalog, q, s.leaderCatalog)
 	if err != nil {
-		return fmt.Errorf("delete database %q: %w", name, err)
+		return fmt.Errorf("delete database %q: %w", q.Name, err)
 	}
 	return s.fsm.WaitIndex(ctx, reply.Index)
 }
@@ -224,7 +234,7 @@ func (s *Service) leaderDelete(ctx context.Context, q catalogRequest) (catalogRe
 			}
 		}
 	}
-	entry, err := EncodeDelete(nil, &Delete{DB: q.ID, CommitTime: s.now().UnixMicro()})
+	entry, err := EncodeDelete(nil, &Delete{DB: q.ID, CommitTime: s.now().UnixMicro(), At: q.At})
 	if err != nil {
 		return catalogReply{}, err
 	}
@@ -233,7 +243,11 @@ func (s *Service) leaderDelete(ctx context.Context, q catalogRequest) (catalogRe
 		return catalogReply{}, err
 	}
 	if !dec.Accepted {
-		return catalogReply{}, fmt.Errorf("refused at log index %d: %s: %w", dec.Index, dec.Reason, ErrNotFound)
+		why := ErrNotFound
+		if dec.Position != (Position{}) { // it is there
+			why = ErrConflict
+		}
+		return catalogReply{}, fmt.Errorf("refused at log index %d: %s: %w", dec.Index, dec.Reason, why)
 	}
 	return catalogReply{ID: q.ID, Index: dec.Index}, nil
 }

@@ -150,7 +150,8 @@ type Transaction struct {
 // Delete removes a database; its id never comes back.
 type Delete struct {
 	DB         DatabaseID
-	CommitTime int64 // microseconds since 1970
+	CommitTime int64    // microseconds since 1970
+	At         Position // it is only deleted if this is its position; zero: whatever that is
 }
 
 // Member records how a node is reached and what it understands.
@@ -196,6 +197,7 @@ func EncodeDelete(dst []byte, e *Delete) ([]byte, error) {
 	dst = append(dst, CodecVersion, byte(KindDelete))
 	dst = append(dst, e.DB[:]...)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(e.CommitTime))
+	dst = appendPosition(dst, e.At)
 	return finishEntry(dst, start, KindDelete, nil)
 }
 
@@ -317,6 +319,7 @@ func Decode(b []byte) (any, error) {
 		x := new(Delete)
 		d.bytes16((*[16]byte)(&x.DB))
 		x.CommitTime = int64(d.uint64())
+		x.At = d.position()
 		e = x
 	case KindMember:
 		m := new(Member)

@@ -69,6 +69,7 @@ func sampleEntries() []any {
 		},
 		&Transaction{LTX: []byte{}},
 		&Delete{DB: DatabaseID{1}, CommitTime: 5},
+		&Delete{DB: DatabaseID{1}, CommitTime: 5, At: Position{41, 1<<63 | 3}},
 		&Member{ID: "n1", RaftAddr: "10.0.0.1:7441", HTTPAddr: "10.0.0.1:7440", CodecVersion: 1},
 		&Member{ID: "n2", Removed: true},
 		&Version{Cluster: 1},

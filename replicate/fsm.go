@@ -520,6 +520,10 @@ func (s *state) delete(e *Delete, d *Decision) func(Sink) {
 		return nil
 	}
 	d.Position = db.Position
+	if e.At != (Position{}) && e.At != db.Position {
+		d.Reason = fmt.Sprintf("database %q is at %s, not at %s any more", db.Name, db.Position, e.At)
+		return nil
+	}
 	if fork := s.forkOf(db.ID); fork != nil { // some node may need what it has
 		d.Reason = fmt.Sprintf("database %q is being forked into %q", db.Name, fork.Name)
 		return nil

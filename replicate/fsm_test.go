@@ -191,6 +191,21 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
+func TestDeleteAtAPositionThatIsPast(t *testing.T) {
+	s := newScript(t, nil)
+	id := s.create("shop.db")
+	first := s.commit(id)
+	last := s.commit(id)
+	for _, at := range []Position{first.Post, {last.Post.TXID, last.Post.Checksum ^ 1}} {
+		if d := s.apply(&Delete{DB: id, At: at}); d.Accepted || d.Position != last.Post {
+			t.Errorf("deleted at %s: %+v", at, d)
+		}
+	}
+	if d := s.apply(&Delete{DB: id, At: last.Post}); !d.Accepted {
+		t.Error(d.Reason)
+	}
+}
+
 func TestNameCreatedAgainIsAnotherDatabase(t *testing.T) {
 	rec := &recorder{}
 	s := newScript(t, rec)

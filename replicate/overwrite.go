@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -24,11 +25,11 @@ type Content interface {
 // Overwrite says how a database is given other content.
 type Overwrite struct {
 	PageSize uint32 // of the content
-	// Import: the database has no transaction yet, and gets the content as it is. Content that is larger than one
+	// Import: the database is empty, at this position, and gets the content as it is. Content that is larger than one
 	// transaction should be goes in several: page 1 comes with the last, and before that the database is empty for
-	// everybody. Otherwise only pages that differ travel, in one transaction, and page 1 gets counters that no
-	// connection has seen (RULES A7).
-	Import bool
+	// everybody. Otherwise, with zero, only pages that differ travel, in one transaction, and page 1 gets counters that
+	// no connection has seen (RULES A7).
+	Import Position
 	// Hold bounds for how long the write lock is held before the transaction is proposed. When that is over the
 	// lock is let go, and another round begins. 0: no bound.
 	Hold time.Duration
@@ -92,7 +93,7 @@ func (s *Service) Overwrite(ctx context.Context, id DatabaseID, content Content,
 	}
 	defer h.Close()
 	w := &overwriter{h: h, d: d, content: content, o: o, buf: make([]byte, o.PageSize)}
-	if o.Import {
+	if o.Import != (Position{}) {
 		err = w.fill(ctx)
 	} else {
 		err = w.replace(ctx)
@@ -270,6 +271,39 @@ func (w *overwriter) round(ctx context.Context, want sumTable) error {
 	})
 }
 
+// Empty returns the position of a database that has nothing in it, as one that was made and never written, or that an import
+// was cut off in: page 1 is the one that every database begins with. A zero position says that it has something, or that
+// this node cannot tell.
+func (s *Service) Empty(ctx context.Context, id DatabaseID) (Position, error) {
+	d, ok := s.replica(id)
+	st, known := s.fsm.Get(id)
+	if !ok || !known {
+		return Position{}, ErrNotFound
+	}
+	if st.Pending {
+		return Position{}, nil
+	}
+	image, err := wal.EmptyDatabase(st.PageSize, st.AutoVacuum)
+	if err != nil {
+		return Position{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, pinPatience)
+	defer cancel()
+	snap, pos, err := d.pin(ctx, st.Position.TXID)
+	if err != nil {
+		return Position{}, fmt.Errorf("look into database %q: %w", d.name, err)
+	}
+	defer snap.Close()
+	first := make([]byte, st.PageSize)
+	if err := snap.ReadPage(1, first); err != nil {
+		return Position{}, fmt.Errorf("look into database %q: %w", d.name, err)
+	}
+	if !bytes.Equal(first, image) {
+		return Position{}, nil
+	}
+	return pos, nil
+}
+
 // fill gives an empty database its content.
 func (w *overwriter) fill(ctx context.Context) error {
 	count := w.content.PageCount()
@@ -296,7 +330,7 @@ func (w *overwriter) fill(ctx context.Context) error {
 				return nil
 			}
 		}
-		if last.TXID == 0 && base.TXID != 1 || last.TXID != 0 && base != last {
+		if last.TXID == 0 && base != w.o.Import || last.TXID != 0 && base != last {
 			w.end()
 			return fmt.Errorf("somebody else has written into it (it is at transaction %s): %w", base.TXID, ErrConflict)
 		}

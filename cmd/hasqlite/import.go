@@ -49,8 +49,9 @@ journal), when a log beside it is of another file, or while it is being written.
 The node has SQLite check all of it before anything else happens. The content appears at
 once or not at all.
 
-A database of that name that exists is refused, unless --replace gives it the content: then
-that is one transaction, under open readers, and what was before stays in its history.`,
+A database of that name that exists is refused, unless it is empty, as one is that an import
+was cut off in, or --replace gives it the content: then that is one transaction, under open
+readers, and what was before stays in its history.`,
 		Example: `  hasqlite import shop.db /var/lib/app/shop.db
   hasqlite import shop.db dump.sql --page-size 8192
   sqlite3 old.db .dump | hasqlite import shop.db -

@@ -69,10 +69,18 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 	if err != nil {
 		return r, err
 	}
-	if _, _, exists, err := b.n.svc.Resolve(req.Name); err != nil {
+	// One that is empty may be what is left of an import whose node was killed. It is taken if it stays as it is until
+	// the file is looked through: the next transaction of an import that goes on is not that long in coming.
+	var empty replicate.Position
+	if id, _, exists, err := b.n.svc.Resolve(req.Name); err != nil {
 		return r, err
-	} else if exists && !req.Replace {
-		return r, fmt.Errorf("there is a database of this name: %w", api.ErrExists)
+	} else if exists {
+		if empty, err = b.n.svc.Empty(ctx, id); err != nil && !req.Replace {
+			return r, fmt.Errorf("there is a database of this name: %w: %w", api.ErrExists, err)
+		}
+		if empty == (replicate.Position{}) && !req.Replace {
+			return r, fmt.Errorf("there is a database of this name: %w", api.ErrExists)
+		}
 	}
 	if err := b.n.room(2 * req.Size); err != nil { // here, and as a database
 		return r, err
@@ -93,37 +101,43 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 	if err != nil {
 		return r, err
 	}
-	if !created && !req.Replace {
+	if !req.Replace && st.Position != empty && (!created || st.Position.TXID != 1) {
 		return r, fmt.Errorf("there is a database of this name: %w", api.ErrExists)
 	}
 	if st.PageSize != content.info.PageSize {
 		return r, fmt.Errorf("its pages have %d bytes, those of the file %d: delete it first: %w", st.PageSize, content.info.PageSize, api.ErrInvalid)
 	}
-	done, err := b.n.svc.Overwrite(ctx, st.ID, content, replicate.Overwrite{
-		PageSize: content.info.PageSize, Import: st.Position.TXID == 1, Hold: holdTime, Wait: writerWait, Progress: steps(progress),
-	})
+	o := replicate.Overwrite{PageSize: content.info.PageSize, Hold: holdTime, Wait: writerWait, Progress: steps(progress)}
+	if st.Position.TXID == 1 || st.Position == empty {
+		o.Import = st.Position
+	}
+	done, err := b.n.svc.Overwrite(ctx, st.ID, content, o)
 	if err != nil {
 		if created && !errors.Is(err, replicate.ErrUnknown) {
-			err = b.undoCreate(ctx, req.Name, err)
+			err = b.undoCreate(ctx, st, err)
 		}
 		return r, err
 	}
 	r = api.ImportReport{
-		Name: req.Name, ID: st.ID.String(), Replaced: !created, Commit: commit(st.ID, done.After, done.CommitTime, done.PageCount),
+		Name: req.Name, ID: st.ID.String(), Replaced: !created && req.Replace, Commit: commit(st.ID, done.After, done.CommitTime, done.PageCount),
 		PageSize: content.info.PageSize, SizeBytes: content.info.Size(), Shipped: done.Pages, DurationMS: time.Since(start).Milliseconds(),
 	}
-	if !created {
+	if r.Replaced {
 		p := commit(st.ID, done.Before, 0, st.PageCount)
 		r.Previous = &p
 	}
 	return r, nil
 }
 
-// undoCreate removes a database that was made for an import that failed.
-func (b backend) undoCreate(ctx context.Context, name string, cause error) error {
+// undoCreate removes a database that was made for an import that failed, unless somebody else has written into it.
+func (b backend) undoCreate(ctx context.Context, st replicate.DatabaseState, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writerWait)
 	defer cancel()
-	if err := b.n.svc.Delete(ctx, name, false); err != nil {
+	at, err := b.n.svc.Empty(ctx, st.ID)
+	if err == nil && at != (replicate.Position{}) {
+		err = b.n.svc.DeleteAt(ctx, st.Name, st.ID, at)
+	}
+	if err != nil {
 		return fmt.Errorf("%w; the database that was made for it is left behind, empty: %w", cause, err)
 	}
 	return cause
