@@ -36,10 +36,11 @@ const (
 	openArchiveRetry = 5 * time.Second
 	// roundsAtOnce is how many databases are uploaded at a time.
 	roundsAtOnce = 8
-	// An archive on the node's own disk rests for so many times as long as it worked, but while commits are late.
-	localRest, localRestLate = 40, 8
-	localLate                = time.Minute
-	localPause               = 2 * time.Second
+	// An archive on the node's own disk rests for so many times as long as it worked: while there are commits, while
+	// some have waited for long, and while there are none.
+	localRest, localRestLate, localRestIdle = 40, 8, 1
+	localLate                               = time.Minute
+	localPause                              = 2 * time.Second
 	// archiveSpare is how many times the room in which a disk counts as full is left to others than the archive.
 	archiveSpare = 4
 	// archiveTick is how often the archiver looks whether anything has to begin or to end.
@@ -261,14 +262,17 @@ func (a *archiver) turn(ctx context.Context) (func(), error) {
 			return nil, err
 		}
 	}
-	begun := time.Now()
+	begun, applied := time.Now(), a.s.fsm.Applied()
 	return func() {
 		if !a.opts.Local {
 			<-a.slots
 			return
 		}
 		rest := localRest
-		if a.s.ArchiveStatus().Lag > localLate {
+		switch {
+		case a.s.fsm.Applied() == applied:
+			rest = localRestIdle
+		case a.s.ArchiveStatus().Lag > localLate:
 			rest = localRestLate
 		}
 		time.AfterFunc(min(time.Duration(rest)*time.Since(begun), localPause), func() { <-a.slots })

@@ -19,6 +19,7 @@ var archiveKinds = []string{"none", "in files of each node", "in S3"}
 const (
 	archiveWarmUp = 1500 * time.Millisecond // an upload is under way when the time begins
 	archiveIdle   = 1000                    // databases that are idle
+	archiveBusy   = 16                      // databases with a writer each, at most
 )
 
 func archiveMeasure(kind string, writers int) string {
@@ -63,6 +64,7 @@ func archives(ctx context.Context, r *Report, dir string, o options) (err error)
 		return err
 	}
 	defer server.Stop()
+	busy := min(archiveBusy, o.databases)
 	var all []*archived
 	defer func() {
 		for _, a := range all {
@@ -87,7 +89,7 @@ func archives(ctx context.Context, r *Report, dir string, o options) (err error)
 		if _, err := a.one.ExecContext(ctx, `CREATE TABLE work(id INTEGER PRIMARY KEY, payload TEXT)`); err != nil {
 			return err
 		}
-		if a.many, err = openMany(ctx, a.cluster, leader, o.databases); err != nil {
+		if a.many, err = openMany(ctx, a.cluster, leader, busy); err != nil {
 			return err
 		}
 	}
@@ -105,7 +107,7 @@ func archives(ctx context.Context, r *Report, dir string, o options) (err error)
 			}
 		}
 	}
-	for _, writers := range []int{1, o.databases} {
+	for _, writers := range []int{1, busy} {
 		for _, kind := range archiveKinds[1:] {
 			if writers > 0 {
 				r.ratio(fmt.Sprintf("write throughput, %d writers: archive %s / none", writers, kind), archiveMeasure(kind, writers), archiveMeasure("none", writers), 0.9)
