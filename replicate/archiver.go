@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
@@ -40,7 +41,7 @@ const (
 	// some have waited for long, and while there are none.
 	localRest, localRestLate, localRestIdle = 40, 8, 1
 	localLate                               = time.Minute
-	localPause                              = 2 * time.Second
+	localPause                              = 5 * time.Second
 	// archiveSpare is how many times the room in which a disk counts as full is left to others than the archive.
 	archiveSpare = 4
 	// archiveTick is how often the archiver looks whether anything has to begin or to end.
@@ -59,7 +60,9 @@ type archiver struct {
 	s       *Service
 	opts    ArchiveOptions
 	backlog *archive.Backlog
-	slots   chan struct{}
+	slots   chan struct{} // of uploads to a store elsewhere
+	gate    *localGate    // of uploads to the node's own disk
+	applied atomic.Uint64 // by the state machine when the gate was closed last
 	wake    chan struct{}
 
 	keepMu sync.Mutex // one move into the backlog at a time
@@ -94,9 +97,7 @@ func newArchiver(s *Service, o ArchiveOptions) (*archiver, error) {
 		_, last, _ := backlog.Bounds(name)
 		a.kept[id] = &kept{id: id, last: TXID(last.TXID), lastTime: last.Time} // the state machine is not there yet
 	}
-	if o.Local {
-		a.slots = make(chan struct{}, 1)
-	}
+	a.gate = newLocalGate(roundsAtOnce, a.rest)
 	return a, nil
 }
 
@@ -251,32 +252,35 @@ func (a *archiver) startLocked(k *kept) {
 // log has to wait for: it gets a small part of the time, and more of it where commits wait for long. They lose nothing
 // by it, the log has them.
 func (a *archiver) turn(ctx context.Context) (func(), error) {
-	select {
-	case a.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if a.opts.Local {
-		if err := a.room(); err != nil {
-			<-a.slots
-			return nil, err
+	if !a.opts.Local {
+		select {
+		case a.slots <- struct{}{}:
+			return func() { <-a.slots }, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
-	begun, applied := time.Now(), a.s.fsm.Applied()
-	return func() {
-		if !a.opts.Local {
-			<-a.slots
-			return
-		}
-		rest := localRest
-		switch {
-		case a.s.fsm.Applied() == applied:
-			rest = localRestIdle
-		case a.s.ArchiveStatus().Lag > localLate:
-			rest = localRestLate
-		}
-		time.AfterFunc(min(time.Duration(rest)*time.Since(begun), localPause), func() { <-a.slots })
-	}, nil
+	if err := a.gate.enter(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.room(); err != nil {
+		a.gate.leave()
+		return nil, err
+	}
+	return a.gate.leave, nil
+}
+
+// rest is how long an archive on the node's own disk does nothing after it wrote for a time.
+func (a *archiver) rest(took time.Duration) time.Duration {
+	factor := localRest
+	now := a.s.fsm.Applied()
+	switch before := a.applied.Swap(now); {
+	case before == now:
+		factor = localRestIdle
+	case a.s.ArchiveStatus().Lag > localLate:
+		factor = localRestLate
+	}
+	return min(time.Duration(factor)*took, localPause)
 }
 
 // ErrNoRoom is what an archive on the node's own disk says when it waits because that disk has little room left.

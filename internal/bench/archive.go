@@ -110,7 +110,7 @@ func archives(ctx context.Context, r *Report, dir string, o options) (err error)
 	for _, writers := range []int{1, busy} {
 		for _, kind := range archiveKinds[1:] {
 			if writers > 0 {
-				r.ratio(fmt.Sprintf("write throughput, %d writers: archive %s / none", writers, kind), archiveMeasure(kind, writers), archiveMeasure("none", writers), 0.9)
+				r.paired(fmt.Sprintf("write throughput, %d writers: archive %s / none", writers, kind), archiveMeasure(kind, writers), archiveMeasure("none", writers), 0.9)
 			}
 		}
 	}

@@ -86,6 +86,17 @@ func (r *Report) ratio(name, over, under string, want float64) {
 	r.Rows = append(r.Rows, Row{Name: name, Value: r.measure(over).Median / r.measure(under).Median, Want: want})
 }
 
+// paired adds the median of the quotients of each round, which must be at least want: for what is measured one right
+// after the other, on a disk whose speed changes from round to round.
+func (r *Report) paired(name, over, under string, want float64) {
+	o, u := r.measure(over).Rounds, r.measure(under).Rounds
+	quotients := make([]float64, min(len(o), len(u)))
+	for i := range quotients {
+		quotients[i] = o[i] / u[i]
+	}
+	r.Rows = append(r.Rows, Row{Name: name, Value: median(quotients), Want: want})
+}
+
 // print writes the tables for people.
 func (r *Report) print(out io.Writer) error {
 	fmt.Fprintf(out, "%s, medians of %d interleaved rounds\n\n", r.Machine, r.Rounds)

@@ -28,6 +28,18 @@ func TestMedians(t *testing.T) {
 	}
 }
 
+func TestPairedComparesWhatWasMeasuredInTheSameRound(t *testing.T) {
+	var r Report
+	for i, disk := range []float64{1, 1, 4, 4, 2} { // times as fast
+		r.add("with", "1/s", []float64{9, 10, 9, 2, 9}[i]*disk)
+		r.add("without", "1/s", 10*disk)
+	}
+	r.paired("with / without", "with", "without", 0.9)
+	if row := r.Rows[0]; row.Value != 0.9 || !row.Holds() {
+		t.Errorf("got %+v", row)
+	}
+}
+
 func TestReportSaysWhatWasMissed(t *testing.T) {
 	r := Report{Rounds: 3}
 	for _, v := range []float64{10, 30, 20} {
