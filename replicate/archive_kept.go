@@ -26,6 +26,7 @@ type kept struct {
 	archived TXID // known
 
 	uploader *uploading // nil: none runs
+	opened   bool       // the archive was looked into
 	jobs     int        // of others that need it
 }
 

@@ -65,6 +65,9 @@ func (a *archiver) lagLocked(k *kept, now time.Time) (lag time.Duration, size in
 	if k.last <= k.archived || k.last == 1 || k.lost {
 		return 0, 0, false
 	}
+	if a.opts.Local && !k.opened && len(k.entries) == 0 && a.backlog.Bytes(k.id.String()) == 0 {
+		return 0, 0, false // it may well be archived, its turn to be looked into comes
+	}
 	oldest := k.lastTime
 	if len(k.entries) > 0 {
 		i := 0

@@ -37,6 +37,8 @@ const (
 	openArchiveRetry = 5 * time.Second
 	// roundsAtOnce is how many databases are uploaded at a time.
 	roundsAtOnce = 8
+	// lookingAtOnce is for how many databases without commits since the start the archive is looked into at a time.
+	lookingAtOnce = 64
 	// An archive on the node's own disk rests for so many times as long as it worked: while there are commits, while
 	// some have waited for long, and while there are none.
 	localRest, localRestLate, localRestIdle = 40, 8, 1
@@ -213,20 +215,33 @@ func (a *archiver) survey() {
 	}
 }
 
-// startUploaders starts what is missing.
+// startUploaders starts what is missing. Where a node has many databases and does not know how far its archive is, few
+// at a time look there: they are idle, most of them have nothing to do.
 func (a *archiver) startUploaders() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	looking := 0
+	for _, k := range a.kept {
+		if k.uploader != nil && !k.opened && len(k.entries) == 0 {
+			looking++
+		}
+	}
 	for _, k := range a.kept {
 		if k.uploader != nil || k.jobs == 0 && k.last <= k.archived || k.last == 1 || k.lost {
 			continue
+		}
+		if len(k.entries) == 0 && k.jobs == 0 && !k.opened {
+			if looking == lookingAtOnce {
+				continue
+			}
+			looking++
 		}
 		a.startLocked(k)
 	}
 }
 
 func (a *archiver) startLocked(k *kept) {
-	name := k.made.Name
+	var name string
 	if st, ok := a.s.fsm.Get(k.id); ok {
 		name, k.made = st.Name, st
 	} else if gone, _, ok := a.s.fsm.Tombstone(k.id); ok {
@@ -389,11 +404,15 @@ func (a *archiver) decided(e *Archived) {
 func (a *archiver) archived(id DatabaseID, txid TXID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	k := a.kept[id]
+	if k != nil {
+		k.opened = true
+	}
 	if a.opts.Local {
 		a.forgetLocked(id, txid)
 		return
 	}
-	if k := a.kept[id]; k != nil {
+	if k != nil {
 		k.archived = max(k.archived, txid)
 	}
 	if st, ok := a.s.fsm.Get(id); !ok || st.Archived < txid || a.s.fsm.Archive() != a.tag {
