@@ -3,10 +3,13 @@ package archive
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
 // sealed makes a wrong checksum right, so that fuzzing gets behind it.
@@ -172,4 +175,52 @@ func TestPageIndexFindsEveryPage(t *testing.T) {
 			t.Fatalf("page %d: got %v, %v, want %v, %v", pgno, got, ok, want, there)
 		}
 	}
+}
+
+// FuzzMarker: a marker that is read says whose the archive is, and how it is encrypted.
+func FuzzMarker(f *testing.F) {
+	f.Add([]byte(`{"format":1,"cluster":"c1","encryption":"none"}`))
+	f.Add([]byte(`{"format":1,"cluster":"c1","encryption":"age"}`))
+	f.Add([]byte(`{"format":2,"cluster":"","encryption":"rot13","more":[]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseMarker(b)
+		if err == nil && (m.Format != format || m.Cluster == "" || m.Encryption != "none" && m.Encryption != "age") {
+			t.Errorf("%q is read as %+v", b, m)
+		}
+	})
+}
+
+// FuzzIdentity: what an object announces is a database of this archive, and is found again under its name.
+func FuzzIdentity(f *testing.F) {
+	a := &Archive{cluster: testID.Cluster}
+	for _, id := range []Identity{testID, {Cluster: testID.Cluster, Lineage: 3, Database: strings.Repeat("ab", 16), Name: "_a/_b.db"}} {
+		b, err := json.Marshal(id)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(a.identityKey(id), b)
+		f.Add(a.identityKey(testID), b)
+	}
+	f.Fuzz(func(t *testing.T, key string, b []byte) {
+		id, err := a.identity(key, b)
+		if err != nil {
+			return
+		}
+		if err := store.CheckKey(id.dir()); err != nil || id.Cluster != a.cluster || a.identityKey(id) != key {
+			t.Errorf("%s of %q is %+v: %v", key, b, id, err)
+		}
+	})
+}
+
+// FuzzIdentities: a text is a usable key, none, or refused; nothing else.
+func FuzzIdentities(f *testing.F) {
+	for _, text := range []string{"", "# nothing\n", "AGE-SECRET-KEY-1", "age1qqqq", "\x00"} {
+		f.Add("", text)
+		f.Add(text, "")
+	}
+	f.Fuzz(func(t *testing.T, recipients, identities string) {
+		if k, err := NewKeys(recipients, identities); err == nil && (k == nil) != (recipients == "" && identities == "") {
+			t.Errorf("%q and %q give %+v", recipients, identities, k)
+		}
+	})
 }

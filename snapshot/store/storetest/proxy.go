@@ -21,6 +21,7 @@ type Proxy struct {
 
 	mu       sync.Mutex
 	requests int
+	answers  map[int]int // by status
 	refuse   func(n int, r *http.Request) int
 	lose     func(n int, r *http.Request) bool
 	delay    time.Duration
@@ -36,11 +37,17 @@ func NewProxy(endpoint string) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{Endpoint: "http://" + l.Addr().String(), done: make(chan struct{})}
+	p := &Proxy{Endpoint: "http://" + l.Addr().String(), done: make(chan struct{}), answers: map[int]int{}}
 	forward := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host // it is signed
+		},
+		ModifyResponse: func(r *http.Response) error {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.answers[r.StatusCode]++
+			return nil
 		},
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
@@ -84,6 +91,13 @@ func (p *Proxy) Requests() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.requests
+}
+
+// Answers returns how many answers of the server itself had a status.
+func (p *Proxy) Answers(status int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.answers[status]
 }
 
 // Refuse has the n-th request answered with the status that f returns, 0 for
