@@ -21,7 +21,8 @@ type Proxy struct {
 
 	mu       sync.Mutex
 	requests int
-	answers  map[int]int // by status
+	stored   int
+	failed   int
 	refuse   func(n int, r *http.Request) int
 	lose     func(n int, r *http.Request) bool
 	delay    time.Duration
@@ -37,7 +38,7 @@ func NewProxy(endpoint string) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{Endpoint: "http://" + l.Addr().String(), done: make(chan struct{}), answers: map[int]int{}}
+	p := &Proxy{Endpoint: "http://" + l.Addr().String(), done: make(chan struct{})}
 	forward := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
@@ -46,7 +47,13 @@ func NewProxy(endpoint string) (*Proxy, error) {
 		ModifyResponse: func(r *http.Response) error {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.answers[r.StatusCode]++
+			switch {
+			case r.Request.Method != http.MethodPut || r.StatusCode == http.StatusPreconditionFailed:
+			case r.StatusCode == http.StatusOK:
+				p.stored++
+			default:
+				p.failed++
+			}
 			return nil
 		},
 		ErrorLog: log.New(io.Discard, "", 0),
@@ -93,11 +100,11 @@ func (p *Proxy) Requests() int {
 	return p.requests
 }
 
-// Answers returns how many answers of the server itself had a status.
-func (p *Proxy) Answers(status int) int {
+// Writes returns how many objects the server itself has stored, and how many it would have, but failed to.
+func (p *Proxy) Writes() (stored, failed int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.answers[status]
+	return p.stored, p.failed
 }
 
 // Refuse has the n-th request answered with the status that f returns, 0 for
