@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,12 +31,17 @@ func exampleState(t testing.TB) *State {
 		o.MinTXID, o.MaxTXID, o.Time = i+1, i+1, int64(i+1)
 		changes = append(changes, change{kind: changeAdd, object: o})
 	}
+	for i := range uint64(4) { // in two packs
+		p := Object{MinTXID: 7 + i, MaxTXID: 7 + i, Time: int64(7 + i), Post: 1 << 63, PageCount: uint32(9 - i), Pages: 1, Size: 131, Stored: 131, Checksum: 1 << 63}
+		p.PackMin, p.PackMax, p.PackAt, p.PackStored, p.PackIndex, p.PackSum = 7+i/2*2, 8+i/2*2, int64(i%2)*131, 300, 38, 5
+		changes = append(changes, change{kind: changeAdd, object: p})
+	}
 	for level := 1; level <= TopLevel; level++ {
 		o.Level, o.MinTXID, o.MaxTXID = level, 1, 3
 		changes = append(changes, change{kind: changeAdd, object: o}, change{kind: changeDone, level: level, txid: 3})
 	}
-	o.Level, o.MaxTXID, o.Time, o.IndexSize = SnapshotLevel, 9, 9, 77
-	changes = append(changes, change{kind: changeGap, gap: Gap{7, 8}}, change{kind: changeAdd, object: o}, change{kind: changeLabel, label: Label{"x", 9}},
+	o.Level, o.MaxTXID, o.Time, o.IndexSize = SnapshotLevel, 13, 13, 77
+	changes = append(changes, change{kind: changeGap, gap: Gap{11, 12}}, change{kind: changeAdd, object: o}, change{kind: changeLabel, label: Label{"x", 13}},
 		change{kind: changeSeal, segment: Segment{MinTXID: 1, MaxTXID: 2, FirstTime: 1, LastTime: 2, Count: 2, Sum: 3}})
 	for _, c := range changes {
 		if err := s.apply(c); err != nil {
@@ -221,6 +227,46 @@ func FuzzIdentities(f *testing.F) {
 	f.Fuzz(func(t *testing.T, recipients, identities string) {
 		if k, err := NewKeys(recipients, identities); err == nil && (k == nil) != (recipients == "" && identities == "") {
 			t.Errorf("%q and %q give %+v", recipients, identities, k)
+		}
+	})
+}
+
+// FuzzPackIndex: what an index says lies within the pack, in order, and is written again as it was read.
+func FuzzPackIndex(f *testing.F) {
+	var x packIndex
+	for commit := range uint32(3) {
+		for _, pgno := range []uint32{1, 2 + commit, 9} {
+			x = append(x, packVersion{pgno, commit, int64(100*commit + 10*pgno), 10, pgno})
+		}
+	}
+	b, _ := x.bytes()
+	f.Add(b, uint64(3), int64(400))
+	b, _ = packIndex{}.bytes()
+	f.Add(b, uint64(1), int64(0))
+	f.Fuzz(func(t *testing.T, b []byte, commits uint64, size int64) {
+		if size < 0 {
+			return
+		}
+		for _, b := range [][]byte{b, sealed(b)} {
+			x, err := decodePackIndex(b, crc(b), commits, size)
+			if err != nil {
+				continue
+			}
+			for i, v := range x {
+				if v.size <= 0 || v.offset < 0 || int64(v.size) > size-v.offset || uint64(v.commit) >= commits {
+					t.Errorf("%+v in a pack of %d commits and %d bytes", v, commits, size)
+				}
+				if i > 0 && (x[i-1].pgno > v.pgno || x[i-1].pgno == v.pgno && x[i-1].commit >= v.commit) {
+					t.Errorf("%+v behind %+v", v, x[i-1])
+				}
+				if found, ok := x.find(v.pgno, 0, v.commit); !ok || found != v {
+					t.Errorf("%+v is found as %+v", v, found)
+				}
+			}
+			again, sum := slices.Clone(x).bytes()
+			if back, err := decodePackIndex(again, sum, commits, size); err != nil || !slices.Equal(back, x) {
+				t.Errorf("%+v is read again as %+v, %v", x, back, err)
+			}
 		}
 	})
 }
