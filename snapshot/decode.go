@@ -63,6 +63,21 @@ func PageNumbers(b []byte) (Header, []uint32, error) {
 	return l.header, pgnos, nil
 }
 
+// Frames calls f for each page of b with its number and its frame, which is at an offset of b. What is in the frames is
+// not looked at: ExpandFrame does.
+func Frames(b []byte, f func(pgno uint32, offset int, raw []byte)) error {
+	l, err := parse(b)
+	if err != nil {
+		return fmt.Errorf("read the frames of an LTX file of %d bytes: %w", len(b), err)
+	}
+	for at := headerSize; at < l.end; { // parse has checked that the frames lie within b
+		raw := b[at : at+frameHeaderSize+int(binary.BigEndian.Uint32(b[at+6:]))]
+		f(binary.BigEndian.Uint32(raw), at, raw)
+		at += len(raw)
+	}
+	return nil
+}
+
 func (d *Decoder) decode(b []byte, maxPageBytes int) (Header, []wal.Page, error) {
 	l, err := parse(b)
 	if err != nil {

@@ -492,7 +492,7 @@ func (c *Client) Export(ctx context.Context, name string, m Moment) (ExportHead,
 		return ExportHead{}, nil, remoteError(c.base, resp.StatusCode, b)
 	}
 	var head ExportHead
-	if err := json.Unmarshal([]byte(resp.Header.Get(headerExport)), &head); err != nil || resp.ContentLength != head.SizeBytes {
+	if err := json.Unmarshal([]byte(resp.Header.Get(headerExport)), &head); err != nil || head.SizeBytes < 0 || resp.ContentLength != head.SizeBytes {
 		resp.Body.Close()
 		return ExportHead{}, nil, fmt.Errorf("read answer of node at %s: it has no header %s that fits it; is this a hasqlite node?", c.base, headerExport)
 	}

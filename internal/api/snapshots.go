@@ -286,6 +286,11 @@ func (c *Client) ArchiveStore(ctx context.Context) (store.Store, error) {
 	if len(info.Levels) != 10 {
 		return nil, fmt.Errorf("the node at %s lists %d levels of its archive, want 10", c.base, len(info.Levels))
 	}
+	for level, dir := range info.Levels {
+		if err := store.CheckKey(dir); err != nil {
+			return nil, fmt.Errorf("the node at %s names a directory of level %d: %w", c.base, level, err)
+		}
+	}
 	return &nodeStore{c, info}, nil
 }
 
@@ -351,7 +356,21 @@ func (s *nodeStore) Stat(ctx context.Context, key string) (store.Info, error) {
 		return store.Info{}, err
 	}
 	i, err := call[archiveObjectInfo](ctx, s.c, http.MethodGet, "/v1/archive/objects/"+escapeName(key)+"?stat=1", nil)
-	return store.Info(i), s.failed(err)
+	if err != nil {
+		return store.Info{}, s.failed(err)
+	}
+	if i.Key != key || i.Size < 0 {
+		return store.Info{}, fmt.Errorf("the node at %s, asked for %s, describes %q of %d bytes", s.c.base, key, clip(i.Key), i.Size)
+	}
+	return store.Info(i), nil
+}
+
+// within refuses a name that does not belong into a listing of a directory behind another name: keys are made of it.
+func (s *nodeStore) within(dir, after, name string) error {
+	if err := store.CheckKey(store.Join(dir, name)); err != nil || strings.Contains(name, "/") || name <= after {
+		return fmt.Errorf("the node at %s, asked for what is in %q behind %q, lists %q", s.c.base, clip(dir), clip(after), clip(name))
+	}
+	return nil
 }
 
 func (s *nodeStore) List(ctx context.Context, dir, after string, f func(store.Info) error) error {
@@ -361,23 +380,38 @@ func (s *nodeStore) List(ctx context.Context, dir, after string, f func(store.In
 			return s.failed(err)
 		}
 		for _, i := range list.Objects {
+			name := i.Key
+			if dir != "" {
+				name, _ = strings.CutPrefix(i.Key, dir+"/")
+			}
+			if err := s.within(dir, after, name); err != nil {
+				return err
+			}
+			if store.Join(dir, name) != i.Key || i.Size < 0 {
+				return fmt.Errorf("the node at %s lists %q of %d bytes in %q", s.c.base, clip(i.Key), i.Size, clip(dir))
+			}
 			if err := f(store.Info(i)); err != nil {
 				return err
 			}
+			after = name
 		}
 		if !list.More || len(list.Objects) == 0 {
 			return nil
 		}
-		last := list.Objects[len(list.Objects)-1].Key
-		next := strings.TrimPrefix(strings.TrimPrefix(last, dir), "/")
-		if next <= after {
-			return fmt.Errorf("the node at %s lists %s twice", s.c.base, last)
-		}
-		after = next
 	}
 }
 
 func (s *nodeStore) Dirs(ctx context.Context, dir string) ([]string, error) {
 	list, err := call[archiveObjects](ctx, s.c, http.MethodGet, "/v1/archive/list?"+url.Values{"dir": {dir}, "dirs": {"1"}}.Encode(), nil)
-	return list.Dirs, s.failed(err)
+	if err != nil {
+		return nil, s.failed(err)
+	}
+	last := ""
+	for _, name := range list.Dirs {
+		if err := s.within(dir, last, name); err != nil {
+			return nil, err
+		}
+		last = name
+	}
+	return list.Dirs, nil
 }

@@ -90,3 +90,25 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// FuzzParseEither: no text panics, and what is taken names exactly one state, a bookmark as Parse has it.
+func FuzzParseEither(f *testing.F) {
+	for _, text := range []string{"000000000000002a/8000000000000001@00112233445566778899aabbccddeeff", "000000000000002a", "yesterday 18:00", "10+minutes+ago", "2026-11-22T10:00:00+02:00", ""} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		m, err := ParseEither(text, now)
+		if err == nil && m.ByTime() == (m.TXID != 0) {
+			t.Errorf("%q: %+v", text, m)
+		}
+		if to, plain := Parse("", text, now); plain == nil && text != "" && (err != nil || to != m) {
+			t.Errorf("%q: %+v, %v, as a bookmark %+v", text, m, err, to)
+		}
+		if err == nil && m.Time.After(now) {
+			t.Errorf("%q is in the future: %v", text, m.Time)
+		}
+		if uri, err := ParseURI(text, "", now); err == nil && text != "" && !uri.ByTime() {
+			t.Errorf("%q in a URI: %+v", text, uri)
+		}
+	})
+}

@@ -2,7 +2,7 @@
 //
 // Owns: a database of plain SQLite whose commits go into an archive.
 // Imports: snapshot, snapshot/archive, snapshot/store and wal.
-// Invariant: commit n has transaction number n and was made n seconds after Start.
+// Invariant: commit n has transaction number n and was made n seconds after Start, where no other pace was set.
 package testarchive
 
 import (
@@ -33,9 +33,9 @@ type DB struct {
 	Writer  *archive.Writer
 	Images  [][]byte // after each commit, where KeepImages is set
 	SQL     *sql.DB
-	Step    time.Duration // between commits
 
 	t       testing.TB
+	paces   []pace
 	path    string
 	db, log *os.File
 	reader  *wal.Reader
@@ -46,11 +46,18 @@ type DB struct {
 	commits []archive.Commit
 }
 
+// pace is how far commits are apart from one on.
+type pace struct {
+	from int
+	at   time.Time
+	step time.Duration
+}
+
 // New makes a database whose header says WAL, as those of a cluster, and has
 // no commit yet. Parameters of pragma are run before its first page is made.
 func New(t testing.TB, s store.Store, keys *archive.Keys, name string, pragmas ...string) *DB {
 	t.Helper()
-	d := &DB{ID: archive.Identity{Cluster: "c1", Lineage: 1, Database: strings.Repeat("0f", 16), Name: name}, t: t, path: filepath.Join(t.TempDir(), "db"), Step: time.Second, keep: true, sum: snapshot.ChecksumFlag}
+	d := &DB{ID: archive.Identity{Cluster: "c1", Lineage: 1, Database: strings.Repeat("0f", 16), Name: name}, t: t, path: filepath.Join(t.TempDir(), "db"), paces: []pace{{0, Start, time.Second}}, keep: true, sum: snapshot.ChecksumFlag}
 	var err error
 	if d.Archive, err = archive.Claim(t.Context(), s, d.ID.Cluster, archive.Options{Keys: keys, TempDir: t.TempDir()}); err != nil {
 		t.Fatal(err)
@@ -166,7 +173,31 @@ func (d *DB) Exec(texts ...string) {
 }
 
 // Time is that of a commit.
-func (d *DB) Time(txid int) time.Time { return Start.Add(time.Duration(txid) * d.Step) }
+func (d *DB) Time(txid int) time.Time {
+	p := d.paces[0]
+	for _, next := range d.paces[1:] {
+		if next.from < txid {
+			p = next
+		}
+	}
+	return p.at.Add(time.Duration(txid-p.from) * p.step)
+}
+
+// Pace sets how far the commits that follow are apart, and whether those of one
+// Exec share objects, as those of a node do.
+func (d *DB) Pace(step time.Duration, packed bool) {
+	d.t.Helper()
+	last := int(d.Writer.Position())
+	d.paces = append(d.paces, pace{last, d.Time(last), step})
+	o := archive.WriterOptions{}
+	if !packed {
+		o.PackFrom = 1 << 30
+	}
+	var err error
+	if d.Writer, err = d.Archive.Writer(d.t.Context(), d.ID, o); err != nil {
+		d.t.Fatal(err)
+	}
+}
 
 func (d *DB) commit(text string) {
 	d.t.Helper()

@@ -43,6 +43,27 @@ func (w *Writer) Compact(ctx context.Context, now time.Time) error {
 	return nil
 }
 
+// crowdedFrom is how much a query may have to read of files that have no page
+// index before they are merged.
+const crowdedFrom = 384 << 10
+
+// Crowded reports whether so much lies in small files which are not yet merged
+// that Compact does it before their window has passed.
+func (w *Writer) Crowded() bool { return w.view.state.small() >= crowdedFrom }
+
+// small is how much lies in files behind level 1 that have no page index.
+func (s *State) small() int64 {
+	size := int64(0)
+	for _, list := range [][]Object{s.Recent, s.Ranges} {
+		for _, o := range list[find(list, s.Done[1]+1):] {
+			if o.IndexSize == 0 && !o.packed() {
+				size += o.Size
+			}
+		}
+	}
+	return size
+}
+
 // compactLevel merges the windows that are closed. Files of lower levels stand
 // in where a window had too few of them to be worth merging.
 func (w *Writer) compactLevel(ctx context.Context, level int, now time.Time) error {
@@ -82,7 +103,7 @@ func (w *Writer) compactLevel(ctx context.Context, level int, now time.Time) err
 			group = append(group, o)
 			at = o.MaxTXID
 		}
-		if at >= limit && window >= 0 && now.UnixMicro() < (window+1)*interval {
+		if at >= limit && window >= 0 && now.UnixMicro() < (window+1)*interval && (level > 1 || s.small() < crowdedFrom) {
 			group = nil // the last window is still open
 		} else if len(group) > 0 {
 			done = group[len(group)-1].MaxTXID

@@ -3,10 +3,14 @@ package archive
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
 // sealed makes a wrong checksum right, so that fuzzing gets behind it.
@@ -27,12 +31,17 @@ func exampleState(t testing.TB) *State {
 		o.MinTXID, o.MaxTXID, o.Time = i+1, i+1, int64(i+1)
 		changes = append(changes, change{kind: changeAdd, object: o})
 	}
+	for i := range uint64(4) { // in two packs
+		p := Object{MinTXID: 7 + i, MaxTXID: 7 + i, Time: int64(7 + i), Post: 1 << 63, PageCount: uint32(9 - i), Pages: 1, Size: 131, Stored: 131, Checksum: 1 << 63}
+		p.PackMin, p.PackMax, p.PackAt, p.PackStored, p.PackIndex, p.PackSum = 7+i/2*2, 8+i/2*2, int64(i%2)*131, 300, 38, 5
+		changes = append(changes, change{kind: changeAdd, object: p})
+	}
 	for level := 1; level <= TopLevel; level++ {
 		o.Level, o.MinTXID, o.MaxTXID = level, 1, 3
 		changes = append(changes, change{kind: changeAdd, object: o}, change{kind: changeDone, level: level, txid: 3})
 	}
-	o.Level, o.MaxTXID, o.Time, o.IndexSize = SnapshotLevel, 9, 9, 77
-	changes = append(changes, change{kind: changeGap, gap: Gap{7, 8}}, change{kind: changeAdd, object: o}, change{kind: changeLabel, label: Label{"x", 9}},
+	o.Level, o.MaxTXID, o.Time, o.IndexSize = SnapshotLevel, 13, 13, 77
+	changes = append(changes, change{kind: changeGap, gap: Gap{11, 12}}, change{kind: changeAdd, object: o}, change{kind: changeLabel, label: Label{"x", 13}},
 		change{kind: changeSeal, segment: Segment{MinTXID: 1, MaxTXID: 2, FirstTime: 1, LastTime: 2, Count: 2, Sum: 3}})
 	for _, c := range changes {
 		if err := s.apply(c); err != nil {
@@ -172,4 +181,92 @@ func TestPageIndexFindsEveryPage(t *testing.T) {
 			t.Fatalf("page %d: got %v, %v, want %v, %v", pgno, got, ok, want, there)
 		}
 	}
+}
+
+// FuzzMarker: a marker that is read says whose the archive is, and how it is encrypted.
+func FuzzMarker(f *testing.F) {
+	f.Add([]byte(`{"format":1,"cluster":"c1","encryption":"none"}`))
+	f.Add([]byte(`{"format":1,"cluster":"c1","encryption":"age"}`))
+	f.Add([]byte(`{"format":2,"cluster":"","encryption":"rot13","more":[]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseMarker(b)
+		if err == nil && (m.Format != format || m.Cluster == "" || m.Encryption != "none" && m.Encryption != "age") {
+			t.Errorf("%q is read as %+v", b, m)
+		}
+	})
+}
+
+// FuzzIdentity: what an object announces is a database of this archive, and is found again under its name.
+func FuzzIdentity(f *testing.F) {
+	a := &Archive{cluster: testID.Cluster}
+	for _, id := range []Identity{testID, {Cluster: testID.Cluster, Lineage: 3, Database: strings.Repeat("ab", 16), Name: "_a/_b.db"}} {
+		b, err := json.Marshal(id)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(a.identityKey(id), b)
+		f.Add(a.identityKey(testID), b)
+	}
+	f.Fuzz(func(t *testing.T, key string, b []byte) {
+		id, err := a.identity(key, b)
+		if err != nil {
+			return
+		}
+		if err := store.CheckKey(id.dir()); err != nil || id.Cluster != a.cluster || a.identityKey(id) != key {
+			t.Errorf("%s of %q is %+v: %v", key, b, id, err)
+		}
+	})
+}
+
+// FuzzIdentities: a text is a usable key, none, or refused; nothing else.
+func FuzzIdentities(f *testing.F) {
+	for _, text := range []string{"", "# nothing\n", "AGE-SECRET-KEY-1", "age1qqqq", "\x00"} {
+		f.Add("", text)
+		f.Add(text, "")
+	}
+	f.Fuzz(func(t *testing.T, recipients, identities string) {
+		if k, err := NewKeys(recipients, identities); err == nil && (k == nil) != (recipients == "" && identities == "") {
+			t.Errorf("%q and %q give %+v", recipients, identities, k)
+		}
+	})
+}
+
+// FuzzPackIndex: what an index says lies within the pack, in order, and is written again as it was read.
+func FuzzPackIndex(f *testing.F) {
+	var x packIndex
+	for commit := range uint32(3) {
+		for _, pgno := range []uint32{1, 2 + commit, 9} {
+			x = append(x, packVersion{pgno, commit, int64(100*commit + 10*pgno), 10, pgno})
+		}
+	}
+	b, _ := x.bytes()
+	f.Add(b, uint64(3), int64(400))
+	b, _ = packIndex{}.bytes()
+	f.Add(b, uint64(1), int64(0))
+	f.Fuzz(func(t *testing.T, b []byte, commits uint64, size int64) {
+		if size < 0 {
+			return
+		}
+		for _, b := range [][]byte{b, sealed(b)} {
+			x, err := decodePackIndex(b, crc(b), commits, size)
+			if err != nil {
+				continue
+			}
+			for i, v := range x {
+				if v.size <= 0 || v.offset < 0 || int64(v.size) > size-v.offset || uint64(v.commit) >= commits {
+					t.Errorf("%+v in a pack of %d commits and %d bytes", v, commits, size)
+				}
+				if i > 0 && (x[i-1].pgno > v.pgno || x[i-1].pgno == v.pgno && x[i-1].commit >= v.commit) {
+					t.Errorf("%+v behind %+v", v, x[i-1])
+				}
+				if found, ok := x.find(v.pgno, 0, v.commit); !ok || found != v {
+					t.Errorf("%+v is found as %+v", v, found)
+				}
+			}
+			again, sum := slices.Clone(x).bytes()
+			if back, err := decodePackIndex(again, sum, commits, size); err != nil || !slices.Equal(back, x) {
+				t.Errorf("%+v is read again as %+v, %v", x, back, err)
+			}
+		}
+	})
 }

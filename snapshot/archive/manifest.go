@@ -30,8 +30,10 @@ type Object struct {
 	// Of a commit that is in a pack, the object that has the files of all commits
 	// of a range one after the other; PackMax is 0 for one with an object of its own.
 	PackMin, PackMax uint64
-	PackAt           int64 // offset of the file in the pack
-	PackStored       int64 // bytes of the pack in the store
+	PackAt           int64  // offset of the file in the pack
+	PackStored       int64  // bytes of the pack in the store
+	PackIndex        int64  // bytes of the index at its end
+	PackSum          uint64 // CRC-64 of the index
 }
 
 func (o Object) packed() bool { return o.PackMax != 0 }
@@ -212,7 +214,7 @@ func (o Object) check() error {
 	case o.Level < 0 || o.Level > RangeLevel && o.Level != SnapshotLevel, o.MinTXID == 0, o.MaxTXID < o.MinTXID,
 		o.Level == 0 && o.MinTXID != o.MaxTXID, o.Level == SnapshotLevel && o.MinTXID != 1,
 		o.PageCount == 0, o.Size <= 0, o.Stored <= 0, o.IndexSize < 0, o.Time <= 0,
-		o.packed() && (o.Level != 0 || o.PackMin > o.MinTXID || o.PackMax < o.MaxTXID || o.PackAt < 0 || o.PackStored < o.Size):
+		o.packed() && (o.Level != 0 || o.PackMin > o.MinTXID || o.PackMax < o.MaxTXID || o.PackAt < 0 || o.PackIndex < packIndexMin || o.PackStored-o.Size < o.PackIndex):
 		return fmt.Errorf("level %d file %s of %d pages, %d bytes: %w", o.Level, o.name(), o.PageCount, o.Size, errInvalidChange)
 	}
 	return nil
@@ -234,14 +236,51 @@ var crcTable = crc64.MakeTable(crc64.ISO)
 
 func crc(b []byte) uint64 { return crc64.Checksum(b, crcTable) }
 
-type encoder struct{ b []byte }
+type encoder struct {
+	b      []byte
+	before Object // the last one that was written
+}
 
 func (e *encoder) uint(v uint64)   { e.b = binary.AppendUvarint(e.b, v) }
 func (e *encoder) fixed(v uint64)  { e.b = binary.LittleEndian.AppendUint64(e.b, v) }
 func (e *encoder) string(s string) { e.uint(uint64(len(s))); e.b = append(e.b, s...) }
 func (e *encoder) done() []byte    { e.fixed(crc(e.b)); return e.b }
 
+// In the place of the level: commits are most of what there is, and most of them follow each other.
+const (
+	levelNext       = SnapshotLevel + 1 + iota // the commit after the object before, in an object of its own
+	levelNextPacked                            // the same, behind it in its pack
+)
+
+// follows returns how o follows the object before it, 0 where it does not.
+func (o Object) follows(before Object) int {
+	if before.Level != 0 || before.MaxTXID == 0 || o.Level != 0 || o.MinTXID != before.MaxTXID+1 || o.MaxTXID != o.MinTXID || o.Time <= before.Time ||
+		o.Stored != o.Size || o.IndexSize != 0 || o.IndexSum != 0 {
+		return 0
+	}
+	if !o.packed() {
+		return levelNext
+	}
+	if o.PackMin != before.PackMin || o.PackMax != before.PackMax || o.PackAt != before.PackAt+before.Size || o.PackStored != before.PackStored ||
+		o.PackIndex != before.PackIndex || o.PackSum != before.PackSum {
+		return 0
+	}
+	return levelNextPacked
+}
+
 func (e *encoder) object(o Object) {
+	before := e.before
+	e.before = o
+	if level := o.follows(before); level != 0 {
+		e.uint(uint64(level))
+		e.uint(uint64(o.Time - before.Time))
+		e.fixed(o.Post)
+		e.b = binary.AppendVarint(e.b, int64(o.PageCount)-int64(before.PageCount))
+		e.uint(uint64(o.Pages))
+		e.uint(uint64(o.Size))
+		e.fixed(o.Checksum)
+		return
+	}
 	e.uint(uint64(o.Level))
 	e.uint(o.MinTXID)
 	e.uint(o.MaxTXID - o.MinTXID)
@@ -262,6 +301,8 @@ func (e *encoder) object(o Object) {
 	e.uint(o.PackMax - o.MaxTXID)
 	e.uint(uint64(o.PackAt))
 	e.uint(uint64(o.PackStored))
+	e.uint(uint64(o.PackIndex))
+	e.fixed(o.PackSum)
 }
 
 func (e *encoder) objects(list []Object) {
@@ -281,8 +322,9 @@ func (e *encoder) segment(s Segment) {
 }
 
 type decoder struct {
-	b   []byte
-	err error
+	b      []byte
+	err    error
+	before Object // the last one that was read
 }
 
 // newDecoder checks the magic and the checksum.
@@ -338,6 +380,27 @@ func (d *decoder) fixed() uint64 {
 	return v
 }
 
+func (d *decoder) fixed32() uint32 {
+	if len(d.b) < 4 {
+		d.fail("it ends too early")
+		return 0
+	}
+	v := binary.LittleEndian.Uint32(d.b)
+	d.b = d.b[4:]
+	return v
+}
+
+// int is a signed number.
+func (d *decoder) int() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail("it ends too early")
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
 func (d *decoder) string(limit int) string {
 	n := int(d.small(uint64(limit)))
 	if n > len(d.b) {
@@ -353,13 +416,55 @@ func (d *decoder) string(limit int) string {
 func (d *decoder) count(size int) int { return int(d.small(uint64(len(d.b) / size))) }
 
 const (
-	objectMinBytes  = 10 + 3*8
+	objectMinBytes  = 5 + 2*8
 	segmentMinBytes = 5 + 8
 	maxInt64        = 1<<63 - 1
 )
 
 func (d *decoder) object() Object {
-	o := Object{Level: int(d.small(SnapshotLevel)), MinTXID: d.uint()}
+	var o Object
+	if level := int(d.small(levelNextPacked)); level > SnapshotLevel {
+		o = d.next(level == levelNextPacked)
+	} else {
+		o = d.whole(level)
+	}
+	if d.err == nil {
+		if err := o.check(); err != nil {
+			d.fail("%v", err)
+		}
+	}
+	d.before = o
+	return o
+}
+
+// next is the commit that follows the one that was read last.
+func (d *decoder) next(packed bool) Object {
+	before := d.before
+	if before.Level != 0 || before.MaxTXID == 0 || before.MaxTXID == ^uint64(0) || packed && !before.packed() {
+		d.fail("a commit follows nothing")
+		return Object{}
+	}
+	o := Object{MinTXID: before.MaxTXID + 1, MaxTXID: before.MaxTXID + 1}
+	o.Time = before.Time + int64(d.small(uint64(maxInt64-before.Time)))
+	o.Post = d.fixed()
+	pages := d.int()
+	if pages < -int64(before.PageCount) || pages > 1<<32-1-int64(before.PageCount) {
+		d.fail("%d pages more than %d", pages, before.PageCount)
+	}
+	o.PageCount = uint32(int64(before.PageCount) + pages)
+	o.Pages = uint32(d.small(1<<32 - 1))
+	o.Size = int64(d.small(maxInt64))
+	o.Stored = o.Size
+	o.Checksum = d.fixed()
+	if packed {
+		o.PackMin, o.PackMax, o.PackAt = before.PackMin, before.PackMax, before.PackAt+before.Size
+		o.PackStored, o.PackIndex, o.PackSum = before.PackStored, before.PackIndex, before.PackSum
+	}
+	return o
+}
+
+func (d *decoder) whole(level int) Object {
+	o := Object{Level: level, MinTXID: d.uint()}
 	o.MaxTXID = o.MinTXID + d.small(^uint64(0)-o.MinTXID)
 	o.Time = int64(d.small(maxInt64))
 	o.Post = d.fixed()
@@ -374,11 +479,7 @@ func (d *decoder) object() Object {
 		o.PackMin = o.MinTXID - (n - 1)
 		o.PackMax = o.MaxTXID + d.small(^uint64(0)-o.MaxTXID)
 		o.PackAt, o.PackStored = int64(d.small(maxInt64)), int64(d.small(maxInt64))
-	}
-	if d.err == nil {
-		if err := o.check(); err != nil {
-			d.fail("%v", err)
-		}
+		o.PackIndex, o.PackSum = int64(d.small(maxInt64)), d.fixed()
 	}
 	return o
 }

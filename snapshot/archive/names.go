@@ -152,6 +152,20 @@ func (a *Archive) readMarker(ctx context.Context) (marker, error) {
 	if err != nil {
 		return marker{}, err
 	}
+	m, err := parseMarker(b)
+	if err != nil {
+		return marker{}, err
+	}
+	switch {
+	case m.Encryption == "age" && a.keys == nil:
+		return marker{}, fmt.Errorf("the archive is encrypted, and no identity was given: %w", ErrKey)
+	case m.Encryption == "none" && a.keys != nil:
+		return marker{}, fmt.Errorf("a key was given, and the archive is not encrypted: choose another place for an encrypted one: %w", ErrKey)
+	}
+	return m, nil
+}
+
+func parseMarker(b []byte) (marker, error) {
 	var m marker
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
@@ -163,10 +177,6 @@ func (a *Archive) readMarker(ctx context.Context) (marker, error) {
 		return marker{}, &ObjectError{markerKey, fmt.Errorf("format %d, this program knows %d", m.Format, format)}
 	case m.Cluster == "":
 		return marker{}, damaged(markerKey, "it names no cluster")
-	case m.Encryption == "age" && a.keys == nil:
-		return marker{}, fmt.Errorf("the archive is encrypted, and no identity was given: %w", ErrKey)
-	case m.Encryption == "none" && a.keys != nil:
-		return marker{}, fmt.Errorf("a key was given, and the archive is not encrypted: choose another place for an encrypted one: %w", ErrKey)
 	case m.Encryption != "age" && m.Encryption != "none":
 		return marker{}, fmt.Errorf("the archive is encrypted in a way that this program does not know, %q: %w", m.Encryption, ErrKey)
 	}
@@ -194,16 +204,33 @@ func (a *Archive) Databases(ctx context.Context) ([]Identity, error) {
 		if err != nil {
 			return nil, err
 		}
-		var id Identity
-		if err := json.Unmarshal(b, &id); err != nil {
-			return nil, damaged(key, "%v", err)
-		}
-		if err := id.check(); err != nil {
-			return nil, damaged(key, "%v", err)
+		id, err := a.identity(key, b)
+		if err != nil {
+			return nil, err
 		}
 		list = append(list, id)
 	}
 	return list, nil
+}
+
+// identity reads the object that announces a database, which is of this archive and under the key that is made of it:
+// one in the place of another would hide that.
+func (a *Archive) identity(key string, b []byte) (Identity, error) {
+	var id Identity
+	if err := json.Unmarshal(b, &id); err != nil {
+		return id, damaged(key, "%v", err)
+	}
+	if err := id.check(); err != nil {
+		return id, damaged(key, "%v", err)
+	}
+	if id.Cluster != a.cluster || a.identityKey(id) != key {
+		return id, damaged(key, "it is of database %s of lineage %d of cluster %s", id.Database, id.Lineage, id.Cluster)
+	}
+	return id, nil
+}
+
+func (a *Archive) identityKey(id Identity) string {
+	return store.Join(databasesDir, id.Database+"-"+strconv.FormatUint(id.Lineage, 10)+".json"+a.ext())
 }
 
 // Find returns the databases that had the name: more than one where it was
@@ -242,7 +269,7 @@ func (a *Archive) announce(ctx context.Context, id Identity) error {
 	if err != nil {
 		return fmt.Errorf("encode identity: %w", err)
 	}
-	_, err = a.put(ctx, store.Join(databasesDir, id.Database+"-"+strconv.FormatUint(id.Lineage, 10)+".json"+a.ext()), bytes.NewReader(b), int64(len(b)), time.Time{})
+	_, err = a.put(ctx, a.identityKey(id), bytes.NewReader(b), int64(len(b)), time.Time{})
 	return err
 }
 

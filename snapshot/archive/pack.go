@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,10 +19,8 @@ const (
 	packBytes   = 1 << 20
 	packCommits = 1024
 	// A run is merged in memory: the pages in it, and what is read of one commit.
-	runBytes = 16 << 20
-	// wholePackFrom is from how many commits of a pack on a Reader reads all of it.
-	wholePackFrom = 8
-	keptPacks     = 4
+	runBytes  = 16 << 20
+	keptPacks = 4
 )
 
 func (v *View) packKey(first, last uint64) string {
@@ -93,9 +92,19 @@ func (w *Writer) putRun(ctx context.Context, commits []Commit) ([]Object, error)
 	return together(ctx, steps)
 }
 
-// putPack stores the files of commits as one object.
+// putPack stores the files of commits as one object, with an index.
 func (w *Writer) putPack(ctx context.Context, commits []Commit, objects []Object, body []byte) ([]Object, error) {
 	first, last := objects[0].MinTXID, objects[len(objects)-1]
+	var x packIndex
+	at := int64(0)
+	for i, o := range objects {
+		if err := x.add(i, at, body[at:at+o.Size]); err != nil {
+			return nil, fmt.Errorf("commit %016x: %w", o.MinTXID, err)
+		}
+		at += o.Size
+	}
+	index, sum := x.bytes()
+	body = slices.Concat(body, index)
 	stored, err := w.view.put(ctx, w.view.packKey(first, last.MaxTXID), bytes.NewReader(body), int64(len(body)), time.UnixMicro(last.Time))
 	if errors.Is(err, ErrForeign) {
 		// An earlier writer compressed otherwise and did not enter it: nobody knows of its object.
@@ -106,10 +115,11 @@ func (w *Writer) putPack(ctx context.Context, commits []Commit, objects []Object
 		}
 		return objects, nil
 	}
-	at := int64(0)
+	at = 0
 	for i := range objects {
 		o := &objects[i]
 		o.PackMin, o.PackMax, o.PackAt, o.PackStored, o.Stored = first, last.MaxTXID, at, stored, o.Size
+		o.PackIndex, o.PackSum = int64(len(index)), sum
 		at += o.Size
 	}
 	return objects, err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 )
 
 // BenchmarkAppend is what a commit of one row costs that is archived with others.
@@ -34,5 +35,86 @@ func BenchmarkAppend(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(n), "µs/commit")
 		})
+	}
+}
+
+// Small files that are not merged yet are what a query has to read: past a bound they are merged before their window of time has passed.
+func TestManySmallFilesAreMergedEarly(t *testing.T) {
+	ctx := t.Context()
+	r := newRecorder(t, 8, 4096, 0)
+	r.keep = false
+	a := claim(t, openDir(t), nil)
+	w := openWriter(t, a, WriterOptions{PackFrom: 1 << 30, Intervals: [TopLevel + 1]time.Duration{1: time.Hour}})
+	r.exec("INSERT INTO item(name, data) VALUES('first', randomblob(9000))")
+	r.commit()
+	sent := 0
+	for !w.Crowded() {
+		if err := w.Compact(ctx, r.now); err != nil {
+			t.Fatal(err)
+		}
+		if len(w.view.state.Levels[1]) > 0 {
+			t.Fatalf("merged at %d bytes", w.view.state.small())
+		}
+		if w.view.state.small() >= crowdedFrom || len(r.commits) > 100 {
+			t.Fatalf("%d bytes of small files are not crowded", w.view.state.small())
+		}
+		r.exec("UPDATE item SET data = randomblob(9000) WHERE name = 'first'")
+		r.commit()
+		if err := w.Append(ctx, r.commits[sent:]); err != nil {
+			t.Fatal(err)
+		}
+		sent = len(r.commits)
+	}
+	if err := w.Compact(ctx, r.now); err != nil {
+		t.Fatal(err)
+	}
+	if s := w.view.state; w.Crowded() || len(s.Levels[1]) != 1 || s.Levels[1][0].MaxTXID != s.Last.MaxTXID || len(s.Levels[2]) != 0 {
+		t.Errorf("%d bytes of small files are left, level 1 has %+v", s.small(), s.Levels[1])
+	}
+}
+
+// However many commits come in an upload, what has to be read to know the archive stays small.
+func TestManifestFollowsManyCommits(t *testing.T) {
+	ctx := t.Context()
+	r := newRecorder(t, 9, 4096, 0)
+	r.keep = false
+	s := &counting{Store: openDir(t)}
+	a := claim(t, s, nil)
+	w := openWriter(t, a, WriterOptions{})
+	r.exec("INSERT INTO item(name) VALUES('x')")
+	const uploads, each = 24, 600
+	sent := 0
+	for range uploads {
+		for len(r.commits) < sent+each {
+			r.exec("UPDATE item SET name = ?", len(r.commits))
+			r.commit()
+		}
+		if err := w.Append(ctx, r.commits[sent:]); err != nil {
+			t.Fatal(err)
+		}
+		sent = len(r.commits)
+		if err := w.Manifest(ctx, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.reset()
+	v, err := a.Load(ctx, testID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, n := s.get(); n > int64(32*(sealFrom+manifestFrom+2*each)) {
+		t.Errorf("the manifest of %d commits is read with %d bytes", uploads*each, n)
+	}
+	if len(v.state.Segments) == 0 || len(v.state.Recent) > sealFrom+manifestFrom+2*each {
+		t.Errorf("%d segments, %d commits in the manifest", len(v.state.Segments), len(v.state.Recent))
+	}
+	n := uint64(0)
+	if err := v.Commits(ctx, 0, func(p Point) error {
+		if n++; p.TXID != n || p.Checksum != r.commits[n-1].Post || p.Time.UnixMicro() != r.commits[n-1].Time {
+			return fmt.Errorf("commit %d is listed as %+v", n, p)
+		}
+		return nil
+	}); err != nil || n != uploads*each {
+		t.Errorf("%d commits are listed: %v", n, err)
 	}
 }

@@ -26,7 +26,7 @@ type Reader struct {
 	plan  *Plan
 	limit []uint32 // of each file, behind which its pages are cut off
 	ctx   context.Context
-	packs map[uint64]int // how many files of the plan are in a pack, by its last TXID
+	runs  map[int]packRun // of the plan, read by the index of their pack
 
 	warm  sync.Mutex
 	has   map[int][]uint32 // pages of the small files of the plan, once they were read
@@ -49,12 +49,9 @@ func (v *View) NewReader(ctx context.Context, p *Plan, cacheBytes int) *Reader {
 		cacheBytes = readerCache
 	}
 	r := &Reader{view: v, plan: p, ctx: ctx, cache: map[string]*list.Element{}, order: list.New(), used: -cacheBytes, limit: make([]uint32, len(p.Objects))}
-	r.packs = map[uint64]int{}
+	r.runs = p.runs()
 	limit := p.Target.PageCount
 	for i := len(p.Objects) - 1; i >= 0; i-- {
-		if p.Objects[i].packed() {
-			r.packs[p.Objects[i].PackMax]++
-		}
 		limit = min(limit, p.Objects[i].PageCount)
 		r.limit[i] = limit
 	}
@@ -111,6 +108,17 @@ func (r *Reader) Page(pgno uint32) ([]byte, error) {
 		if pgno > r.limit[i] {
 			break // what older files have of it was cut off
 		}
+		if run, ok := r.runs[i]; ok {
+			data, ok, err := r.pageOfRun(run, pgno)
+			if err != nil {
+				return nil, fmt.Errorf("read page %d: %w", pgno, err)
+			}
+			if ok {
+				return data, nil
+			}
+			i = run.first
+			continue
+		}
 		if pages, small := r.has[i]; small {
 			if _, ok := slices.BinarySearch(pages, pgno); !ok {
 				continue
@@ -139,7 +147,7 @@ func (r *Reader) readSmall() error {
 	slots := make(chan struct{}, fetchAtOnce)
 	var wg sync.WaitGroup
 	for i, o := range r.plan.Objects {
-		if o.IndexSize > 0 {
+		if _, ok := r.runs[i]; ok || o.IndexSize > 0 {
 			continue
 		}
 		slots <- struct{}{}
@@ -161,7 +169,7 @@ func (r *Reader) readSmall() error {
 	}
 	r.has = map[int][]uint32{}
 	for i, o := range r.plan.Objects {
-		if o.IndexSize == 0 {
+		if _, ok := r.runs[i]; !ok && o.IndexSize == 0 {
 			r.has[i] = pages[i]
 		}
 	}
@@ -246,7 +254,7 @@ func (r *Reader) small(o Object) (*smallFile, int, error) {
 	if o.Size > maxMetadata {
 		return nil, 0, &ObjectError{key, fmt.Errorf("it has %d bytes and no page index: restore the state instead", o.Size)}
 	}
-	raw, err := r.view.content(r.ctx, o, r.packs[o.PackMax] >= wholePackFrom)
+	raw, err := r.view.content(r.ctx, o, false)
 	if err != nil {
 		return nil, 0, err
 	}

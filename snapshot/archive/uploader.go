@@ -319,7 +319,7 @@ func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextReta
 		}
 	}
 	now := time.Now()
-	if !now.Before(*nextCompact) {
+	if !now.Before(*nextCompact) || w.Crowded() {
 		if err := w.Compact(ctx, now); err != nil {
 			return err
 		}

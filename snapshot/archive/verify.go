@@ -63,6 +63,13 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 				}
 			}
 		}
+		if o.packed() && o.MaxTXID == o.PackMax {
+			if _, err := v.readPackIndex(ctx, o); err != nil {
+				if err := problem(err); err != nil {
+					return r, err
+				}
+			}
+		}
 		r.Objects++
 		r.Bytes += o.Stored
 		if progress != nil {

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	manifestEvery = 64 // journal entries
+	manifestEvery = 64   // journal entries
+	manifestFrom  = 4096 // changes in them
 	sealFrom      = 8192
 	sealCount     = 4096
 	putAtOnce     = 8
@@ -47,6 +48,7 @@ type Writer struct {
 	view     *View
 	opts     WriterOptions
 	since    uint64 // journal entries since the last manifest
+	changes  int    // in those that this Writer made
 	manifest uint64 // sequence number of the last manifest
 	broken   error
 }
@@ -146,6 +148,7 @@ func (w *Writer) journal(ctx context.Context, changes ...change) error {
 	}
 	w.setState(next)
 	w.since++
+	w.changes += len(changes)
 	return nil
 }
 
@@ -354,7 +357,7 @@ func (w *Writer) describeStored(ctx context.Context, key string, cause error) (O
 // Manifest writes a new manifest where it is due, and removes what it replaces.
 // An archive to which nothing is written costs no request.
 func (w *Writer) Manifest(ctx context.Context, force bool) error {
-	if w.broken != nil || w.since == 0 || !force && w.since < manifestEvery {
+	if w.broken != nil || w.since == 0 || !force && w.since < manifestEvery && w.changes < manifestFrom {
 		return w.broken
 	}
 	if err := w.seal(ctx); err != nil {
@@ -366,7 +369,7 @@ func (w *Writer) Manifest(ctx context.Context, force bool) error {
 		return fmt.Errorf("write manifest of %s: %w", s.Name, err)
 	}
 	before := w.manifest
-	w.since, w.manifest = 0, s.Seq
+	w.since, w.changes, w.manifest = 0, 0, s.Seq
 	return w.sweep(ctx, before)
 }
 
@@ -374,7 +377,7 @@ func (w *Writer) Manifest(ctx context.Context, force bool) error {
 func (w *Writer) seal(ctx context.Context) error {
 	for {
 		s := w.view.state
-		if len(s.Recent) < sealFrom || s.Recent[sealCount-1].MaxTXID > s.Done[1] {
+		if len(s.Recent) < sealFrom {
 			return nil
 		}
 		n := 1 // a segment has no gaps, and all of a pack

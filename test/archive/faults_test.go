@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -29,11 +30,15 @@ var (
 	seed   = flag.Uint64("seed", 0, "seed of TestStoreInTrouble; 0 takes one from the clock")
 )
 
+// diskBytes are enough for the objects of many rounds.
+const diskBytes = 256 << 20
+
 // storm is a store in trouble while writers work and leaders die.
 type storm struct {
 	t       *testing.T
 	rand    *rand.Rand
 	gateway *storetest.Gateway
+	disk    *testcluster.Disk // that the gateway's objects are on; nil where none can be mounted
 	proxy   *storetest.Proxy
 	cluster *localcluster.Cluster
 }
@@ -67,48 +72,94 @@ func (s *storm) writes(ctx context.Context, acked func() int, more int) {
 	})
 }
 
-// troubles are what happens to the store, each until its function has returned.
-func (s *storm) troubles() map[string]func(during func()) {
+// trouble is what happens to the store until its function has returned.
+type trouble struct {
+	name string
+	run  func(during func())
+}
+
+func (s *storm) troubles(ctx context.Context) []trouble {
 	signal := func(sig os.Signal) {
 		if err := s.gateway.Process().Signal(sig); err != nil {
 			s.t.Error(err)
 		}
 	}
-	return map[string]func(func()){
-		"killed": func(during func()) {
+	return []trouble{
+		{"killed", func(during func()) {
 			s.gateway.Stop()
 			during()
 			s.gateway.Start()
-		},
-		"paused": func(during func()) {
+		}},
+		{"paused", func(during func()) {
 			signal(syscall.SIGSTOP)
 			during()
 			signal(syscall.SIGCONT)
-		},
-		"503": func(during func()) {
+		}},
+		{"503", func(during func()) {
 			s.proxy.Refuse(func(n int, _ *http.Request) int { return map[bool]int{true: http.StatusServiceUnavailable}[n%3 != 0] })
 			during()
 			s.proxy.Refuse(nil)
-		},
-		"slow": func(during func()) {
+		}},
+		{"slow", func(during func()) {
 			s.proxy.Slow(300 * time.Millisecond)
 			during()
 			s.proxy.Slow(0)
-		},
-		"full": func(during func()) {
+		}},
+		{"without room", func(during func()) {
 			// What a store without room answers to every write; the rest still works.
 			s.proxy.Refuse(func(_ int, r *http.Request) int {
 				return map[bool]int{true: http.StatusInsufficientStorage}[r.Method == http.MethodPut]
 			})
 			during()
 			s.proxy.Refuse(nil)
-		},
-		"cut off": func(during func()) {
+		}},
+		{"on a full disk", func(during func()) { s.fill(ctx, during) }},
+		{"cut off", func(during func()) {
 			// The object is stored, and the answer lost.
 			s.proxy.Lose(func(n int, r *http.Request) bool { return r.Method == http.MethodPut && n%2 == 0 })
 			during()
 			s.proxy.Lose(nil)
-		},
+		}},
+	}
+}
+
+// fill takes the room of the server's disk away, then gives it some blocks, which are enough for one object of an upload
+// and not for the next, and takes those, too.
+func (s *storm) fill(ctx context.Context, during func()) {
+	if s.disk == nil {
+		return
+	}
+	before, _ := s.proxy.Writes()
+	tried := func(enough func(stored, failed int) bool) {
+		first, second := s.proxy.Writes()
+		s.wait(ctx, "an upload is tried on a full disk", func() error {
+			if stored, failed := s.proxy.Writes(); !enough(stored-first, failed-second) {
+				return fmt.Errorf("%d objects stored, %d not", stored-first, failed-second)
+			}
+			return nil
+		})
+	}
+	filler, err := s.disk.Fill(0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	during()
+	tried(func(_, failed int) bool { return failed > 0 })
+	i, err := os.Stat(filler)
+	if err == nil {
+		err = os.Truncate(filler, i.Size()-int64(1+s.rand.IntN(16))*4096)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	tried(func(stored, failed int) bool { return stored+failed > 0 })
+	if _, err := s.disk.Fill(0); err != nil {
+		s.t.Fatal(err)
+	}
+	stored, failed := s.proxy.Writes()
+	s.t.Logf("%d objects were stored on a full disk, %d uploads have failed", stored-before, failed)
+	if err := os.Remove(filler); err != nil {
+		s.t.Fatal(err)
 	}
 }
 
@@ -120,8 +171,14 @@ func TestStoreInTrouble(t *testing.T) {
 	}
 	t.Logf("go test ./test/archive -run %s -storms %d -seed %d", t.Name(), *storms, *seed)
 	ctx := testcluster.Context(t, time.Duration(*storms)*3*time.Minute)
-	s := &storm{t: t, rand: rand.New(rand.NewPCG(*seed, 0)), gateway: storetest.StartGateway(t)}
+	s := &storm{t: t, rand: rand.New(rand.NewPCG(*seed, 0))}
+	root := filepath.Join(t.TempDir(), "disk")
 	var err error
+	if s.disk, err = testcluster.NewDisk(t, root, "ext4", diskBytes); err != nil {
+		t.Logf("NO DISK IS FILLED: this machine mounts no disks for tests (%v). A proxy answers that the store has no room", err)
+		root = t.TempDir()
+	}
+	s.gateway = storetest.StartGatewayIn(t, root)
 	if s.proxy, err = storetest.NewProxy(s.gateway.Endpoint); err != nil {
 		t.Fatal(err)
 	}
@@ -130,11 +187,10 @@ func TestStoreInTrouble(t *testing.T) {
 	s.cluster = archived(t, s.gateway.URLAt(s.proxy.Endpoint, "a"), "--snapshot-entries", "200", "--trailing-entries", "50", "--archive-levels", "1s,3s,9s")
 	acked, stop := s.write(ctx)
 	for range *storms {
-		all := s.troubles()
+		all := s.troubles(ctx)
 		for _, i := range s.rand.Perm(len(all)) {
-			name := [...]string{"killed", "paused", "503", "slow", "full", "cut off"}[i]
-			t.Logf("store %s", name)
-			all[name](func() {
+			t.Logf("store %s", all[i].name)
+			all[i].run(func() {
 				s.writes(ctx, acked, 30)
 				if s.rand.IntN(2) == 0 {
 					s.killLeader(ctx)

@@ -94,7 +94,7 @@ func TestEveryCommandOfTheReadmeRuns(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, want := range []string{
-		"Equal: every acknowledged row", "1|tea\n2|milk\n", "(3, 'bread')", "\n4\n", "shop.db equal at ", "4 items",
+		"Equal: every acknowledged row", "1|tea\n2|milk\n", "(3, 'bread')", "\n4\n", "shop.db equal at ", "tea milk bread jam", "4 items",
 	} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the output lacks %q:\n%s", want, out)

@@ -142,7 +142,12 @@ type Gateway struct {
 // the credentials for it in the environment of the test.
 func StartGateway(t testing.TB) *Gateway {
 	t.Helper()
-	root := t.TempDir()
+	return StartGatewayIn(t, t.TempDir())
+}
+
+// StartGatewayIn is StartGateway with the bucket below root.
+func StartGatewayIn(t testing.TB, root string) *Gateway {
+	t.Helper()
 	s, err := NewServer(root)
 	if err != nil {
 		t.Fatal(err)

@@ -21,6 +21,8 @@ type Proxy struct {
 
 	mu       sync.Mutex
 	requests int
+	stored   int
+	failed   int
 	refuse   func(n int, r *http.Request) int
 	lose     func(n int, r *http.Request) bool
 	delay    time.Duration
@@ -41,6 +43,18 @@ func NewProxy(endpoint string) (*Proxy, error) {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host // it is signed
+		},
+		ModifyResponse: func(r *http.Response) error {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			switch {
+			case r.Request.Method != http.MethodPut || r.StatusCode == http.StatusPreconditionFailed:
+			case r.StatusCode == http.StatusOK:
+				p.stored++
+			default:
+				p.failed++
+			}
+			return nil
 		},
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
@@ -84,6 +98,13 @@ func (p *Proxy) Requests() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.requests
+}
+
+// Writes returns how many objects the server itself has stored, and how many it would have, but failed to.
+func (p *Proxy) Writes() (stored, failed int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stored, p.failed
 }
 
 // Refuse has the n-th request answered with the status that f returns, 0 for
