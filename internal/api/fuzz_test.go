@@ -3,7 +3,6 @@ package api
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -120,7 +119,7 @@ func FuzzExportAnswer(f *testing.F) {
 		}
 		r.Close()
 		if h.SizeBytes != length || length < 0 {
-			t.Error(fmt.Sprintf("%q of %d bytes is %+v", head, length, h))
+			t.Errorf("%q of %d bytes is %+v", head, length, h)
 		}
 	})
 }
