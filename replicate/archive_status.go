@@ -17,6 +17,7 @@ type ArchiveStatus struct {
 	Error       string // why it is not open, or why an upload failed
 	Lagging     int    // databases of which commits are not archived
 	Lag         time.Duration
+	Looking     int // databases for which it is being found out how far the archive is
 	LagBytes    int64
 	Backlog     archive.BacklogStatus
 	Failures    uint64 // uploads, since the start
@@ -49,6 +50,9 @@ func (s *Service) ArchiveStatus() ArchiveStatus {
 			r.LagBytes += size
 		}
 		if k.uploader != nil {
+			if !k.opened {
+				r.Looking++
+			}
 			st := k.uploader.u.Status()
 			r.Gaps += st.Gaps
 			r.Failures += st.Failures
@@ -65,8 +69,8 @@ func (a *archiver) lagLocked(k *kept, now time.Time) (lag time.Duration, size in
 	if k.last <= k.archived || k.last == 1 || k.lost {
 		return 0, 0, false
 	}
-	if a.opts.Local && !k.opened && len(k.entries) == 0 && a.backlog.Bytes(k.id.String()) == 0 {
-		return 0, 0, false // it may well be archived, its turn to be looked into comes
+	if a.opts.Local && !k.opened && k.lastTime < a.begun && a.backlog.Bytes(k.id.String()) == 0 {
+		return 0, 0, false // it was there before the start and may well be archived: that is found out in its turn
 	}
 	oldest := k.lastTime
 	if len(k.entries) > 0 {

@@ -1,12 +1,14 @@
 package replicate
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,7 +39,7 @@ const (
 	openArchiveRetry = 5 * time.Second
 	// roundsAtOnce is how many databases are uploaded at a time.
 	roundsAtOnce = 8
-	// lookingAtOnce is for how many databases without commits since the start the archive is looked into at a time.
+	// lookingAtOnce is for how many databases it is found out at a time how far the archive is.
 	lookingAtOnce = 64
 	// An archive on the node's own disk rests for so many times as long as it worked: while there are commits, while
 	// some have waited for long, and while there are none.
@@ -61,6 +63,7 @@ const (
 type archiver struct {
 	s       *Service
 	opts    ArchiveOptions
+	begun   int64 // microseconds since 1970
 	backlog *archive.Backlog
 	slots   chan struct{} // of uploads to a store elsewhere
 	gate    *localGate    // of uploads to the node's own disk
@@ -88,7 +91,7 @@ func newArchiver(s *Service, o ArchiveOptions) (*archiver, error) {
 		return nil, err
 	}
 	a := &archiver{
-		s: s, opts: o, backlog: backlog, slots: make(chan struct{}, roundsAtOnce), wake: make(chan struct{}, 1),
+		s: s, opts: o, begun: s.now().UnixMicro(), backlog: backlog, slots: make(chan struct{}, roundsAtOnce), wake: make(chan struct{}, 1),
 		kept: map[DatabaseID]*kept{}, trims: map[DatabaseID]TXID{}, proposals: map[DatabaseID]TXID{},
 	}
 	for _, name := range backlog.Databases() {
@@ -215,27 +218,32 @@ func (a *archiver) survey() {
 	}
 }
 
-// startUploaders starts what is missing. Where a node has many databases and does not know how far its archive is, few
-// at a time look there: they are idle, most of them have nothing to do.
+// startUploaders starts what is missing. After a start a node may have many databases of which it does not know how
+// far the archive is: it looks for few at a time, for those first that were written last.
 func (a *archiver) startUploaders() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	looking := 0
+	var list []*kept
 	for _, k := range a.kept {
-		if k.uploader != nil && !k.opened && len(k.entries) == 0 {
-			looking++
+		switch {
+		case k.uploader != nil:
+			if !k.opened && k.uploader.u.Status().Failures == 0 {
+				looking++
+			}
+		case k.jobs == 0 && k.last <= k.archived, k.last == 1, k.lost:
+		case k.opened || k.jobs > 0:
+			a.startLocked(k)
+		default:
+			list = append(list, k)
 		}
 	}
-	for _, k := range a.kept {
-		if k.uploader != nil || k.jobs == 0 && k.last <= k.archived || k.last == 1 || k.lost {
-			continue
-		}
-		if len(k.entries) == 0 && k.jobs == 0 && !k.opened {
-			if looking == lookingAtOnce {
-				continue
-			}
-			looking++
-		}
+	room := max(0, lookingAtOnce-looking)
+	if len(list) > room {
+		slices.SortFunc(list, func(x, y *kept) int { return cmp.Compare(y.lastTime, x.lastTime) })
+		list = list[:room]
+	}
+	for _, k := range list {
 		a.startLocked(k)
 	}
 }

@@ -358,6 +358,38 @@ func TestEveryNodeHasAnArchiveOfItsOwn(t *testing.T) {
 	}
 }
 
+func TestAStartLooksForFewDatabasesAtATime(t *testing.T) {
+	const databases, most = 90, 64
+	c := newCluster(t, 1, func(_ int, cfg *Config) { cfg.Archive, cfg.ArchiveInterval = "", archiveInterval })
+	for i := range databases {
+		c.insert(0, fmt.Sprint("db", i), 1)
+	}
+	idle := func() error {
+		if st := c.nodes[0].svc.ArchiveStatus(); st.Lagging > 0 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	}
+	eventually(t, "all is archived", idle)
+	c.stop(0)
+	c.start(0)
+	seen := 0
+	eventually(t, "all was looked for", func() error {
+		st := c.nodes[0].svc.ArchiveStatus()
+		seen = max(seen, st.Looking)
+		for i := range databases {
+			db, ok := c.nodes[0].svc.Lookup(fmt.Sprint("db", i))
+			if !ok || c.nodes[0].svc.ArchivedPosition(db.ID) != db.Position.TXID {
+				return fmt.Errorf("db%d is not: %+v", i, st)
+			}
+		}
+		return nil
+	})
+	if seen == 0 || seen > most {
+		t.Errorf("%d at a time, want at most %d", seen, most)
+	}
+}
+
 // TestAnArchiveOfANodeThatWasAway: it is filled with the commits of the others' archives (RULES B14).
 func TestAnArchiveOfANodeThatWasAway(t *testing.T) {
 	c := newCluster(t, 3, func(i int, cfg *Config) {
