@@ -213,15 +213,24 @@ func (u *Uploader) do(ctx context.Context, j *job, wp **Writer) error {
 		return err
 	}
 	defer done()
-	if *wp == nil {
-		w, err := u.archive.Writer(ctx, u.id, u.opts.Writer)
-		if err != nil {
-			return err
-		}
-		*wp = w
-		u.source.Archived(w.Position())
+	if err := u.open(ctx, wp); err != nil {
+		return err
 	}
 	return j.f(ctx, *wp)
+}
+
+// open makes the Writer where there is none, which reads how far the archive is.
+func (u *Uploader) open(ctx context.Context, wp **Writer) error {
+	if *wp != nil {
+		return nil
+	}
+	w, err := u.archive.Writer(ctx, u.id, u.opts.Writer)
+	if err != nil {
+		return err
+	}
+	*wp = w
+	u.source.Archived(w.Position())
+	return nil
 }
 
 func (u *Uploader) turn(ctx context.Context) (func(), error) {
@@ -296,13 +305,8 @@ func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextReta
 		return err
 	}
 	defer done()
-	if *wp == nil {
-		w, err := u.archive.Writer(ctx, u.id, u.opts.Writer)
-		if err != nil {
-			return err
-		}
-		*wp = w
-		u.source.Archived(w.Position())
+	if err := u.open(ctx, wp); err != nil {
+		return err
 	}
 	w := *wp
 	// What is committed meanwhile is for the next round, an interval later: a few commits at a time cost as many
