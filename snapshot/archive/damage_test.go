@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -528,5 +529,57 @@ func TestLabelledStatesStay(t *testing.T) {
 	}
 	if first, err := w.View().First(ctx); err != nil || first.TXID < 12 {
 		t.Errorf("retention has kept %d, %v", first.TXID, err)
+	}
+}
+
+// A list of all databases has all of them, or says which object is at fault.
+func TestEveryDatabaseIsListedOrMissed(t *testing.T) {
+	ctx := t.Context()
+	root := filepath.Join(t.TempDir(), "archive")
+	d, err := store.OpenDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := claim(t, d, nil)
+	var ids []Identity
+	for i, name := range []string{"shop.db", "acme/_odd/shop.db", "acme/_odd/deep/er.db"} {
+		id := Identity{Cluster: testID.Cluster, Lineage: uint64(i), Database: strings.Repeat(string(rune('a'+i)), 32), Name: name}
+		if _, err := a.Writer(ctx, id, WriterOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	if list, err := a.Databases(ctx); err != nil || len(list) != len(ids) {
+		t.Fatalf("got %v, %v", list, err)
+	}
+	path := func(id Identity) string { return filepath.Join(root, filepath.FromSlash(a.identityKey(id))) }
+	for _, id := range ids {
+		b, err := os.ReadFile(path(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := os.ReadFile(path(ids[(len(ids)-1+slices.Index(ids, id))%len(ids)]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, content := range map[string][]byte{
+			"missing": nil, "swapped": other, "cut off": b[:len(b)-2], "of another cluster": bytes.Replace(b, []byte(id.Cluster), []byte("elsewhere"), 1),
+		} {
+			if err := os.Remove(path(id)); err != nil {
+				t.Fatal(err)
+			}
+			if content != nil {
+				if err := os.WriteFile(path(id), content, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var at *ObjectError
+			if list, err := a.Databases(ctx); !errors.As(err, &at) || at.Key != a.identityKey(id) {
+				t.Errorf("%s is %s: got %v, %v", a.identityKey(id), what, list, err)
+			}
+			if err := os.WriteFile(path(id), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

@@ -189,8 +189,52 @@ func (a *Archive) Store() store.Store { return a.store }
 // Cluster returns the id of the cluster whose archive it is.
 func (a *Archive) Cluster() string { return a.cluster }
 
-// Databases lists all databases of the archive.
+// Databases lists all databases of the archive: those that are announced. One that is there and is not, which would be
+// left out without a word, is damage; finding it takes a listing for each directory of names.
 func (a *Archive) Databases(ctx context.Context) ([]Identity, error) {
+	list, err := a.announced(ctx)
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]bool{}
+	for _, id := range list {
+		known[id.dir()] = true
+	}
+	return list, a.unannounced(ctx, "", known)
+}
+
+// unannounced gives an error for a database below a directory that is not known.
+func (a *Archive) unannounced(ctx context.Context, dir string, known map[string]bool) error {
+	names, err := a.store.Dirs(ctx, dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		at := store.Join(dir, name)
+		switch {
+		case known[at] || at == databasesDir:
+		case !strings.HasPrefix(name, "_") || strings.HasPrefix(name, "__"):
+			if err := a.unannounced(ctx, at, known); err != nil {
+				return err
+			}
+		default:
+			// Whoever makes a database announces it before it has a manifest; it may have been made just now.
+			manifest := ""
+			if err := a.store.List(ctx, store.Join(at, manifestDir), "", func(i store.Info) error { manifest = i.Key; return nil }); err != nil {
+				return err
+			}
+			key := store.Join(databasesDir, strings.TrimPrefix(name, "_")+".json"+a.ext())
+			if _, err := a.store.Stat(ctx, key); errors.Is(err, store.ErrNotFound) && manifest != "" {
+				return damaged(key, "it is missing, and %s is there", manifest)
+			} else if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (a *Archive) announced(ctx context.Context) ([]Identity, error) {
 	var keys []string
 	if err := a.store.List(ctx, databasesDir, "", func(i store.Info) error {
 		keys = append(keys, i.Key)
