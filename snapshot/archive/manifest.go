@@ -214,7 +214,8 @@ func (o Object) check() error {
 	case o.Level < 0 || o.Level > RangeLevel && o.Level != SnapshotLevel, o.MinTXID == 0, o.MaxTXID < o.MinTXID,
 		o.Level == 0 && o.MinTXID != o.MaxTXID, o.Level == SnapshotLevel && o.MinTXID != 1,
 		o.PageCount == 0, o.Size <= 0, o.Stored <= 0, o.IndexSize < 0, o.Time <= 0,
-		o.packed() && (o.Level != 0 || o.PackMin > o.MinTXID || o.PackMax < o.MaxTXID || o.PackAt < 0 || o.PackIndex < packIndexMin || o.PackStored-o.Size < o.PackIndex):
+		o.packed() && (o.Level != 0 || o.PackMin > o.MinTXID || o.PackMax < o.MaxTXID || o.PackAt < 0 || o.PackIndex < packIndexMin || o.PackIndex > maxMetadata ||
+			o.PackStored-o.Size < o.PackIndex):
 		return fmt.Errorf("level %d file %s of %d pages, %d bytes: %w", o.Level, o.name(), o.PageCount, o.Size, errInvalidChange)
 	}
 	return nil

@@ -91,7 +91,7 @@ func decodePackIndex(b []byte, sum uint64, commits uint64, size int64) (packInde
 			d.fail("page %d of no commit", last)
 		}
 		for i := range n {
-			step := d.uint()
+			step := d.small(1<<32 - 1 - commit)
 			v := packVersion{pgno: uint32(last), offset: int64(d.small(uint64(size))), size: int(d.small(maxFrameSize)), sum: d.fixed32()}
 			if step >= commits-min(commit, commits) || i > 0 && step == 0 || v.size == 0 || int64(v.size) > size-v.offset {
 				d.fail("page %d: %d bytes from %d", last, v.size, v.offset)
