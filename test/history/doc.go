@@ -1,4 +1,4 @@
-// Package history tests forks of whole clusters, at full size if asked.
+// Package history tests forks of whole clusters, at full size if asked, and kills in the middle of imports and rollbacks.
 //
 // Owns: nothing but tests.
 // Imports: nothing.

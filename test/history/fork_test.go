@@ -71,7 +71,7 @@ func TestForkCostsNothingButItsCopies(t *testing.T) {
 	ctx := testcluster.Context(t, 30*time.Minute)
 	opts := localcluster.Options{Args: []string{"--log-limit", "512MiB", "--archive", "none"}}
 	if *forkDisk != "" {
-		disk, err := testcluster.NewDisk(t, filepath.Join(t.TempDir(), "disk"), *forkDisk, int64(max(2048, 9**forkMegabytes+4096))<<20)
+		disk, err := testcluster.NewDisk(t, filepath.Join(t.TempDir(), "disk"), *forkDisk, int64(max(2048, 18**forkMegabytes+4096))<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
