@@ -14,7 +14,8 @@
 # make many       ten thousand idle and a thousand active databases: start, memory, turns
 # make large      a transaction of 1 GiB, its VACUUM, and kills in the middle of ones of 256 MiB
 # make history    300 commits of 9 databases restored from every level, 1 GiB by us and by litestream, STORMS rounds of
-#                 a store in trouble, 1 GiB rolled back by 1000 commits, and forked on XFS (needs root)
+#                 a store in trouble, 1 GiB rolled back by 1000 commits, and forked on XFS (needs root), kills in
+#                 the middle of imports, rollbacks and forks
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 
 GO       ?= go
@@ -134,7 +135,7 @@ history: install-deps
 	$(GO) test -count=1 -timeout 1h -v ./test/archive -every -large-pages 262144 -large-commits 10000
 	$(GO) test -count=1 -timeout 2h -v -run TestRollbackUnderReadersAndAWriter ./internal/node -rollback-megabytes 1024 -rollback-commits 1000
 	$(GO) test -count=1 -timeout 1h -v -run TestKilledAtEachStepOfAFork ./internal/node -steps
-	$(GO) test -count=1 -timeout 1h -v ./test/history -fork-megabytes 1024 -fork-disk xfs
+	$(GO) test -count=1 -timeout 1h -v ./test/history -fork-megabytes 1024 -fork-disk xfs -kill-rounds 10
 	$(GO) test -count=1 -timeout 1h -v -run OneRow ./test/archive -query-megabytes 1024 -query-commits 5000
 
 clean:

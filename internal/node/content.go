@@ -102,7 +102,7 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 		return r, err
 	}
 	if !req.Replace && st.Position != empty && (!created || st.Position.TXID != 1) {
-		return r, fmt.Errorf("there is a database of this name: %w", api.ErrExists)
+		return r, fmt.Errorf("somebody has written into a database of this name meanwhile: %w", api.ErrExists)
 	}
 	if st.PageSize != content.info.PageSize {
 		return r, fmt.Errorf("its pages have %d bytes, those of the file %d: delete it first: %w", st.PageSize, content.info.PageSize, api.ErrInvalid)
