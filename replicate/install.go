@@ -240,16 +240,18 @@ func (d *replica) placeIO(t *target, pages *fetched) (bool, error) {
 	if err := pages.file.Truncate(int64(t.pageCount()) * int64(t.pageSize)); err != nil {
 		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
 	}
+	// A clone is synced, and not read now. Nothing has to name its state: until that is recorded nobody goes by it, and a
+	// node that stops in between reads all of it, and finds the position that the fork begins with.
 	if !t.cloned {
 		if err := pages.verify(t.sums); err != nil {
 			return false, err
 		}
-	}
-	if err := syncFile(pages.file); err != nil {
-		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
-	}
-	if err := d.writeTarget(t); err != nil {
-		return false, deviceError{err}
+		if err := syncFile(pages.file); err != nil {
+			return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
+		}
+		if err := d.writeTarget(t); err != nil {
+			return false, deviceError{err}
+		}
 	}
 	d.step("verified")
 	err := d.svc.files.Place(d.pagesPath(), d.path)

@@ -160,12 +160,24 @@ func TestForksUnderWriters(t *testing.T) {
 // A node may be killed at any step of its copy: it goes on, by what it has or by its peers, and nothing half copied is
 // ever seen. The files as they are at the step are what a kill leaves behind.
 func TestKilledAtEachStepOfAFork(t *testing.T) {
+	t.Run("copy", func(t *testing.T) { killedAtEachStepOfAFork(t, "fork copied") })
+	t.Run("clone", func(t *testing.T) {
+		clones := cloneFiles(t)
+		killedAtEachStepOfAFork(t, "placed")
+		if clones.Load() == 0 {
+			t.Error("nothing was cloned")
+		}
+	})
+}
+
+// killedAtEachStepOfAFork goes through one step, or all if asked.
+func killedAtEachStepOfAFork(t *testing.T, only string) {
 	c := newCluster(t, 3, small)
 	src := c.open(c.leader(), "src")
 	exec(t, src, `CREATE TABLE t(v)`)
 	exec(t, src, `WITH RECURSIVE k(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM k WHERE i < 300) INSERT INTO t SELECT hex(randomblob(1000)) FROM k`)
 	for n, step := range []string{"fork begin", "fork copied", "verified", "placed", "recorded", "fork done"} {
-		if !*allSteps && step != "fork copied" && step != "placed" {
+		if !*allSteps && step != only {
 			continue
 		}
 		f := c.follower()
@@ -371,13 +383,19 @@ func (f cloning) Clone(ctx context.Context, path, file string) error {
 	return osexec.CommandContext(ctx, "cp", path, file).Run()
 }
 
-// A clone of the database file lacks what is in its log only, and may be longer than the state: the copy has exactly the
-// pages of the position, and each is read later.
-func TestForkByClones(t *testing.T) {
+// cloneFiles has the nodes that start from now on clone files, and counts.
+func cloneFiles(t *testing.T) *atomic.Int32 {
 	clones := new(atomic.Int32)
 	former := wrapFiles
 	wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return cloning{f, clones} }
 	t.Cleanup(func() { wrapFiles = former })
+	return clones
+}
+
+// A clone of the database file lacks what is in its log only, and may be longer than the state: the copy has exactly the
+// pages of the position, and each is read later.
+func TestForkByClones(t *testing.T) {
+	clones := cloneFiles(t)
 	c := newCluster(t, 3, func(_ int, cfg *Config) { cfg.VerifyFull = false })
 	src := c.open(1, "src.db")
 	exec(t, src, `CREATE TABLE t(a INTEGER PRIMARY KEY, b)`)
