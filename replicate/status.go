@@ -106,7 +106,7 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 		if p.TXID < st.Position.TXID {
 			r.Lag = uint64(st.Position.TXID - p.TXID)
 		}
-	} else if d.live == nil && d.base == st.Position && !d.unreached {
+	} else if d.live == nil && d.base == st.Position && !d.unreached && !d.forkingLocked() {
 		p := d.base
 		r.File = &p
 	} else {
@@ -143,6 +143,8 @@ func (d *replica) status(st DatabaseState) DatabaseStatus {
 		r.State, r.Detail = "late", d.stuck.Error()
 	case !d.late.IsZero() && time.Since(d.late) > lateAfter:
 		r.State, r.Detail = "late", "an application holds the native write lock of this node's copy"
+	case d.forkingLocked():
+		r.State, r.Detail = "catching_up", "this node's copy of the fork is being made"
 	case r.Lag > 0 || d.behind:
 		r.State = "catching_up"
 	}

@@ -269,6 +269,9 @@ func TestForkOutlivesItsLeader(t *testing.T) {
 		}
 		return nil
 	})
+	if list, _ := c.nodes[asked].svc.Databases(replicate.DatabaseQuery{Prefix: "fork.db", Limit: 1}); len(list) != 1 || list[0].State != "catching_up" || list[0].File != nil {
+		t.Errorf("status of a fork whose copy is not here: %+v", list)
+	}
 	db := c.open(asked, "fork.db", "lock_timeout=50", "_busy_timeout=1")
 	if _, err := db.Exec(`SELECT * FROM t`); err == nil {
 		t.Error("a fork that no majority has is opened")
