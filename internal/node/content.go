@@ -113,7 +113,7 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 	}
 	done, err := b.n.svc.Overwrite(ctx, st.ID, content, o)
 	if err != nil {
-		if created && !errors.Is(err, replicate.ErrUnknown) {
+		if created {
 			err = b.undoCreate(ctx, st, err)
 		}
 		return r, err
@@ -131,17 +131,32 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 
 // undoCreate removes a database that was made for an import that failed, unless somebody else has written into it.
 func (b backend) undoCreate(ctx context.Context, st replicate.DatabaseState, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writerWait)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWait)
 	defer cancel()
-	at, err := b.n.svc.Empty(ctx, st.ID)
-	if err == nil && at != (replicate.Position{}) {
-		err = b.n.svc.DeleteAt(ctx, st.Name, st.ID, at)
+	for {
+		at, err := b.n.svc.Empty(ctx, st.ID)
+		if err == nil && at == (replicate.Position{}) {
+			return cause
+		}
+		if err == nil {
+			err = b.n.svc.DeleteAt(ctx, st.Name, st.ID, at)
+		}
+		if err == nil || errors.Is(err, replicate.ErrDeleted) || errors.Is(err, replicate.ErrNotFound) {
+			return cause
+		}
+		// A transaction of the import whose verdict was not heard may have been decided in between.
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w; the database that was made for it is left behind, empty: %w", cause, err)
+		case <-time.After(undoPause):
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("%w; the database that was made for it is left behind, empty: %w", cause, err)
-	}
-	return cause
 }
+
+const (
+	undoWait  = 10 * time.Second
+	undoPause = 200 * time.Millisecond
+)
 
 func steps(progress func(api.Progress)) func(string, int64, int64) {
 	return func(step string, done, total int64) { progress(api.Progress{Step: step, Done: done, Total: total}) }

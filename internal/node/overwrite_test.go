@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -218,5 +219,28 @@ func TestImportLeavesWhatOthersWrote(t *testing.T) {
 	}
 	if _, ok := c.nodes[0].svc.Lookup("gone.db"); ok {
 		t.Error("it is left behind")
+	}
+}
+
+// An import that is called off, also while the verdict of a transaction is awaited, takes away what it made.
+func TestImportThatIsCalledOffLeavesNothingBehind(t *testing.T) {
+	c := newCluster(t, 3, func(_ int, cfg *Config) { cfg.MaxTransaction, cfg.VerifyFull = 1<<20, false })
+	b := makeFile(t, filepath.Join(t.TempDir(), "f"), "PRAGMA page_size=4096", 12000)
+	asked := c.follower()
+	for at := range replicate.TXID(4) {
+		name := fmt.Sprint("off", at)
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := backend{c.nodes[asked]}.Import(ctx, api.ImportRequest{Name: name, Size: int64(len(b))}, bytes.NewReader(b), func(api.Progress) {
+			if st, ok := c.nodes[asked].svc.Lookup(name); ok && st.Position.TXID >= at {
+				cancel()
+			}
+		})
+		cancel()
+		if err == nil {
+			t.Fatal("it was not called off")
+		}
+		if st, ok := c.nodes[asked].svc.Lookup(name); ok {
+			t.Errorf("%s: left behind at %s: %v", name, st.Position, err)
+		}
 	}
 }
