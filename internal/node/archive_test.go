@@ -344,7 +344,7 @@ func TestIdleDatabasesSendNoRequest(t *testing.T) {
 }
 
 func TestEveryNodeHasAnArchiveOfItsOwn(t *testing.T) {
-	c := newCluster(t, 3, func(_ int, cfg *Config) { cfg.Archive, cfg.ArchiveInterval = "", archiveInterval })
+	c := newCluster(t, 3, ownArchives)
 	db := c.open(1, "shop")
 	exec(t, db, `CREATE TABLE t(v)`)
 	for range 10 {
@@ -360,7 +360,7 @@ func TestEveryNodeHasAnArchiveOfItsOwn(t *testing.T) {
 
 func TestAStartLooksForFewDatabasesAtATime(t *testing.T) {
 	const databases, most = 90, 64
-	c := newCluster(t, 1, func(_ int, cfg *Config) { cfg.Archive, cfg.ArchiveInterval = "", archiveInterval })
+	c := newCluster(t, 1, ownArchives)
 	for i := range databases {
 		c.insert(0, fmt.Sprint("db", i), 1)
 	}
@@ -394,7 +394,7 @@ func TestAStartLooksForFewDatabasesAtATime(t *testing.T) {
 func TestAnArchiveOfANodeThatWasAway(t *testing.T) {
 	c := newCluster(t, 3, func(i int, cfg *Config) {
 		small(i, cfg)
-		cfg.Archive, cfg.ArchiveInterval = "", archiveInterval
+		ownArchives(i, cfg)
 	})
 	c.insert(0, "db", 5)
 	late := c.follower()

@@ -45,7 +45,7 @@ func newCluster(t *testing.T, n int, change func(i int, cfg *Config)) *cluster {
 	for i := range n {
 		cfg := Config{
 			Data: filepath.Join(dir, fmt.Sprint("n", i)), ID: fmt.Sprint("n", i), HTTP: "127.0.0.1:0", Raft: join[i],
-			Socket: filepath.Join(dir, fmt.Sprint("s", i)), VerifyFull: true,
+			Socket: filepath.Join(dir, fmt.Sprint("s", i)), VerifyFull: true, Archive: "none",
 		}
 		if n > 1 {
 			cfg.Join, cfg.BootstrapExpect = join, n
@@ -66,6 +66,11 @@ func newCluster(t *testing.T, n int, change func(i int, cfg *Config)) *cluster {
 		c.ready(i)
 	}
 	return c
+}
+
+// ownArchives gives each node an archive of its own, as is the default outside of these tests.
+func ownArchives(_ int, cfg *Config) {
+	cfg.Archive, cfg.ArchiveInterval = "", archiveInterval
 }
 
 func freeAddr(t *testing.T) string {

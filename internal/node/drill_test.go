@@ -191,7 +191,8 @@ func TestDrillsThatHaveNothingToDo(t *testing.T) {
 // A node drills by schedule, and its status says so.
 func TestNodesDrill(t *testing.T) {
 	c := newCluster(t, 1, func(_ int, cfg *Config) {
-		cfg.ArchiveInterval, cfg.DrillInterval = archiveInterval, 20*time.Millisecond
+		ownArchives(0, cfg)
+		cfg.DrillInterval = 20 * time.Millisecond
 	})
 	db := c.open(0, "shop")
 	exec(t, db, `CREATE TABLE t(v)`)

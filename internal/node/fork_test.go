@@ -337,7 +337,7 @@ func TestForkWithoutAMajorityIsUndone(t *testing.T) {
 
 // A past state is forked from the archive; one of the fork's own states is restored from it later.
 func TestForkOfAPastStateAndItsHistory(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, ownArchives)
 	src := c.open(0, "src.db")
 	exec(t, src, `CREATE TABLE t(v)`)
 	exec(t, src, `WITH RECURSIVE k(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM k WHERE i < 100) INSERT INTO t SELECT hex(randomblob(1000)) FROM k`)

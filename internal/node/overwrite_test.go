@@ -46,7 +46,7 @@ func TestRollbackComesBackWhenTheLogIsCut(t *testing.T) {
 	former := wrapFiles
 	wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return longLog{f, long} }
 	t.Cleanup(func() { wrapFiles = former })
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, ownArchives)
 	asked := c.follower()
 	db := c.open(c.leader(), "shop.db", "_txlock=immediate")
 	db.SetMaxOpenConns(1)

@@ -59,6 +59,7 @@ const accounts = 200
 // bookmark that was printed gives everything back but the counters.
 func TestRollbackUnderReadersAndAWriter(t *testing.T) {
 	c := newCluster(t, 3, func(_ int, cfg *Config) {
+		ownArchives(0, cfg)
 		cfg.VerifyFull = false // every commit would read all of it
 		cfg.LogLimit = 2 << 30
 	})
@@ -193,7 +194,7 @@ func bankIsWhole(db *sql.DB) error {
 // A connection has cached the schema of what is undone; other DDL would come to the same schema cookie. It has to read the
 // schema again: otherwise it writes rows without the entries of an index that it does not know (RULES A7).
 func TestRollbackDoesNotBringASchemaCookieBack(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, ownArchives)
 	db := c.open(0, "shop.db")
 	exec(t, db, `CREATE TABLE t(a, b)`)
 	exec(t, db, `INSERT INTO t VALUES(1, 'one')`)
@@ -233,7 +234,7 @@ func TestRollbackDoesNotBringASchemaCookieBack(t *testing.T) {
 
 // The write lock is held for no longer than allowed: the database stays what it is, and its writers go on.
 func TestRollbackGivesTheLockBack(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, ownArchives)
 	db := c.open(0, "shop.db")
 	exec(t, db, `CREATE TABLE t(a INTEGER PRIMARY KEY, b)`)
 	exec(t, db, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 3000) INSERT INTO t SELECT i, randomblob(1000) FROM n`)
@@ -266,7 +267,7 @@ func TestRollbackGivesTheLockBack(t *testing.T) {
 
 // A rollback over a VACUUM and a regrowth, to a time, to a state that is the newest one, and to one that is not there.
 func TestRollbackToTimesAndSizes(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, ownArchives)
 	db := c.open(0, "shop.db")
 	exec(t, db, `CREATE TABLE t(a INTEGER PRIMARY KEY, b)`)
 	exec(t, db, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 500) INSERT INTO t SELECT i, randomblob(1000) FROM n`)
