@@ -29,6 +29,7 @@ type options struct {
 	catchup   int
 	bulk      int
 	idle      int
+	restore   int
 	compare   bool
 	archive   bool
 	dir       string
@@ -51,6 +52,7 @@ func main() {
 	flag.IntVar(&o.catchup, "catchup", 30000, "transactions of one row that a stopped follower misses; 0 leaves that out")
 	flag.IntVar(&o.bulk, "bulk", 400, "`MiB` that a stopped follower misses; 0 leaves that out")
 	flag.IntVar(&o.idle, "idle", 0, "idle databases that a node starts with; takes long to prepare, 0 leaves it out")
+	flag.IntVar(&o.restore, "restore", 1024, "`MiB` of a database that is restored; 0 leaves that out")
 	flag.BoolVar(&o.archive, "archive", true, "compare writers with and without an archive")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`directory` on the file system to measure on")
 	flag.StringVar(&o.node, "node", "", "hasqlite-node `binary`; empty builds it")
@@ -134,6 +136,14 @@ func measure(ctx context.Context, r *Report, dir string, o options) error {
 		}
 	} else {
 		r.Skipped = append(r.Skipped, "archive: -archive is false")
+	}
+	if o.restore > 0 {
+		at := filepath.Join(dir, "restore")
+		if err := errors.Join(os.Mkdir(at, 0o750), restores(ctx, r, at, o), os.RemoveAll(at)); err != nil {
+			return err
+		}
+	} else {
+		r.Skipped = append(r.Skipped, "restore: -restore is 0")
 	}
 	if o.idle > 0 {
 		return o.withCluster(ctx, filepath.Join(dir, "idle"), func(c *localcluster.Cluster) error { return idles(ctx, r, c, o.idle) })

@@ -47,7 +47,7 @@ var mayImport = map[string][]string{
 	"internal/testcluster":     {"internal/localcluster", "vfs"},
 	"internal/shimtest":        {"internal/link"},
 	"internal/clusterrun":      {"internal/localcluster"},
-	"internal/bench":           {"internal/localcluster", "vfs", "replicate/logstore", "snapshot/store/storetest"},
+	"internal/bench":           {"internal/localcluster", "vfs", "replicate/logstore", "snapshot/store", "snapshot/store/storetest", "snapshot/archive", "internal/testarchive"},
 	"cmd/hasqlite-node":        {"internal/nodecmd"},
 	"cmd/hasqlite":             {"vfs", "internal/api", "internal/buildinfo", "internal/demo", "internal/exit", "internal/moment", "internal/node", "internal/nodecmd", "internal/rowdiff", "internal/shell", "internal/sqlitefile", "internal/storeurl", "internal/when", "snapshot", "snapshot/archive", "vfs/history", "snapshot/store"},
 }
@@ -84,6 +84,7 @@ var opens = map[string]string{
 	"internal/bench/catchup.go":          "the file that measures the disk",
 	"internal/bench/main.go":             "the report",
 	"internal/bench/proc.go":             "/proc",
+	"internal/bench/restore.go":          "restored files, and their copies",
 	"internal/bench/rounds.go":           "the growing file of the reference measurement",
 	"internal/bench/rqlite.go":           "logs of rqlite",
 	"internal/config/config.go":          "the configuration",

@@ -3,11 +3,9 @@ package archive
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,49 +13,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/internal/testarchive"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
 	"github.com/uglyer/ha-sqlite/snapshot/store"
-	"github.com/uglyer/ha-sqlite/wal"
+	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
 )
 
 var (
 	largePages   = flag.Int("large-pages", 4096, "pages of 4 KiB of the database that restores are measured on")
 	largeCommits = flag.Int("large-commits", 200, "commits behind its snapshot")
 )
-
-// image is a database in memory with its checksum.
-type image struct {
-	b    []byte
-	sums []uint64
-	sum  uint64
-	txid uint64
-	time int64
-}
-
-const largePageSize = 4096
-
-func (i *image) Position() (uint64, int64, uint64) { return i.txid, i.time, i.sum }
-func (i *image) PageSize() uint32                  { return largePageSize }
-func (i *image) PageCount() uint32                 { return uint32(len(i.sums)) }
-func (i *image) ReadPage(pgno uint32, data []byte) error {
-	copy(data, i.b[int(pgno-1)*largePageSize:])
-	return nil
-}
-
-// change writes a page that compresses to about a half.
-func (i *image) change(r *rand.Rand, pgno uint32) wal.Page {
-	data := i.b[int(pgno-1)*largePageSize:][:largePageSize]
-	for at := 0; at < largePageSize; at += 16 {
-		binary.LittleEndian.PutUint64(data[at:], r.Uint64())
-	}
-	if i.sums[pgno-1] != 0 {
-		i.sum = snapshot.Roll(i.sum, i.sums[pgno-1])
-	}
-	i.sums[pgno-1] = snapshot.PageSum(pgno, data)
-	i.sum = snapshot.Roll(i.sum, i.sums[pgno-1])
-	return wal.Page{Pgno: pgno, Data: data}
-}
 
 // reads counts what is read of a store.
 type reads struct {
@@ -101,40 +66,12 @@ func TestLargeDatabaseIsRestoredByBoth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := rand.New(rand.NewPCG(1, 2))
-	start := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
-	img := &image{b: make([]byte, *largePages*largePageSize), sums: make([]uint64, *largePages), sum: snapshot.ChecksumFlag, txid: 1, time: start.UnixMicro()}
-	for pgno := range *largePages {
-		img.change(r, uint32(pgno+1))
-	}
 	began := time.Now()
-	if err := w.SnapshotOf(ctx, img); err != nil {
+	img, err := testarchive.Large{Pages: *largePages, Commits: *largeCommits, Upload: 500}.Write(ctx, w)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("snapshot of %d MiB: %v", len(img.b)>>20, time.Since(began))
-	began = time.Now()
-	var batch []archive.Commit
-	for txid := uint64(2); txid <= uint64(*largeCommits+1); txid++ {
-		at := 1 + r.IntN(*largePages-8)
-		var pages []wal.Page
-		for range 1 + r.IntN(6) {
-			pages = append(pages, img.change(r, uint32(at)))
-			at++
-		}
-		img.txid, img.time = txid, start.Add(time.Duration(txid)*20*time.Millisecond).UnixMicro()
-		f, err := snapshot.EncodeTransaction(nil, snapshot.Header{PageSize: largePageSize, PageCount: uint32(*largePages), TXID: txid, CommitTimeMillis: img.time / 1000}, pages)
-		if err != nil {
-			t.Fatal(err)
-		}
-		batch = append(batch, archive.Commit{TXID: txid, Time: img.time, Post: img.sum, LTX: bytes.NewReader(f)})
-		if len(batch) == 500 || txid == uint64(*largeCommits+1) {
-			if err := w.Append(ctx, batch); err != nil {
-				t.Fatal(err)
-			}
-			batch = nil
-		}
-	}
-	t.Logf("%d commits archived: %v", *largeCommits, time.Since(began))
+	t.Logf("%d MiB and %d commits archived: %v", len(img)>>20, *largeCommits, time.Since(began))
 	out := t.TempDir()
 	copied := filepath.Join(out, "copy.db")
 	config := filepath.Join(out, "litestream.yml")
@@ -142,14 +79,14 @@ func TestLargeDatabaseIsRestoredByBoth(t *testing.T) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	bin, err := litestream()
+	bin, err := storetest.Litestream()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, step := range []string{"every commit a file", "compacted"} {
 		if step == "compacted" {
 			began := time.Now()
-			if err := w.Compact(ctx, start.Add(2*time.Hour)); err != nil {
+			if err := w.Compact(ctx, testarchive.Start.Add(2*time.Hour)); err != nil {
 				t.Fatal(err)
 			}
 			t.Logf("compaction: %v", time.Since(began))
@@ -168,7 +105,7 @@ func TestLargeDatabaseIsRestoredByBoth(t *testing.T) {
 			t.Fatal(err)
 		}
 		took := time.Since(began)
-		if got, err := os.ReadFile(mine); err != nil || !bytes.Equal(got, img.b) {
+		if got, err := os.ReadFile(mine); err != nil || !bytes.Equal(got, img) {
 			t.Fatalf("%s: we restore another database: %v", step, err)
 		}
 		if err := os.Remove(mine); err != nil {
@@ -180,14 +117,14 @@ func TestLargeDatabaseIsRestoredByBoth(t *testing.T) {
 			t.Fatalf("%v: %s", err, text)
 		}
 		litestreamTook := time.Since(began)
-		if got, err := os.ReadFile(theirs); err != nil || !bytes.Equal(got, img.b) {
+		if got, err := os.ReadFile(theirs); err != nil || !bytes.Equal(got, img) {
 			t.Fatalf("%s: litestream restores another database: %v", step, err)
 		}
 		if err := os.Remove(theirs); err != nil {
 			t.Fatal(err)
 		}
 		began = time.Now()
-		if err := writeSynced(copied, img.b); err != nil {
+		if err := writeSynced(copied, img); err != nil {
 			t.Fatal(err)
 		}
 		copyTook := time.Since(began)
@@ -199,7 +136,7 @@ func TestLargeDatabaseIsRestoredByBoth(t *testing.T) {
 		in := v.NewReader(ctx, plan, 0)
 		for _, pgno := range []uint32{1, uint32(*largePages / 2), uint32(*largePages / 3), uint32(*largePages)} {
 			got, err := in.Page(pgno)
-			if err != nil || !bytes.Equal(got, img.b[int(pgno-1)*largePageSize:][:largePageSize]) {
+			if err != nil || !bytes.Equal(got, img[int(pgno-1)*testarchive.LargePageSize:][:testarchive.LargePageSize]) {
 				t.Fatalf("page %d: %v", pgno, err)
 			}
 		}

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,18 +26,6 @@ import (
 )
 
 var every = flag.Bool("every", false, "compare with litestream on databases of all page sizes")
-
-var litestream = sync.OnceValues(func() (string, error) {
-	cmd := exec.Command("go", "tool", "-n", "litestream")
-	cmd.Dir = "../../tools/litestream"
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("build litestream: %w: %s", err, &errs)
-	}
-	return strings.TrimSpace(string(out)), nil
-})
 
 var id = archive.Identity{Cluster: "0123456789abcdef0123456789abcdef", Lineage: 1, Database: "00112233445566778899aabbccddeeff", Name: "acme/shop.db"}
 
@@ -254,7 +241,7 @@ func ours(t *testing.T, ctx context.Context, v *archive.View, p archive.Point) [
 
 func runLitestream(t *testing.T, config string, args ...string) []byte {
 	t.Helper()
-	bin, err := litestream()
+	bin, err := storetest.Litestream()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,8 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -30,25 +28,6 @@ type Server struct {
 	command *exec.Cmd
 	out     *bytes.Buffer
 }
-
-// gatewayBinary builds the server, which is pinned by tools/go.mod; it stays in
-// the build cache.
-var gatewayBinary = sync.OnceValues(func() (string, error) {
-	mod, err := exec.Command("go", "env", "GOMOD").Output()
-	if err != nil {
-		return "", err
-	}
-	tools := filepath.Join(filepath.Dir(strings.TrimSpace(string(mod))), "tools")
-	cmd := exec.Command("go", "tool", "-n", "versitygw")
-	cmd.Dir = tools
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		return errs.String(), err
-	}
-	return strings.TrimSpace(string(out)), nil
-})
 
 // NewServer makes a server with one empty bucket below root, on a free port.
 func NewServer(root string) (*Server, error) {
@@ -78,7 +57,7 @@ func Environment(root string) map[string]string {
 func (s *Server) Launch() error {
 	bin, err := gatewayBinary()
 	if err != nil {
-		return fmt.Errorf("build versitygw: %w: %s", err, bin)
+		return err
 	}
 	s.out = new(bytes.Buffer)
 	s.command = exec.Command(bin, "--port", s.addr, "--quiet", "--health", "/health", "posix", filepath.Dir(s.Dir))
