@@ -3,7 +3,7 @@
 # make test       all tests, after installing what a Debian machine lacks for them
 # make check      what a change has to pass: formatting, vet, staticcheck, tests with the
 #                 race detector, the C code under the sanitizers, short fuzzing
-# make bench      what is promised about speed, measured in one run, in some five minutes; RQLITED=binary
+# make bench      what is promised about speed, measured in one run, in some twenty minutes; RQLITED=binary
 #                 compares with rqlite, BENCHARGS="-json FILE" writes the figures
 # make fuzz       every fuzz target for FUZZTIME each
 # make growth     what WALs grow to under readers that hold snapshots for HOLD
