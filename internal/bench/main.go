@@ -44,7 +44,7 @@ func main() {
 	flag.BoolVar(&o.compare, "compare", true, "compare with plain SQLite, and with -rqlited")
 	flag.IntVar(&o.rounds, "rounds", 5, "interleaved `rounds`")
 	flag.IntVar(&o.commits, "commits", 1000, "transactions in a round, on the leader and on a follower each")
-	flag.IntVar(&o.selects, "selects", 100000, "point SELECTs in a turn, with and without the VFS each")
+	flag.IntVar(&o.selects, "selects", 300000, "point SELECTs in a turn, with and without the VFS each")
 	flag.IntVar(&o.rows, "rows", 100_000, "rows of the table that is selected from")
 	flag.IntVar(&o.databases, "databases", 64, "databases with a writer each; 0 leaves that out")
 	flag.DurationVar(&o.many, "many", 3*time.Second, "`time` of a round with that many writers")
