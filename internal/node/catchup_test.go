@@ -20,22 +20,26 @@ func small(_ int, cfg *Config) { cfg.SnapshotEntries, cfg.TrailingEntries = 20, 
 // allSteps has TestKilledAtEachStepOfACatchUp go through all of them; it takes two minutes.
 var allSteps = flag.Bool("steps", false, "kill a node at every step of a catch-up, not at two of them")
 
+// onSteps has f hear of the steps of all nodes until the function that it returns is called.
+func onSteps(f func(cfg Config, database, step string)) (end func()) {
+	former := catchupStep.Swap(&f)
+	return func() { catchupStep.Store(former) }
+}
+
 // atStep calls f at a step of a catch-up of database db on the node with the id, once; true once it
 // has returned.
 func atStep(t *testing.T, id, step string, f func()) *atomic.Bool {
 	t.Helper()
 	var once sync.Once
 	happened := new(atomic.Bool)
-	former := catchupStep
-	catchupStep = func(cfg Config, database, now string) {
+	t.Cleanup(onSteps(func(cfg Config, database, now string) {
 		if cfg.ID == id && database == "db" && now == step {
 			once.Do(func() {
 				f()
 				happened.Store(true)
 			})
 		}
-	}
-	t.Cleanup(func() { catchupStep = former })
+	}))
 	return happened
 }
 

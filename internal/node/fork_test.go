@@ -227,12 +227,11 @@ func holdForks(t *testing.T, nodes ...string) (letGo func(node string)) {
 	}
 	var mu sync.Mutex
 	open := map[string]bool{}
-	former := catchupStep
-	catchupStep = func(cfg Config, database, step string) {
+	end := onSteps(func(cfg Config, database, step string) {
 		if gate := gates[cfg.ID]; gate != nil && step == "fork begin" {
 			<-gate
 		}
-	}
+	})
 	letGo = func(id string) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -245,7 +244,7 @@ func holdForks(t *testing.T, nodes ...string) (letGo func(node string)) {
 		for _, id := range nodes {
 			letGo(id)
 		}
-		catchupStep = former
+		end()
 	})
 	return letGo
 }

@@ -80,8 +80,8 @@ var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
 // forkPatience is for how long a majority may take to make its copies of a fork; 0: a default. Tests only.
 var forkPatience atomic.Int64
 
-// catchupStep hears of each step of a catch-up. Tests only.
-var catchupStep = func(_ Config, database, step string) {}
+// catchupStep hears of each step of a catch-up, nil: nobody does. Tests only.
+var catchupStep atomic.Pointer[func(cfg Config, database, step string)]
 
 // Start starts a node and returns once it serves. It enters its cluster in the background.
 func Start(cfg Config, log *slog.Logger) (*Node, error) {
@@ -141,8 +141,12 @@ func (n *Node) start(ctx context.Context) (err error) {
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
 		BeforePart:   callBeforePart,
 		ForkPatience: time.Duration(forkPatience.Load()),
-		CatchupStep:  func(database, step string) { catchupStep(cfg, database, step) },
-		Quotas:       cfg.Quotas, MaxUnattended: maxUnattended(),
+		CatchupStep: func(database, step string) {
+			if f := catchupStep.Load(); f != nil {
+				(*f)(cfg, database, step)
+			}
+		},
+		Quotas: cfg.Quotas, MaxUnattended: maxUnattended(),
 		Archive: archiving,
 		Space:   n.space, SegmentBytes: segmentBytes(cfg.LogLimit), ReserveBytes: reserveBytes(cfg.LogLimit),
 	}, n.log)
