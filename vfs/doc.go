@@ -16,7 +16,7 @@
 // The same C files make the loadable extension for every other language, with
 // nothing but a C compiler:
 //
-//	gcc -O2 -fPIC -shared -fvisibility=hidden -DHASQLITE_EXT -Wall -Wextra -Werror -o hasqlite.so vfs/hasqlite.c vfs/vfs.c vfs/file.c vfs/past.c vfs/pragma.c vfs/capture.c vfs/link.c vfs/transport.c
+//	gcc -O2 -fPIC -shared -fvisibility=hidden -DHASQLITE_EXT -Wall -Wextra -Werror -o hasqlite.so vfs/hasqlite.c vfs/vfs.c vfs/file.c vfs/header.c vfs/past.c vfs/pragma.c vfs/capture.c vfs/link.c vfs/transport.c
 //
 // # Names
 //

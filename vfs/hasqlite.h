@@ -5,6 +5,7 @@
 **   link.c        the messages of docs/protocol.md over that stream
 **   capture.c     the -wal file: collects a transaction, holds its commit frame
 **   file.c        the main database file: locks, grants, creation, file control
+**   header.c      the wal-index header, and the print of the files made of it
 **   past.c        the main file of a database as it was, which never changes
 **   pragma.c      the PRAGMAs that a replicated database answers itself
 **   vfs.c         names, opening and the two VFS objects
@@ -273,6 +274,9 @@ int haFileCreate(HaFile *p);
 int haFileReconnect(HaFile *p, int rcLink);
 int haFileOpenLink(HaFile *p, int *pExists);
 int haHeaderRead(HaFile *p, u32 *aHdr);
+void haPrintOf(const u32 *aHdr, HaPrint *pOut);
+int haPrintMatches(const HaPrint *pSeen, const HaPrint *pBase);
+u32 haHeaderPageSize(const u32 *aHdr);
 void haCaptureReset(HaWal *w, u32 pageSize);
 void haCaptureFree(HaWal *w);
 int haFilePragma(HaFile *p, char **azArg);
