@@ -444,6 +444,9 @@ func (s *Service) localVerify(ctx context.Context, q verifyRequest, pinned func(
 	if !ok {
 		return nil, ErrNotFound
 	}
+	if err := s.waitFork(ctx, d); err != nil {
+		return nil, err
+	}
 	wctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	snap, pos, err := d.pin(wctx, q.At)

@@ -41,6 +41,9 @@ func (s *Service) Copy(ctx context.Context, name string, w CopyTarget, progress 
 	if !ok {
 		return nil, fmt.Errorf("copy database %q: %w", name, ErrNotFound)
 	}
+	if err := s.waitFork(ctx, d); err != nil {
+		return nil, fmt.Errorf("copy database %q: %w", name, err)
+	}
 	rctx, cancel := context.WithTimeout(ctx, copyPatience)
 	at, _, err := s.readIndex(rctx, st.ID)
 	cancel()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -375,18 +376,9 @@ func (d *replica) seedFork(ctx context.Context, f *forking) error {
 
 // ForkBegun implements Sink: the copy is made when the source's files are at the position, in the order of the log.
 func (k sink) ForkBegun(index uint64, st DatabaseState, past bool) {
-	s := k.s
-	s.mu.Lock()
-	d, ok := s.replicas[st.ID]
-	if !ok {
-		d = newReplica(s, st)
-		s.replicas[st.ID] = d
-	}
-	s.mu.Unlock()
-	s.quotas.count(st.Name, 1)
-	d.adopt(st)
+	d := k.s.made(st)
 	d.beginForking(st, past)
-	source, ok := s.replica(st.Source)
+	source, ok := k.s.replica(st.Source)
 	if past || !ok {
 		d.startFork(nil)
 		return
@@ -408,13 +400,6 @@ func (d *replica) enqueueFork(it item) {
 	d.queue = append(d.queue, it)
 	d.listLocked()
 	d.kickLocked()
-}
-
-// applyFork holds the files still at the position of a fork, if they show it, and begins its copy.
-func (d *replica) applyFork(it item) error {
-	f := it.fork
-	f.startFork(d.forkSource(it))
-	return nil
 }
 
 // forkSource pins the files at the position of a fork, nil if they are past it or cannot be used.
@@ -440,7 +425,7 @@ func (d *replica) forkSource(it item) *forkSource {
 	if r.err != nil {
 		return nil // an application publishes right now: the files are past it
 	}
-	return &forkSource{db: d, snap: r.snap, sums: append(sumTable{}, d.sums...)}
+	return &forkSource{db: d, snap: r.snap, sums: slices.Clone(d.sums)}
 }
 
 // PastState is a state of a database that is not its newest.
@@ -649,7 +634,7 @@ func (s *Service) serveHasFork(ctx context.Context, id DatabaseID) (bool, error)
 	}
 }
 
-// waitFork returns when a fork can be opened here.
+// waitFork returns when a fork can be opened here; at once for any other database.
 func (s *Service) waitFork(ctx context.Context, d *replica) error {
 	ctx, cancel := context.WithTimeout(ctx, forkOpen)
 	defer cancel()

@@ -249,6 +249,32 @@ func holdForks(t *testing.T, nodes ...string) (letGo func(node string)) {
 	return letGo
 }
 
+// A node that is late with its copy has who asks for it wait, not fail.
+func TestForkIsExportedAndVerifiedWhereItIsLate(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.insert(0, "src.db", 3)
+	late := c.follower()
+	letGo := holdForks(t, c.cfgs[late].ID)
+	for _, name := range []string{"exported.db", "verified.db"} {
+		c.fork(c.leader(), "src.db", name, api.Moment{})
+	}
+	time.AfterFunc(200*time.Millisecond, func() { letGo(c.cfgs[late].ID) })
+	verified := make(chan error, 1)
+	go func() {
+		all, err := c.nodes[late].svc.Verify(t.Context(), "verified.db", false)
+		for _, v := range all {
+			if v.Err != "" {
+				err = errors.Join(err, fmt.Errorf("%s: %s", v.Node, v.Err))
+			}
+		}
+		verified <- err
+	}()
+	c.export(late, "exported.db", api.Moment{})
+	if err := <-verified; err != nil {
+		t.Error(err)
+	}
+}
+
 // The leader ends between the two entries of a fork: its successor sees to the rest.
 func TestForkOutlivesItsLeader(t *testing.T) {
 	c := newCluster(t, 3, nil)
