@@ -16,6 +16,7 @@ type ArchiveStatus struct {
 	Encrypted   bool   //
 	Error       string // why it is not open, or why an upload failed
 	Lagging     int    // databases of which commits are not archived
+	Unknown     int    // databases of which that is not known: all of what they have is from before the start
 	Lag         time.Duration
 	Looking     int // databases for which it is being found out how far the archive is
 	LagBytes    int64
@@ -43,6 +44,9 @@ func (s *Service) ArchiveStatus() ArchiveStatus {
 		r.Error = a.failed.Error()
 	}
 	for _, k := range a.kept {
+		if a.unknownLocked(k) {
+			r.Unknown++
+		}
 		lag, size, ok := a.lagLocked(k, now)
 		if ok {
 			r.Lagging++
@@ -64,13 +68,19 @@ func (s *Service) ArchiveStatus() ArchiveStatus {
 	return r
 }
 
+// waits says that commits are not known to be archived.
+func (k *kept) waits() bool { return k.last > k.archived && k.last != 1 && !k.lost }
+
+// unknownLocked says that a database has had no commit since the start and was not looked up yet, in an archive in files:
+// it may well be archived, which is found out in its turn.
+func (a *archiver) unknownLocked(k *kept) bool {
+	return a.opts.Local && k.waits() && !k.opened && k.lastTime < a.begun && a.backlog.Bytes(k.id.String()) == 0
+}
+
 // lagLocked says for how long the oldest commit that is not archived has been waiting, and how many bytes wait.
 func (a *archiver) lagLocked(k *kept, now time.Time) (lag time.Duration, size int64, ok bool) {
-	if k.last <= k.archived || k.last == 1 || k.lost {
+	if !k.waits() || a.unknownLocked(k) {
 		return 0, 0, false
-	}
-	if a.opts.Local && !k.opened && k.lastTime < a.begun && a.backlog.Bytes(k.id.String()) == 0 {
-		return 0, 0, false // it was there before the start and may well be archived: that is found out in its turn
 	}
 	oldest := k.lastTime
 	if len(k.entries) > 0 {

@@ -317,6 +317,8 @@ func archiveText(a api.ArchiveStatus) string {
 	switch {
 	case a.Lagging > 0:
 		text += fmt.Sprintf("; %d databases wait, the oldest commit for %s", a.Lagging, (time.Duration(a.LagMS) * time.Millisecond).Round(100*time.Millisecond))
+	case a.Unknown > 0:
+		text += fmt.Sprintf("; complete but for %d databases, quiet since the node started, that are still to be looked up", a.Unknown)
 	case a.Open:
 		text += "; complete"
 	}

@@ -19,7 +19,10 @@ type ArchiveStatus struct {
 	Error string `json:"error,omitempty"`
 	// Lagging databases have commits that are not known to be archived. The
 	// oldest of them waits for LagMS, all have LagBytes.
+	// Databases that had no commit since the node started and were not looked
+	// up since then are Unknown instead, where each node has its own.
 	Lagging  int   `json:"lagging"`
+	Unknown  int   `json:"unknown"`
 	LagMS    int64 `json:"lag_ms"`
 	LagBytes int64 `json:"lag_bytes"`
 	// BacklogBytes of at most BacklogLimitBytes wait in files of their own;

@@ -104,7 +104,7 @@ func (b backend) archive() api.ArchiveStatus {
 	st := b.n.svc.ArchiveStatus()
 	return api.ArchiveStatus{
 		URL: st.URL, Local: st.Local, Open: st.Open, Writes: st.Writes, Conditional: st.Conditional, Encrypted: st.Encrypted, Error: st.Error,
-		Lagging: st.Lagging, LagMS: st.Lag.Milliseconds(), LagBytes: st.LagBytes,
+		Lagging: st.Lagging, Unknown: st.Unknown, LagMS: st.Lag.Milliseconds(), LagBytes: st.LagBytes,
 		BacklogBytes: st.Backlog.Bytes, BacklogLimitBytes: st.Backlog.Limit, BacklogDropped: st.Backlog.Dropped,
 		Failures: st.Failures, Gaps: st.Gaps, Fetched: st.Fetched, Drill: b.n.drills.status(time.Now()),
 	}

@@ -373,10 +373,10 @@ func TestAStartLooksForFewDatabasesAtATime(t *testing.T) {
 	eventually(t, "all is archived", idle)
 	c.stop(0)
 	c.start(0)
-	seen := 0
+	seen, unknown := 0, 0
 	eventually(t, "all was looked for", func() error {
 		st := c.nodes[0].svc.ArchiveStatus()
-		seen = max(seen, st.Looking)
+		seen, unknown = max(seen, st.Looking), max(unknown, st.Unknown)
 		for i := range databases {
 			db, ok := c.nodes[0].svc.Lookup(fmt.Sprint("db", i))
 			if !ok || c.nodes[0].svc.ArchivedPosition(db.ID) != db.Position.TXID {
@@ -387,6 +387,9 @@ func TestAStartLooksForFewDatabasesAtATime(t *testing.T) {
 	})
 	if seen == 0 || seen > most {
 		t.Errorf("%d at a time, want at most %d", seen, most)
+	}
+	if now := c.nodes[0].svc.ArchiveStatus().Unknown; unknown <= most || now != 0 {
+		t.Errorf("%d databases were unknown, %d are", unknown, now)
 	}
 }
 
