@@ -167,7 +167,8 @@ func (d *replica) applyItem(it item) error {
 		return d.applyDelete()
 	}
 	if it.fork != nil {
-		return d.applyFork(it)
+		it.fork.startFork(d.forkSource(it))
+		return nil
 	}
 	ctx := d.svc.ctx
 	if it.spool != nil { // it takes long, and others need not wait for that

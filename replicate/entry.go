@@ -23,13 +23,12 @@ import (
 //	create       16 id, 8 incarnation, 4 page size, 1 auto_vacuum, 8 commit time, string name
 //	transaction  16 database, 16 entry id, 8 term, 8+8 pre position, 8+8 post position,
 //	             8 commit time, 4 page size, 4 page count, 4 length of the LTX file, LTX file
-//	delete       16 database, 8 commit time
+//	delete       16 database, 8 commit time, 8+8 position that it has to have, zero: any
 //	member       1 codec version, 1 removed, string id, string raft address, string HTTP address
 //	version      1 cluster version
 //	part, final  see part.go
 //	archived     see archived.go
 //	fork begin, fork ready  see fork.go
-//	archived     see archived.go
 //
 // A string is a 2-byte length and that many bytes of UTF-8. Every length is
 // exact: bytes left over are an error.

@@ -90,8 +90,7 @@ type DatabaseState struct {
 	CreatedIndex uint64 // raft index of the create entry
 	CreatedTime  int64  // microseconds since 1970
 	// Source is the database of whose state this one is a fork, zero for none: its first transaction is not the empty
-	// image. Pending says that its copies are
-	// still being made: nothing is written into it, and nobody opens it.
+	// image. Pending says that its copies are still being made: nothing is written into it, and nobody opens it.
 	Source   DatabaseID
 	Pending  bool
 	Archived TXID // last transaction known to be in the archive that FSM.Archive names

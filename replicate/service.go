@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,10 +140,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 		replicas: map[DatabaseID]*replica{}, replay: make(chan struct{}), raftUp: make(chan struct{}), started: time.Now(),
 	}
 	s.quotas = newQuotas(opts.Quotas)
-	s.forkPatience = forkPatience
-	if opts.ForkPatience > 0 {
-		s.forkPatience = opts.ForkPatience
-	}
+	s.forkPatience = cmp.Or(opts.ForkPatience, forkPatience)
 	s.appliers = newPool(applierWidth(), s.goroutine)
 	s.files = watchedFiles{opts.Files, s}
 	s.catchups, s.catchup.rate = make(chan struct{}, catchupsAtOnce), opts.CatchupRate
@@ -307,9 +305,10 @@ type sink struct{ s *Service }
 
 // Created makes no file: until the first transaction the database is what its entry says, which the manifest keeps.
 // Who uses it first makes the file, and ten thousand that nobody uses cost nothing.
+func (k sink) Created(_ uint64, st DatabaseState) { k.s.made(st) }
 
-func (k sink) Created(index uint64, st DatabaseState) {
-	s := k.s
+// made returns this node's copy of a database that was decided to be.
+func (s *Service) made(st DatabaseState) *replica {
 	s.mu.Lock()
 	d, ok := s.replicas[st.ID]
 	if !ok {
@@ -319,6 +318,7 @@ func (k sink) Created(index uint64, st DatabaseState) {
 	s.mu.Unlock()
 	s.quotas.count(st.Name, 1)
 	d.adopt(st)
+	return d
 }
 
 func (k sink) Accepted(index uint64, t *Transaction) {

@@ -299,10 +299,7 @@ func (s *Server) rollbackDatabase(w http.ResponseWriter, r *http.Request) {
 	var req RollbackRequest
 	name, err := pathName(r)
 	if err == nil {
-		err = readJSON(w, r, &req)
-	}
-	if err == nil {
-		err = req.Validate()
+		err = readRequest(w, r, &req)
 	}
 	if err != nil {
 		s.fail(w, r, err)
@@ -316,11 +313,7 @@ func (s *Server) rollbackDatabase(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) forkDatabase(w http.ResponseWriter, r *http.Request) {
 	var req ForkRequest
-	err := readJSON(w, r, &req)
-	if err == nil {
-		err = req.Validate()
-	}
-	if err != nil {
+	if err := readRequest(w, r, &req); err != nil {
 		s.fail(w, r, err)
 		return
 	}

@@ -233,11 +233,7 @@ func databaseQuery(r *http.Request) (DatabaseQuery, error) {
 
 func (s *Server) createDatabase(w http.ResponseWriter, r *http.Request) {
 	var req CreateDatabaseRequest
-	err := readJSON(w, r, &req)
-	if err == nil {
-		err = req.Validate()
-	}
-	if err != nil {
+	if err := readRequest(w, r, &req); err != nil {
 		s.fail(w, r, err)
 		return
 	}
@@ -279,11 +275,7 @@ func (s *Server) cluster(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) addMember(w http.ResponseWriter, r *http.Request) {
 	var req AddMemberRequest
-	err := readJSON(w, r, &req)
-	if err == nil {
-		err = req.Validate()
-	}
-	if err != nil {
+	if err := readRequest(w, r, &req); err != nil {
 		s.fail(w, r, err)
 		return
 	}
@@ -301,11 +293,7 @@ func (s *Server) removeMember(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) replaceMember(w http.ResponseWriter, r *http.Request) {
 	var req ReplaceRequest
-	err := readJSON(w, r, &req)
-	if err == nil {
-		err = req.Validate()
-	}
-	if err != nil {
+	if err := readRequest(w, r, &req); err != nil {
 		s.fail(w, r, err)
 		return
 	}
@@ -398,6 +386,14 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 		return fmt.Errorf("read request body: something follows the JSON object: %w", ErrInvalid)
 	}
 	return nil
+}
+
+// readRequest reads the request's body into v, which says whether it makes sense.
+func readRequest(w http.ResponseWriter, r *http.Request, v interface{ Validate() error }) error {
+	if err := readJSON(w, r, v); err != nil {
+		return err
+	}
+	return v.Validate()
 }
 
 func pathName(r *http.Request) (string, error) {

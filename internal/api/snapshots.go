@@ -99,10 +99,7 @@ func (s *Server) snapshot(w http.ResponseWriter, r *http.Request, f func(context
 	var req SnapshotRequest
 	name, err := pathName(r)
 	if err == nil {
-		err = readJSON(w, r, &req)
-	}
-	if err == nil {
-		err = req.Validate()
+		err = readRequest(w, r, &req)
 	}
 	if err != nil {
 		s.fail(w, r, err)

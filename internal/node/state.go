@@ -107,10 +107,10 @@ func lateFor(m moment.Moment, f moment.Found, err error, st replicate.DatabaseSt
 	if err == nil && f.View.State().Database != st.ID.String() { // one that had the name before
 		missing = true
 	}
-	if err != nil || missing {
-		return missing && (m.ByTime() || m.TXID <= uint64(st.Position.TXID))
+	if missing {
+		return m.ByTime() || m.TXID <= uint64(st.Position.TXID)
 	}
-	return m.ByTime() && f.Last() && f.Point.TXID < uint64(st.Position.TXID)
+	return err == nil && m.ByTime() && f.Last() && f.Point.TXID < uint64(st.Position.TXID)
 }
 
 // stateFile is a state of a database in a file.
