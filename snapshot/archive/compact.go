@@ -309,7 +309,8 @@ type Image interface {
 // SnapshotOf archives a whole database as it is now: the first time, where a
 // database was not archived from its first commit on, and where commits are
 // missing. Those between the last one archived and the image are entered as a
-// gap: they cannot be restored one by one.
+// gap: they cannot be restored one by one. What was before the first snapshot
+// of an archive is none: its history begins there.
 func (w *Writer) SnapshotOf(ctx context.Context, img Image) error {
 	if err := w.snapshotOf(ctx, img); err != nil {
 		return fmt.Errorf("make snapshot of %s: %w", w.view.state.Name, err)
@@ -375,7 +376,7 @@ func (w *Writer) snapshotOf(ctx context.Context, img Image) error {
 	if o, err = reader.store(ctx, f, o, SnapshotLevel); err != nil {
 		return err
 	}
-	if txid > s.Last.MaxTXID+1 {
+	if s.Last.MaxTXID > 0 && txid > s.Last.MaxTXID+1 {
 		changes = append(changes, change{kind: changeGap, gap: Gap{s.Last.MaxTXID + 1, txid - 1}})
 	}
 	return w.journal(ctx, append(changes, change{kind: changeAdd, object: o})...)

@@ -69,7 +69,7 @@ type UploadStatus struct {
 	Error    string    // of the last round, empty where it went well
 	Failed   time.Time // since when rounds fail, zero where the last one went well
 	Failures uint64    // rounds that failed
-	Gaps     uint64    // times that commits were missing and a snapshot was made
+	Gaps     uint64    // ranges of commits that were missing in the middle, over which a snapshot leads
 	Settled  bool      // everything is archived and merged: nothing is to be done before the next commit
 }
 
@@ -347,10 +347,12 @@ func (u *Uploader) upload(ctx context.Context, w *Writer) (bool, error) {
 			return false, fmt.Errorf("open image: %w", err)
 		}
 		defer done()
+		before := len(w.view.state.Gaps)
+		err = w.SnapshotOf(ctx, img)
 		u.mu.Lock()
-		u.status.Gaps++
+		u.status.Gaps += uint64(len(w.view.state.Gaps) - before)
 		u.mu.Unlock()
-		return true, w.SnapshotOf(ctx, img)
+		return true, err
 	}
 	if err != nil {
 		return false, err

@@ -372,6 +372,49 @@ func TestCommitsThatAreGoneBecomeAGapAndNoHole(t *testing.T) {
 	})
 }
 
+// A database that was not archived from its first commit on has a history that begins with a snapshot: nothing is
+// missing in it, and no time before it has a state.
+func TestAHistoryThatBeginsWithASnapshotHasNoGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claim(t, openDir(t), nil)
+		n := newNode(t, 1<<30)
+		n.commit(4)
+		if err := n.backlog.Drop(testID.Database); err != nil {
+			t.Fatal(err)
+		}
+		n.commit(3) // the backlog begins here
+		u := n.uploader(a)
+		stop := lead(u)
+		settle(2 * time.Second)
+		n.commit(3)
+		u.Notify()
+		settle(3 * time.Hour)
+		stop()
+		if n.images != 1 || u.Status().Gaps != 0 {
+			t.Errorf("%d images, %+v", n.images, u.Status())
+		}
+		v, err := a.Load(t.Context(), testID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first, err := v.First(t.Context()); err != nil || first.TXID != 7 || !v.HasSnapshot(first) || len(v.state.Gaps) != 0 {
+			t.Errorf("it begins with %+v, gaps %v, %v", first, v.state.Gaps, err)
+		}
+		var before *RangeError
+		if _, _, err := v.At(t.Context(), time.UnixMicro(n.r.commits[5].Time)); !errors.As(err, &before) {
+			t.Errorf("a time before the snapshot: %v", err)
+		}
+		for txid := uint64(7); txid <= 10; txid++ {
+			if got, err := restoreTX(t.Context(), v, txid); err != nil || !bytes.Equal(got, n.r.images[txid-1]) {
+				t.Errorf("commit %d: %v", txid, err)
+			}
+		}
+		if r, err := v.Verify(t.Context(), nil); err != nil || len(r.Problems) > 0 {
+			t.Errorf("verify: %v, %v", r, err)
+		}
+	})
+}
+
 func TestBacklogKeepsItsLimitAndSurvivesACrash(t *testing.T) {
 	dir := t.TempDir()
 	r := newRecorder(t, 5, 4096, 0)
