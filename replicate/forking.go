@@ -305,16 +305,13 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if a == nil || !ok {
 		return errors.New("the archive of this node cannot be read")
 	}
-	v, err := a.Choose(ctx, source.Name, func(v *archive.View) (bool, error) { return v.State().Database == f.source.String(), nil })
+	views, err := a.Views(ctx, source.Name, func(id archive.Identity) bool { return id.Database == f.source.String() })
 	if err != nil {
 		return err
 	}
-	p, err := v.PointOf(ctx, uint64(f.at.TXID))
+	v, p, err := archive.FindState(ctx, views, uint64(f.at.TXID), uint64(f.at.Checksum))
 	if err != nil {
 		return err
-	}
-	if Checksum(p.Checksum) != f.at.Checksum {
-		return fmt.Errorf("the archive has checksum %016x at transaction %s, the fork begins at %s", p.Checksum, f.at.TXID, f.at)
 	}
 	plan, err := v.Plan(ctx, p)
 	if err != nil {

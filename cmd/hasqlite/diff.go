@@ -18,10 +18,20 @@ import (
 
 // difference is what diff prints with --json.
 type difference struct {
-	Name string    `json:"name"`
-	From pointJSON `json:"from"`
-	To   pointJSON `json:"to"`
+	Name string   `json:"name"`
+	From compared `json:"from"`
+	To   compared `json:"to"`
 	*rowdiff.Result
+}
+
+// compared is one of the two states of a difference.
+type compared struct {
+	pointJSON
+	Dropped bool `json:"dropped"`
+}
+
+func describeFound(f moment.Found) compared {
+	return compared{describePoint(f.View, f.Point), f.Dropped}
 }
 
 func newDiff(c *cli) *cobra.Command {
@@ -51,10 +61,13 @@ compared. The commits that were chosen are printed.`,
 				}
 			}
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
+				views, err := o.views(ctx, a, args[0])
+				if err != nil {
+					return err
+				}
 				var found [2]moment.Found
 				for i, m := range moments {
-					var err error
-					if found[i], err = m.Find(ctx, a, args[0]); err != nil {
+					if found[i], err = m.FindIn(ctx, views); err != nil {
 						return err
 					}
 				}
@@ -66,7 +79,7 @@ compared. The commits that were chosen are printed.`,
 				if err != nil {
 					return err
 				}
-				d := difference{args[0], describePoint(found[0].View, found[0].Point), describePoint(found[1].View, found[1].Point), r}
+				d := difference{args[0], describeFound(found[0]), describeFound(found[1]), r}
 				if c.json {
 					return c.printJSON(d)
 				}

@@ -20,7 +20,8 @@ transaction; from then on the two have nothing to do with each other. Each node 
 own copy: where the file system can clone files (XFS, Btrfs) that takes no time and no
 room, elsewhere the file is copied. No page travels through the log. The command returns
 when a majority of the nodes has its copy on disk; before that the fork cannot be opened,
-and if no majority manages it is undone.`,
+and if no majority manages it is undone. A time of which the archive does not have every
+commit is refused; the error names the states before and behind it, for --to.`,
 		Example: `  hasqlite fork shop.db staging/shop.db
   hasqlite fork shop.db inquest.db --at "yesterday 18:00"
   hasqlite fork shop.db inquest.db --to 000000000000002a --dry-run`,

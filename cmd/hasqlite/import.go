@@ -14,6 +14,7 @@ import (
 
 	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/internal/exit"
+	"github.com/uglyer/ha-sqlite/internal/moment"
 	"github.com/uglyer/ha-sqlite/internal/sqlitefile"
 	"github.com/uglyer/ha-sqlite/snapshot"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
@@ -229,7 +230,11 @@ func (c *cli) printExported(w io.Writer, r exported) error {
 	if !r.Commit.Time.IsZero() {
 		at = " " + r.Commit.Time.Format(time.RFC3339Nano)
 	}
-	_, err := fmt.Fprintf(w, "commit %s%s of %s: %s into %s\n", r.Commit.Bookmark, at, clean(r.Name), bytesText(r.SizeBytes), clean(r.File))
+	remark := ""
+	if r.Dropped {
+		remark = moment.DroppedNote + "\n"
+	}
+	_, err := fmt.Fprintf(w, "commit %s%s of %s: %s into %s\n%s", r.Commit.Bookmark, at, clean(r.Name), bytesText(r.SizeBytes), clean(r.File), remark)
 	return err
 }
 

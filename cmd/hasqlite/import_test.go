@@ -91,6 +91,10 @@ func TestExportWritesAllOrNothing(t *testing.T) {
 	if code, out, errs = cmdline(t, n, nil, "export", "shop.db", "-"); code != exit.OK || out != string(content) || !strings.Contains(errs, n.bookmark) {
 		t.Errorf("%d, %d bytes, %s", code, len(out), errs)
 	}
+	n.dropped = true
+	if _, out, errs = cmdline(t, n, nil, "export", "shop.db", filepath.Join(t.TempDir(), "x"), "--at", "1 hour ago"); !strings.Contains(out, "no longer kept one by one") {
+		t.Errorf("commits behind the state are missing: %s%s", out, errs)
+	}
 	n.exported = bytes.Clone(content)
 	n.exported[5000] ^= 1
 	dir := t.TempDir()

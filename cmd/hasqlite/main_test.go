@@ -30,6 +30,7 @@ type fakeNode struct {
 	replaced int
 
 	imported, exported []byte
+	dropped            bool // of what is exported
 	bookmark           string
 
 	archive string            // directory of its archive
@@ -101,7 +102,7 @@ func (f *fakeNode) Fork(ctx context.Context, req api.ForkRequest, _ func(api.Pro
 }
 func (f *fakeNode) Export(ctx context.Context, name string, m api.Moment) (api.ExportHead, io.ReadCloser, error) {
 	err := f.call(ctx, "export %s %s%s", name, m.At, m.To)
-	head := api.ExportHead{Name: name, Commit: api.Commit{Bookmark: f.bookmark}, PageSize: 4096, SizeBytes: int64(len(f.exported))}
+	head := api.ExportHead{Name: name, Commit: api.Commit{Bookmark: f.bookmark}, PageSize: 4096, SizeBytes: int64(len(f.exported)), Dropped: f.dropped}
 	return head, io.NopCloser(bytes.NewReader(f.exported)), err
 }
 func (f *fakeNode) ArchiveStore(context.Context) (store.Store, error) {

@@ -48,7 +48,11 @@ commit that was chosen is printed on standard error.`,
 				return err
 			}
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				f, err := m.Find(ctx, a, args[0])
+				views, err := o.views(ctx, a, args[0])
+				if err != nil {
+					return err
+				}
+				f, err := m.FindIn(ctx, views)
 				if err != nil {
 					return err
 				}

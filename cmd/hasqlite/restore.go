@@ -72,8 +72,8 @@ that the command can be called again; one that was deleted comes back, too.`,
 			switch {
 			case all != into:
 				return exit.Usagef("--all and --into-cluster go together")
-			case all && (name != "" || file != ""):
-				return exit.Usagef("--all restores every database into the cluster: --db and --output name one")
+			case all && (name != "" || file != "" || o.database != ""):
+				return exit.Usagef("--all restores every database into the cluster: --db, --database and --output name one")
 			case all:
 				return restoreAll{replace: replace, verify: verify, dry: dry, temp: temp}.run(c, cmd, o, want)
 			case name == "":
@@ -86,7 +86,11 @@ that the command can be called again; one that was deleted comes back, too.`,
 				return err
 			}
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				f, err := m.Find(ctx, a, name)
+				views, err := o.views(ctx, a, name)
+				if err != nil {
+					return err
+				}
+				f, err := m.FindIn(ctx, views)
 				if err != nil {
 					return err
 				}

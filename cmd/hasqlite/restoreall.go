@@ -40,6 +40,8 @@ type restoredDatabase struct {
 	From   *pointJSON `json:"from,omitempty"` // in the archive
 	Error  string     `json:"error,omitempty"`
 	Bytes  int64      `json:"size_bytes"`
+	// Dropped says that commits behind the state cannot be restored one by one.
+	Dropped bool `json:"dropped"`
 }
 
 // run restores every database of an archive into a cluster. One that fails does not keep the others from it; called
@@ -99,6 +101,7 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 		return err
 	}
 	from := describePoint(f.View, f.Point)
+	d.Dropped = f.Dropped
 	d.From, d.Bytes = &from, int64(f.Point.PageCount)*int64(f.View.State().PageSize)
 	there, err := client.Database(ctx, d.Name)
 	switch {
@@ -164,6 +167,9 @@ func (c *cli) printRestoredAll(done []restoredDatabase) error {
 			}
 		}
 		rows = append(rows, row)
+		if d.Dropped {
+			fmt.Fprintf(c.err, "hasqlite: %s: %s\n", clean(d.Name), moment.DroppedNote)
+		}
 	}
 	return c.printTable(rows)
 }

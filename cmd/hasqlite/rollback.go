@@ -22,7 +22,8 @@ transaction: applications stay connected, readers see the state before or the on
 and what is undone stays in the history. The bookmark of the state before is printed: a
 rollback to it undoes this one. Only pages that differ travel. The schema cookie and the
 change counter of the file go on counting, so that nothing that is cached is taken for
-what it was.`,
+what it was. A time of which the archive does not have every commit is refused; the error
+names the states before and behind it, for --to.`,
 		Example: `  hasqlite rollback shop.db --at "10 minutes ago" --dry-run
   hasqlite rollback shop.db --at "10 minutes ago"
   hasqlite rollback shop.db --to 000000000000002a`,

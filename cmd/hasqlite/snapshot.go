@@ -111,7 +111,7 @@ func newSnapshotList(c *cli) *cobra.Command {
 		Args:    exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				v, err := a.Choose(ctx, args[0], newest)
+				v, _, err := c.newest(ctx, a, o, args[0])
 				if err != nil {
 					return err
 				}

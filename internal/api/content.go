@@ -69,6 +69,9 @@ type ExportHead struct {
 	Commit    Commit `json:"commit"`
 	PageSize  uint32 `json:"page_size"`
 	SizeBytes int64  `json:"size_bytes"`
+	// Dropped says that commits behind the state cannot be restored one by one, of which some may be before the time that
+	// was asked for.
+	Dropped bool `json:"dropped"`
 }
 
 // RollbackRequest asks for a database to become what it was.

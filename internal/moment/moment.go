@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -100,43 +101,94 @@ func (m Moment) ByTime() bool { return !m.Time.IsZero() }
 type Found struct {
 	View  *archive.View
 	Point archive.Point
-	// Dropped says that commits behind the state cannot be restored one by one any
-	// more, of which some may be before the time that was asked for.
-	Dropped bool
+	// Dropped says that commits behind the state cannot be restored one by one, of
+	// which some may be before the time that was asked for. Next is the first state
+	// behind them.
+	Dropped  bool
+	NextView *archive.View
+	Next     archive.Point
+	// Views are those that were looked at, the newest first.
+	Views []*archive.View
 }
 
 // Find chooses the database and the state.
 func (m Moment) Find(ctx context.Context, a *archive.Archive, name string) (Found, error) {
-	var f Found
-	v, err := a.Choose(ctx, name, func(v *archive.View) (bool, error) {
-		if m.Database != "" {
-			return v.State().Database == m.Database, nil
-		}
-		if !m.ByTime() {
-			return true, nil
-		}
-		first, err := v.First(ctx)
-		return err == nil && !first.Time.After(m.Time), err
-	})
+	views, err := a.Views(ctx, name, nil)
 	if err != nil {
-		return f, err
+		return Found{}, err
 	}
-	f.View = v
+	return m.FindIn(ctx, views)
+}
+
+// FindIn chooses the state in views of the databases that had a name, of which
+// there is at least one. The newest one that has what a bookmark or a transaction
+// number names is meant; with a time, that which begins last at or before it.
+func (m Moment) FindIn(ctx context.Context, views []*archive.View) (Found, error) {
+	f := Found{Views: views, View: views[0]}
+	var err error
 	switch {
 	case m.ByTime():
-		f.Point, f.Dropped, err = v.At(ctx, m.Time)
+		err = m.at(ctx, &f)
 	case m.TXID != 0:
-		if m.Database != "" && v.State().Database != m.Database {
-			return f, fmt.Errorf("the bookmark is of database %s, the archive has %s under the name %s: %w", m.Database, v.State().Database, name, archive.ErrNotArchived)
+		if m.Database != "" {
+			views = slices.DeleteFunc(slices.Clone(views), func(v *archive.View) bool { return v.State().Database != m.Database })
 		}
-		f.Point, err = v.PointOf(ctx, m.TXID)
-		if err == nil && m.Checksum != 0 && m.Checksum != f.Point.Checksum {
-			err = fmt.Errorf("the bookmark has checksum %016x, the archive %016x at that transaction: it is of another history: %w", m.Checksum, f.Point.Checksum, archive.ErrNotArchived)
+		if len(views) == 0 {
+			s := f.View.State()
+			return f, fmt.Errorf("the bookmark is of database %s, the archive has %s under the name %s: %w", m.Database, s.Database, s.Name, archive.ErrNotArchived)
 		}
+		f.View, f.Point, err = archive.FindState(ctx, views, m.TXID, m.Checksum)
 	default:
-		f.Point = v.Last()
+		f.Point = f.View.Last()
 	}
 	return f, err
+}
+
+// at chooses the last state at or before the time.
+func (m Moment) at(ctx context.Context, f *Found) error {
+	var begun, next *archive.View
+	var begins, follows archive.Point
+	for _, v := range f.Views {
+		first, err := v.First(ctx)
+		switch {
+		case err != nil:
+			return err
+		case first.Time.After(m.Time):
+			if next == nil || first.Time.Before(follows.Time) {
+				next, follows = v, first
+			}
+		case begun == nil || first.Time.After(begins.Time):
+			begun, begins = v, first
+		}
+	}
+	if begun == nil {
+		return &archive.RangeError{At: m.Time, First: follows.Time, Last: f.View.Last().Time}
+	}
+	f.View = begun
+	var err error
+	if f.Point, f.Dropped, err = begun.At(ctx, m.Time); err != nil {
+		return err
+	}
+	switch {
+	case f.Dropped:
+		f.NextView = begun
+		f.Next, err = begun.After(ctx, f.Point.TXID)
+	case f.Last() && f.Point.Time.Before(m.Time) && next != nil && follows.TXID > 1 &&
+		(next.State().Database != begun.State().Database || follows.TXID > f.Point.TXID+1):
+		// What has the name then does not begin with its first commit.
+		f.Dropped, f.NextView, f.Next = true, next, follows
+	}
+	return err
+}
+
+// Exact refuses a state of which it is not known whether it is that of the time
+// that was asked for.
+func (f Found) Exact() error {
+	if !f.Dropped {
+		return nil
+	}
+	return fmt.Errorf("the commits between %s of %s and %s of %s cannot be restored one by one, and some of them may be before the time that was asked for: choose one of the two by its bookmark: %w",
+		f.Bookmark(), TimeText(f.Point.Time), Bookmark(f.NextView, f.Next), TimeText(f.Next.Time), archive.ErrNotArchived)
 }
 
 // Last reports whether it is the last state of the archive.
@@ -153,6 +205,9 @@ func Bookmark(v *archive.View, p archive.Point) string {
 // TimeText writes a time to the microsecond.
 func TimeText(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z") }
 
+// DroppedNote is what a person has to know of a state with Dropped.
+const DroppedNote = "commits behind it are no longer kept one by one; some of them may be before the time that was asked for"
+
 // Remarks says, a line each, what a person has to know of a state that was
 // found by the time that was given.
 func (m Moment) Remarks(f Found) []string {
@@ -161,7 +216,7 @@ func (m Moment) Remarks(f Found) []string {
 		lines = append(lines, "it is the last commit of the archive: what was committed later and not archived is not in it")
 	}
 	if f.Dropped {
-		lines = append(lines, "commits behind it are no longer kept one by one; some of them may be before the time that was asked for")
+		lines = append(lines, DroppedNote)
 	}
 	return lines
 }

@@ -256,7 +256,9 @@ func (b backend) exportArchived(ctx context.Context, name string, w *wanted, f *
 	if err != nil {
 		return head, nil, err
 	}
-	return api.ExportHead{Name: name, Commit: w.commit, PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize)}, scratchReader{f}, nil
+	return api.ExportHead{
+		Name: name, Commit: w.commit, PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize), Dropped: w.found.Dropped,
+	}, scratchReader{f}, nil
 }
 
 // scratchReader reads a scratch file from its beginning, and removes it.

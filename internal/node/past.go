@@ -34,6 +34,7 @@ type pasts struct {
 	archive  func() *archive.Archive                           // nil while there is none
 	decided  func(name string) (replicate.DatabaseState, bool) // of the database that has the name now
 	archived func(id replicate.DatabaseID) uint64              // of it
+	lineage  func() uint64                                     // of the cluster
 	log      func(msg string, args ...any)
 	run      func(f func()) // in the background; the node waits for it when it stops
 
@@ -63,6 +64,7 @@ func (n *Node) startPasts(f files) (*pasts, error) {
 		free: n.space.Free, archive: n.svc.Archive, log: n.log.Warn, run: n.goroutine, open: map[string]*pastFile{},
 		decided:  n.svc.Lookup,
 		archived: func(id replicate.DatabaseID) uint64 { return uint64(n.svc.ArchivedPosition(id)) },
+		lineage:  func() uint64 { return n.dir.Record().Lineage },
 	}
 	if err := os.RemoveAll(p.dir); err != nil {
 		return nil, fmt.Errorf("empty the directory of past states: %w", err)
@@ -105,7 +107,7 @@ func (p *pasts) past(ctx context.Context, req link.PastRequest, progress func())
 	}
 	out := link.Past{Path: file.path, Bookmark: f.Bookmark(), Close: sync.OnceFunc(func() { p.release(file) })}
 	if f.Dropped {
-		out.Note = "commits behind the state are no longer kept one by one; some of them may be before the time that was asked for"
+		out.Note = moment.DroppedNote
 	}
 	return out, nil
 }
@@ -119,7 +121,7 @@ func (p *pasts) find(ctx context.Context, name string, m moment.Moment, progress
 	}
 	st, exists := p.decided(name)
 	f, err := m.Find(ctx, a, name)
-	if !exists || !lateFor(m, f, err, st) {
+	if !exists || !lateFor(m, f, err, st, p.lineage()) {
 		return f, err
 	}
 	id, want := st.ID, uint64(st.Position.TXID)

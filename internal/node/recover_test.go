@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/internal/datadir"
@@ -139,6 +141,52 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	eventually(t, "it votes", func() error { return c.votes(behind, 3) })
 	if r := c.equal("db"); len(r.Nodes) != 3 {
 		t.Errorf("%d nodes", len(r.Nodes))
+	}
+}
+
+// What was archived before a recovery is the past of the database as what is archived since then is.
+func TestBookmarksFromBeforeARecovery(t *testing.T) {
+	c := newCluster(t, 1, func(i int, cfg *Config) {
+		ownArchives(i, cfg)
+		small(i, cfg)
+	})
+	c.insert(0, "db", 5)
+	bookmark, want := c.export(0, "db", api.Moment{})
+	c.insert(0, "db", 60)
+	c.logsFrom(30) // the new lineage has the last commits only
+	if lineage := c.archived(0, "db", 0).State().Lineage; lineage != 0 {
+		t.Errorf("a new cluster is of lineage %d", lineage)
+	}
+	last, _ := c.nodes[0].svc.Lookup("db")
+	cluster := c.nodes[0].dir.Record().Cluster.String()
+	c.stop(0)
+	if r, err := Recover(RecoverOptions{Data: c.cfgs[0].Data, AcceptDataLoss: cluster}, slog.New(slog.DiscardHandler)); err != nil || !r.Done {
+		t.Fatalf("recover: %+v, %v", r, err)
+	}
+	c.start(0)
+	c.ready(0)
+	c.insert(0, "db", 5)
+	v := c.archivedLate(0, "db", 0)
+	if first, err := v.First(t.Context()); err != nil || first.TXID < uint64(last.Position.TXID) || v.State().Lineage != 1 {
+		t.Errorf("the new lineage begins with %+v, %v", first, err)
+	}
+	if st := c.nodes[0].svc.ArchiveStatus(); st.Gaps != 0 {
+		t.Errorf("%d gaps are counted", st.Gaps)
+	}
+	for _, m := range []api.Moment{
+		{To: bookmark.Commit.Bookmark}, {To: fmt.Sprintf("%016x", uint64(bookmark.Commit.TXID))}, {At: bookmark.Commit.Time.Format(time.RFC3339Nano)},
+	} {
+		if head, got := c.export(0, "db", m); head.Commit.Bookmark != bookmark.Commit.Bookmark || !bytes.Equal(got, want) || head.Dropped {
+			t.Errorf("%+v: %+v", m, head)
+		}
+	}
+	c.fork(0, "db", "fork", api.Moment{To: bookmark.Commit.Bookmark})
+	if _, got := c.export(0, "fork", api.Moment{}); !bytes.Equal(got, want) {
+		t.Error("the fork is not what the database was")
+	}
+	c.rollback(0, "db", api.Moment{To: bookmark.Commit.Bookmark})
+	if _, got := c.export(0, "db", api.Moment{}); !bytes.Equal(counters(got), counters(want)) {
+		t.Error("the database is not what it was")
 	}
 }
 

@@ -49,7 +49,7 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 	end := time.Now().Add(archivePatience)
 	for {
 		f, err := parsed.Find(ctx, a, name)
-		late := exists && lateFor(parsed, f, err, st)
+		late := exists && lateFor(parsed, f, err, st, n.dir.Record().Lineage)
 		switch {
 		case late && time.Now().After(end):
 			return nil, fmt.Errorf("the archive has not got transaction %s yet, and the state may be one that it lacks: %w", st.Position.TXID, api.ErrUnavailable)
@@ -75,6 +75,15 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 	}
 }
 
+// exact refuses a state that may not be the one that was asked for: what follows from it could not be told from what is
+// right.
+func (w *wanted) exact() error {
+	if err := w.found.Exact(); err != nil {
+		return fmt.Errorf("%w: %w", err, api.ErrNotFound)
+	}
+	return nil
+}
+
 const archivePoll = 100 * time.Millisecond
 
 // isCurrent reports that the state is the newest one: none other is named, or that one is, exactly, or the time is one
@@ -91,26 +100,28 @@ func (n *Node) isCurrent(m moment.Moment, st replicate.DatabaseState) bool {
 	return m.TXID == uint64(st.Position.TXID) && (m.Checksum == 0 || m.Checksum == uint64(st.Position.Checksum))
 }
 
-// lateFor reports that the archive lacks transactions that the database has, and one of them may be the one that is
-// named.
-func lateFor(m moment.Moment, f moment.Found, err error, st replicate.DatabaseState) bool {
-	if m.Database != "" && m.Database != st.ID.String() {
-		return false
+// lateFor reports that the archive lacks transactions that the database has in this lineage of the cluster, and one of
+// them may be the one that is named.
+func lateFor(m moment.Moment, f moment.Found, err error, st replicate.DatabaseState, lineage uint64) bool {
+	var own *archive.View
+	for _, v := range f.Views {
+		if s := v.State(); s.Database == st.ID.String() && s.Lineage == lineage {
+			own = v
+		}
 	}
 	switch {
-	case f.View != nil && f.View.State().Database == st.ID.String() && f.View.Last().TXID >= uint64(st.Position.TXID):
+	case err != nil && !errors.Is(err, archive.ErrNotArchived) && !errors.Is(err, archive.ErrNoDatabase):
+		return false
+	case m.Database != "" && m.Database != st.ID.String() || err == nil && m.Checksum != 0:
+		return false
+	case own != nil && own.Last().TXID >= uint64(st.Position.TXID):
 		return false // it has all of it
 	case m.ByTime() && m.Time.Before(time.UnixMicro(st.CreatedTime)):
 		return false // when another one had the name, or none
+	case m.ByTime():
+		return own == nil || err == nil && f.View == own && f.Last() // else it begins later, or has what follows
 	}
-	missing := errors.Is(err, archive.ErrNotArchived) || errors.Is(err, archive.ErrNoDatabase)
-	if err == nil && f.View.State().Database != st.ID.String() { // one that had the name before
-		missing = true
-	}
-	if missing {
-		return m.ByTime() || m.TXID <= uint64(st.Position.TXID)
-	}
-	return err == nil && m.ByTime() && f.Last() && f.Point.TXID < uint64(st.Position.TXID)
+	return m.TXID <= uint64(st.Position.TXID) && (own == nil || own.Last().TXID < m.TXID)
 }
 
 // stateFile is a state of a database in a file.
@@ -170,6 +181,9 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 	if w.id != st.ID {
 		return r, fmt.Errorf("the state is of database %s, which was deleted; the one of this name is %s: restore it into a file and import that: %w", w.id, st.ID, api.ErrInvalid)
 	}
+	if err := w.exact(); err != nil {
+		return r, err
+	}
 	r = api.RollbackReport{Name: req.Name, ID: st.ID.String(), Target: w.commit, DryRun: req.DryRun}
 	if w.current {
 		r.Previous, r.Commit = w.commit, w.commit
@@ -226,6 +240,11 @@ func (b backend) fork(ctx context.Context, req api.ForkRequest, progress func(ap
 	}
 	if w != nil && w.id != src.ID {
 		return r, fmt.Errorf("the state is of database %s, which was deleted; the one of this name is %s: restore it into a file and import that: %w", w.id, src.ID, api.ErrInvalid)
+	}
+	if w != nil {
+		if err := w.exact(); err != nil {
+			return r, err
+		}
 	}
 	r = api.ForkReport{Name: req.Name, Source: req.Source, PageSize: src.PageSize, DryRun: req.DryRun}
 	if req.DryRun {

@@ -2,7 +2,6 @@ package archive
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -147,49 +146,4 @@ func (v *View) Describe(ctx context.Context) (Description, error) {
 		add(list)
 	}
 	return d, nil
-}
-
-// Choose finds which of the databases that had a name the archive means at a
-// time: the one that was made last before it.
-func (a *Archive) Choose(ctx context.Context, name string, at func(*View) (bool, error)) (*View, error) {
-	list, err := a.Find(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	var views []*View
-	for _, id := range list {
-		v, err := a.Load(ctx, id)
-		if errors.Is(err, ErrNoDatabase) {
-			continue // it is just being made
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !v.Empty() {
-			views = append(views, v)
-		}
-	}
-	if len(views) == 0 {
-		return nil, fmt.Errorf("nothing is archived of %s: %w", name, ErrNoDatabase)
-	}
-	var best *View
-	for _, v := range views {
-		ok, err := at(v)
-		if err != nil {
-			return nil, err
-		}
-		if ok && (best == nil || v.state.Last.Time > best.state.Last.Time) {
-			best = v
-		}
-	}
-	if best == nil {
-		// None fits; the last one says why.
-		best = views[0]
-		for _, v := range views[1:] {
-			if v.state.Last.Time > best.state.Last.Time {
-				best = v
-			}
-		}
-	}
-	return best, nil
 }
