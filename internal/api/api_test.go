@@ -536,7 +536,8 @@ func TestMetrics(t *testing.T) {
 	for _, v := range []time.Duration{time.Microsecond, 50 * time.Microsecond, 51 * time.Microsecond, time.Hour} {
 		d.Observe(v)
 	}
-	m := fixedMetrics{IsLeader: true, Term: 3, DiskFull: true, DiskFreeBytes: 77, ApplyLagEntries: 7, WALSizeBytes: 4120, Databases: map[string]int{DatabaseOK: 2},
+	drill := DrillStatus{IntervalMS: 1000, Skipped: 6, AgeMS: 7500} // none went well yet
+	m := fixedMetrics{Archive: ArchiveStatus{URL: "file:///a", Drill: drill}, IsLeader: true, Term: 3, DiskFull: true, DiskFreeBytes: 77, ApplyLagEntries: 7, WALSizeBytes: 4120, Databases: map[string]int{DatabaseOK: 2},
 		Commits: map[string]uint64{"accepted": 5}, ReplicatedBytes: 99, Checkpoints: map[CheckpointKey]uint64{{"passive", "ok"}: 4},
 		Errors: map[string]uint64{"stat": 1}, CommitSeconds: d.Read()}
 	ts := httptest.NewServer(NewServer(&fakeBackend{}, m, quiet()).Handler())
@@ -555,7 +556,7 @@ func TestMetrics(t *testing.T) {
 		`hasqlite_databases{state="ok"} 2`, `hasqlite_databases{state="fenced"} 0`, `hasqlite_commits_total{outcome="accepted"} 5`,
 		"hasqlite_replicated_bytes_total 99", `hasqlite_checkpoints_total{mode="passive",result="ok"} 4`, `hasqlite_errors_total{place="stat"} 1`,
 		`hasqlite_commit_duration_seconds_bucket{le="5e-05"} 2`, `hasqlite_commit_duration_seconds_bucket{le="0.0001"} 3`,
-		`hasqlite_commit_duration_seconds_bucket{le="10"} 3`, `hasqlite_commit_duration_seconds_bucket{le="+Inf"} 4`, "hasqlite_commit_duration_seconds_count 4",
+		`hasqlite_commit_duration_seconds_bucket{le="10"} 3`, `hasqlite_commit_duration_seconds_bucket{le="+Inf"} 4`, "hasqlite_drill_age_seconds 7.5", "hasqlite_drill_skipped_total 6", "hasqlite_commit_duration_seconds_count 4",
 	} {
 		if !strings.Contains(string(b), "\n"+line+"\n") {
 			t.Errorf("no line %q", line)

@@ -14,7 +14,8 @@ type DrillStatus struct {
 	// Skipped counts times that there was nothing to restore, or no room; Reason is why the last time.
 	Skipped uint64 `json:"skipped"`
 	Reason  string `json:"reason,omitempty"`
-	// LastOK is when one went well, AgeMS how long that is ago; zero before the first.
+	// LastOK is when one went well, zero before the first. AgeMS is how long that is ago, before the first how long the
+	// node has been running.
 	LastOK time.Time    `json:"last_ok,omitzero"`
 	AgeMS  int64        `json:"age_ms"`
 	Last   *DrillReport `json:"last,omitempty"`
@@ -31,14 +32,15 @@ type DrillReport struct {
 }
 
 var (
-	descDrillAge      = describe("drill_age_seconds", "Time since a state was last restored from the archive and found whole. Not there before the first time.")
+	descDrillAge      = describe("drill_age_seconds", "Time since a state was last restored from the archive and found whole, before the first time since the node started. Not there where none is made.")
 	descDrillOK       = describe("drill_ok", "1 if the last restore drill went well, 0 if not. Not there before the first one.")
 	descDrills        = describe("drills_total", "Restore drills.")
+	descDrillSkipped  = describe("drill_skipped_total", "Times that a restore drill was due and there was nothing to restore, or no room; status says why the last time.")
 	descDrillFailures = describe("drill_failures_total", "Restore drills that failed; status says why the last one did.")
 )
 
 func collectDrill(d DrillStatus, gauge func(*prometheus.Desc, float64, ...string), counter func(*prometheus.Desc, uint64, ...string)) {
-	if !d.LastOK.IsZero() {
+	if d.IntervalMS > 0 {
 		gauge(descDrillAge, float64(d.AgeMS)/1000)
 	}
 	if d.Last != nil {
@@ -46,4 +48,5 @@ func collectDrill(d DrillStatus, gauge func(*prometheus.Desc, float64, ...string
 	}
 	counter(descDrills, d.Runs)
 	counter(descDrillFailures, d.Failures)
+	counter(descDrillSkipped, d.Skipped)
 }

@@ -28,9 +28,10 @@ const (
 
 // driller restores sampled states of sampled databases from the archive by schedule, checks them, and drops them.
 type driller struct {
-	interval time.Duration
-	dir      string // for the files, emptied at each start
-	rate     int64  // bytes a second
+	interval time.Duration // 0: never
+	started  time.Time     // the node
+	dir      string        // for the files, emptied at each start
+	rate     int64         // bytes a second
 	archive  func() *archive.Archive
 	sample   func(n func(int) int) (replicate.DatabaseState, bool) // one of the databases
 	lineage  func() uint64
@@ -42,12 +43,16 @@ type driller struct {
 	st api.DrillStatus
 }
 
-func (n *Node) newDriller() *driller {
+func (n *Node) newDriller(archives bool) *driller {
+	interval := n.cfg.DrillInterval
+	if interval < 0 || !archives {
+		interval = 0
+	}
 	return &driller{
-		interval: n.cfg.DrillInterval, dir: filepath.Join(n.dir.Path(), "spool"), rate: drillRate, archive: n.svc.Archive, sample: n.svc.Sample,
+		interval: interval, started: n.started, dir: filepath.Join(n.dir.Path(), "spool"), rate: drillRate, archive: n.svc.Archive, sample: n.svc.Sample,
 		lineage: func() uint64 { return n.dir.Record().Lineage }, room: n.room, failed: n.log.Error,
 		rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		st:   api.DrillStatus{IntervalMS: max(0, n.cfg.DrillInterval).Milliseconds()},
+		st:   api.DrillStatus{IntervalMS: interval.Milliseconds()},
 	}
 }
 
@@ -103,8 +108,12 @@ func (d *driller) status(now time.Time) api.DrillStatus {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	st := d.st
-	if !st.LastOK.IsZero() {
-		st.AgeMS = now.Sub(st.LastOK).Milliseconds()
+	if d.interval > 0 {
+		since := d.started
+		if !st.LastOK.IsZero() {
+			since = st.LastOK
+		}
+		st.AgeMS = now.Sub(since).Milliseconds()
 	}
 	return st
 }

@@ -35,7 +35,7 @@ func newDrill(t *testing.T) (*driller, *testarchive.DB, *storetest.Faulty) {
 		t.Fatal(err)
 	}
 	return &driller{
-		interval: time.Hour, dir: t.TempDir(), rate: 1 << 40, archive: func() *archive.Archive { return db.Archive }, lineage: func() uint64 { return 1 },
+		interval: time.Hour, started: time.Now(), dir: t.TempDir(), rate: 1 << 40, archive: func() *archive.Archive { return db.Archive }, lineage: func() uint64 { return 1 },
 		sample: func(n func(int) int) (replicate.DatabaseState, bool) {
 			return replicate.DatabaseState{ID: id, Name: "acme/shop.db"}, n(1) == 0
 		},
@@ -170,6 +170,9 @@ func TestDrillsThatHaveNothingToDo(t *testing.T) {
 		if st := d.status(time.Now()); st.Runs != 0 || st.Skipped != uint64(i+1) || !strings.Contains(st.Reason, tt.says) || st.Last != nil {
 			t.Errorf("%s: %+v", tt.says, st)
 		}
+	}
+	if st := d.status(d.started.Add(3 * time.Hour)); st.AgeMS != 3*time.Hour.Milliseconds() || !st.LastOK.IsZero() {
+		t.Errorf("three hours without a drill: %+v", st)
 	}
 	d.room = func(int64) error { return nil }
 	gone, cancel := context.WithCancel(t.Context())

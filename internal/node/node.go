@@ -154,8 +154,8 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.members.Store(n.svc)
-	n.drills = n.newDriller()
-	if n.cfg.DrillInterval > 0 && archiving != nil {
+	n.drills = n.newDriller(archiving != nil)
+	if n.drills.interval > 0 {
 		n.goroutine(func() { n.drills.run(ctx) })
 	}
 	past, err := n.startPasts(fileAccess)
