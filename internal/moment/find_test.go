@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/uglyer/ha-sqlite/snapshot"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
 	"github.com/uglyer/ha-sqlite/snapshot/store"
+	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -154,6 +156,35 @@ func TestLineagesOfADatabase(t *testing.T) {
 		}
 		if f, err := m.Find(t.Context(), a, "shop.db"); !errors.Is(err, archive.ErrNotArchived) || !strings.Contains(err.Error(), says) || f.View == nil {
 			t.Errorf("%s: %v, want %q", to, err, says)
+		}
+	}
+}
+
+// docs/history.md says what a restore costs: this many listings.
+func TestFindingAStateTakesThreeListings(t *testing.T) {
+	d, err := store.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := storetest.NewFaulty(d, 1)
+	a, err := archive.Claim(t.Context(), s, "c1", archive.Options{TempDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listings := func() int { return s.Calls("list") + s.Calls("dirs") }
+	for lineage, want := range []int{3, 5} {
+		newBranch(t, a, 'a', "0f", uint64(lineage)).commit(1, 5, 0)
+		before := listings()
+		f, err := Moment{TXID: 3}.Find(t.Context(), a, "shop.db")
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, err := f.View.Plan(t.Context(), f.Point)
+		if err == nil {
+			err = f.View.RestoreFile(t.Context(), plan, filepath.Join(t.TempDir(), "db"), archive.RestoreOptions{})
+		}
+		if got := listings() - before; err != nil || got != want {
+			t.Errorf("%d databases: %d listings, want %d, %v", lineage+1, got, want, err)
 		}
 	}
 }
