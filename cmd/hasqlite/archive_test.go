@@ -86,7 +86,7 @@ func TestRestoreFindsTheState(t *testing.T) {
 		{"--at 2026-11-22T10:00:03Z", 3, "10:00:03.000000Z"},
 		{"--at 2026-11-22T10:00:03.999999Z", 3, ""},
 		{"--at 2026-11-22T10:00:02.999999Z", 2, ""},
-		{"--at 2026-11-22T23:00:00Z", 5, "the last commit of the archive"},
+		{"--at 2026-11-22T23:00:00Z", 5, "the last commit of the archive: what was committed later and not archived is not in it; the archive has 2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:05.000000Z (0000000000000001/"},
 		{"--to 0000000000000004", 4, ""},
 		{"--to 0000000000000001 --verify", 1, "integrity_check: ok"},
 	} {
@@ -131,8 +131,9 @@ func TestRestoreRefusals(t *testing.T) {
 		code int
 		says string
 	}{
-		{"--db shop.db -o OUT --archive ROOT --at 2026-11-22T10:00:00Z", exit.NotFound, "2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:05.000000Z"},
+		{"--db shop.db -o OUT --archive ROOT --at 2026-11-22T10:00:00Z", exit.NotFound, "2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:05.000000Z (0000000000000001/"},
 		{"--db shop.db -o OUT --archive ROOT --at 9999-01-01", exit.Usage, "in the future"},
+		{"--db shop.db -o OUT --archive ROOT --at 9999-01-01", exit.Usage, "; the archive has 2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:05.000000Z (0000000000000001/"},
 		{"--db shop.db -o OUT --archive ROOT --at soon", exit.Usage, "10 minutes ago"},
 		{"--db shop.db -o OUT --archive ROOT --to 7", exit.Usage, "16 hex digits"},
 		{"--db shop.db -o OUT --archive ROOT --to 0000000000000009", exit.NotFound, "0000000000000005 before it and nothing behind it"},

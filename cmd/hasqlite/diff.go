@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -42,11 +41,10 @@ compared. The commits that were chosen are printed.`,
 			if limit < 1 {
 				return exit.Usagef("--limit %d: want at least 1", limit)
 			}
-			now := time.Now()
 			var moments [2]moment.Moment
 			for i := range moments {
 				var err error
-				if moments[i], err = moment.ParseEither(args[i+1], now); err != nil {
+				if moments[i], err = moment.ParseEither(args[i+1], c.start); err != nil {
 					return exit.With(exit.Usage, err)
 				}
 			}

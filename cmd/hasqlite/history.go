@@ -36,8 +36,7 @@ snapshot.`,
   hasqlite history shop.db --since "1 hour ago" --archive s3://backup/cluster1 --json`,
 		Args: exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			now := time.Now()
-			from, to := time.Time{}, now
+			from, to := time.Time{}, c.start
 			for _, f := range []struct {
 				name, text string
 				t          *time.Time
@@ -46,7 +45,7 @@ snapshot.`,
 					continue
 				}
 				var err error
-				if *f.t, err = when.Parse(f.text, now); err != nil {
+				if *f.t, err = when.Parse(f.text, c.start); err != nil {
 					return exit.Usagef("--%s %w", f.name, err)
 				}
 			}

@@ -84,11 +84,11 @@ readers, and what was before stays in its history.`,
 				if c.json {
 					return c.printJSON(report)
 				}
-				text := fmt.Sprintf("database %s has the content of %s: %s, commit %s", report.Name, file, bytesText(report.SizeBytes), report.Commit.Bookmark)
+				lines := []string{fmt.Sprintf("database %s has the content of %s: %s, commit %s", report.Name, file, bytesText(report.SizeBytes), report.Commit.Bookmark)}
 				if report.Previous != nil {
-					text += fmt.Sprintf("\nbefore that it was at %s; hasqlite rollback %s --to %s undoes it", report.Previous.Bookmark, report.Name, report.Previous.Bookmark)
+					lines = append(lines, fmt.Sprintf("before that it was at %s; hasqlite rollback %s --to %s undoes it", report.Previous.Bookmark, report.Name, report.Previous.Bookmark))
 				}
-				return c.printDone("%s", cleanLines(text))
+				return c.printDone("%s", cleanLines(lines))
 			})
 		},
 	}
@@ -100,12 +100,12 @@ readers, and what was before stays in its history.`,
 }
 
 // cleanLines is clean for a text of several lines.
-func cleanLines(s string) string {
-	lines := strings.Split(s, "\n")
-	for i := range lines {
-		lines[i] = clean(lines[i])
+func cleanLines(lines []string) string {
+	cleaned := make([]string, len(lines))
+	for i, l := range lines {
+		cleaned[i] = clean(l)
 	}
-	return strings.Join(lines, "\n")
+	return strings.Join(cleaned, "\n")
 }
 
 // importError gives what is wrong with a file its exit code.
@@ -166,7 +166,7 @@ type exported struct {
 }
 
 func newExport(c *cli) *cobra.Command {
-	var m api.Moment
+	var want wantedState
 	cmd := &cobra.Command{
 		Use:   "export NAME FILE",
 		Short: "Write a database into a SQLite file",
@@ -181,7 +181,8 @@ replaced. FILE may be - for standard output, which is checked too: look at the e
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, file := args[0], args[1]
-			if err := m.Validate(); err != nil {
+			m, err := want.sent(c.start)
+			if err != nil {
 				return err
 			}
 			return c.askLong(cmd, func(ctx context.Context, client *api.Client) error {
@@ -208,29 +209,23 @@ replaced. FILE may be - for standard output, which is checked too: look at the e
 			})
 		},
 	}
-	momentFlags(cmd, &m)
+	want.flags(cmd)
 	return cmd
-}
-
-// momentFlags lets the user choose a state.
-func momentFlags(cmd *cobra.Command, m *api.Moment) {
-	cmd.Flags().StringVar(&m.At, "at", "", "time of the state")
-	cmd.Flags().StringVar(&m.To, "to", "", "bookmark of the state, or transaction number of 16 hex digits")
 }
 
 func (c *cli) printExported(w io.Writer, r exported) error {
 	if c.json {
-		if w == c.out {
-			return c.printJSON(r)
-		}
-		return nil
+		return writeJSON(w, r)
 	}
 	at := ""
 	if !r.Commit.Time.IsZero() {
 		at = " " + r.Commit.Time.Format(time.RFC3339Nano)
 	}
-	_, err := fmt.Fprintf(w, "commit %s%s of %s: %s into %s\n", r.Commit.Bookmark, at, clean(r.Name), bytesText(r.SizeBytes), clean(r.File))
-	return err
+	lines := append([]string{fmt.Sprintf("commit %s%s of %s: %s into %s", r.Commit.Bookmark, at, r.Name, bytesText(r.SizeBytes), r.File)}, r.Remarks...)
+	if _, err := fmt.Fprintln(w, cleanLines(lines)); err != nil {
+		return fmt.Errorf("print answer: %w", err)
+	}
+	return nil
 }
 
 // copyChecked copies a database, and compares its pages with the checksum in its bookmark.

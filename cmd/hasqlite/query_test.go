@@ -169,6 +169,10 @@ func TestDiffShowsWhatChanged(t *testing.T) {
 		}
 	}
 	code, stdout, _ := cmdline(t, exampleNode(), nil, "diff", "shop.db", "--archive", root, "--json", "--rows", "0000000000000001", "now")
+	_, _, stderr := cmdline(t, exampleNode(), nil, "diff", "shop.db", "--archive", root, "0000000000000001", "now")
+	if want := "now: it is the last commit of the archive"; !strings.Contains(stderr, want) || !strings.Contains(stderr, d.Bookmark(1)) {
+		t.Errorf("%q, want %q with the range", stderr, want)
+	}
 	var got struct {
 		From, To struct{ Bookmark string }
 		Tables   []struct {
@@ -187,6 +191,7 @@ func TestDiffShowsWhatChanged(t *testing.T) {
 		{[]string{"soon", "now"}, exit.Usage, "soon"},
 		{[]string{"now"}, exit.Usage, "accepts 3 arg"},
 		{[]string{"2026-11-22T10:00:00Z", "now"}, exit.NotFound, "10:00:01"},
+		{[]string{"2026-11-22T10:00:03Z", "9999-01-01"}, exit.Usage, "; the archive has 2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:06.000000Z (" + d.Bookmark(1) + " to " + d.Bookmark(6) + ")"},
 		{[]string{"now", "now", "--limit", "0"}, exit.Usage, "--limit"},
 	} {
 		if code, stdout, stderr := cmdline(t, exampleNode(), nil, append([]string{"diff", "shop.db", "--archive", root}, tt.args...)...); code != tt.code || stdout != "" || !strings.Contains(stderr, tt.says) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/uglyer/ha-sqlite/internal/api"
 
 	"github.com/uglyer/ha-sqlite/internal/exit"
 	"github.com/uglyer/ha-sqlite/internal/moment"
@@ -21,7 +22,7 @@ import (
 type wantedState struct{ at, to string }
 
 func (w *wantedState) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&w.at, "at", "", "time: "+when.Forms)
+	cmd.Flags().StringVar(&w.at, "at", "", "time, in the zone of this machine where none is given: "+when.Forms)
 	cmd.Flags().StringVar(&w.to, "to", "", "bookmark, or transaction number of 16 hex digits")
 }
 
@@ -31,6 +32,19 @@ func (w *wantedState) parse(now time.Time) (moment.Moment, error) {
 		return m, exit.With(exit.Usage, fmt.Errorf("--%w", err))
 	}
 	return m, nil
+}
+
+// sent is the state as a node is told it: a time, which was said in the zone and by the clock of this machine, in full,
+// so that it means the same there.
+func (w *wantedState) sent(now time.Time) (api.Moment, error) {
+	if w.at == "" {
+		return api.Moment{To: w.to}, nil
+	}
+	m, err := w.parse(now)
+	if err != nil {
+		return api.Moment{}, err
+	}
+	return api.Moment{At: m.Time.UTC().Format(time.RFC3339Nano)}, nil
 }
 
 // restored is what restore prints with --json.
@@ -81,7 +95,7 @@ that the command can be called again; one that was deleted comes back, too.`,
 			case file == "" && !dry:
 				return exit.Usagef("no file to restore into: set --output")
 			}
-			m, err := want.parse(time.Now())
+			m, err := want.parse(c.start)
 			if err != nil {
 				return err
 			}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -48,7 +47,7 @@ func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wante
 	if want.to != "" {
 		return exit.Usagef("--to names a state of one database: with --all use --at")
 	}
-	m, err := want.parse(time.Now())
+	m, err := want.parse(c.start)
 	if err != nil {
 		return err
 	}
@@ -70,6 +69,9 @@ func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wante
 				if err := r.one(ctx, c, client, a, m, &d); err != nil {
 					if ctx.Err() != nil {
 						return ctx.Err()
+					}
+					if errors.Is(err, moment.ErrInvalid) {
+						return err // for all of them
 					}
 					d.Result, d.Error = resultFailed, err.Error()
 					failed++

@@ -65,10 +65,11 @@ type ImportReport struct {
 
 // ExportHead says what an export consists of.
 type ExportHead struct {
-	Name      string `json:"name"`
-	Commit    Commit `json:"commit"`
-	PageSize  uint32 `json:"page_size"`
-	SizeBytes int64  `json:"size_bytes"`
+	Name      string   `json:"name"`
+	Commit    Commit   `json:"commit"`
+	Remarks   []string `json:"remarks,omitempty"` // what a person has to know of the choice of the commit
+	PageSize  uint32   `json:"page_size"`
+	SizeBytes int64    `json:"size_bytes"`
 }
 
 // RollbackRequest asks for a database to become what it was.
@@ -97,6 +98,8 @@ type RollbackReport struct {
 	Name   string `json:"name"`
 	ID     string `json:"id"`
 	Target Commit `json:"target"`
+	// Remarks are what a person has to know of the choice of Target.
+	Remarks []string `json:"remarks,omitempty"`
 	// Previous is the state before: a rollback to its bookmark undoes this one.
 	Previous Commit `json:"previous"`
 	// Commit is the transaction that shows the content; Previous, if nothing differed.
@@ -131,11 +134,13 @@ type ForkReport struct {
 	ID     string `json:"id"`
 	Source string `json:"source"`
 	// Target is the state of the source with which the fork begins.
-	Target     Commit `json:"target"`
-	PageSize   uint32 `json:"page_size"`
-	SizeBytes  int64  `json:"size_bytes"`
-	DryRun     bool   `json:"dry_run"`
-	DurationMS int64  `json:"duration_ms"`
+	Target Commit `json:"target"`
+	// Remarks are what a person has to know of the choice of Target.
+	Remarks    []string `json:"remarks,omitempty"`
+	PageSize   uint32   `json:"page_size"`
+	SizeBytes  int64    `json:"size_bytes"`
+	DryRun     bool     `json:"dry_run"`
+	DurationMS int64    `json:"duration_ms"`
 }
 
 // Contents is the part of a Backend that moves whole databases. Progress functions may be called from any goroutine, and

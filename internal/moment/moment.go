@@ -25,14 +25,17 @@ var ErrInvalid = errors.New("invalid state")
 
 // Moment names a state. The zero one is the last state of an archive.
 type Moment struct {
-	Time     time.Time // zero: the fields below say it
-	TXID     uint64    // 0: no transaction was named
-	Checksum uint64    // of the state; 0: none was given
-	Database string    // id; "": none was given
+	Time     time.Time     // zero: TXID and the fields below it say it
+	Now      time.Time     // with Time: what is behind it is in the future,
+	Slack    time.Duration // but for this: by how much the clock that Time was read from may be ahead
+	TXID     uint64        // 0: no transaction was named
+	Checksum uint64        // of the state; 0: none was given
+	Database string        // id; "": none was given
 }
 
 // Parse reads a time or a bookmark, of which one is empty. A bookmark is
-// <txid>/<checksum>@<database id>, of which the end may be left out.
+// <txid>/<checksum>@<database id>, of which the end may be left out. A time in
+// the future names no state, but only Find can say which ones there are.
 func Parse(at, to string, now time.Time) (Moment, error) {
 	var m Moment
 	var err error
@@ -43,9 +46,7 @@ func Parse(at, to string, now time.Time) (Moment, error) {
 		if m.Time, err = when.Parse(at, now); err != nil {
 			return m, fmt.Errorf("at %w: %w", err, ErrInvalid)
 		}
-		if m.Time.After(now) {
-			return m, fmt.Errorf("at %s is %s, in the future: it is %s now: %w", at, TimeText(m.Time), TimeText(now), ErrInvalid)
-		}
+		m.Now = now
 	case to != "":
 		position, db, hasDB := strings.Cut(to, "@")
 		txid, sum, hasSum := strings.Cut(position, "/")
@@ -96,10 +97,21 @@ func hex64(s string) (uint64, error) {
 // ByTime reports whether a time was given.
 func (m Moment) ByTime() bool { return !m.Time.IsZero() }
 
+// Refusal is the error, an ErrInvalid, of a time in the future.
+func (m Moment) Refusal() error {
+	if !m.Time.After(m.Now.Add(m.Slack)) {
+		return nil
+	}
+	return fmt.Errorf("%s is in the future: it is %s now: %w", TimeText(m.Time), TimeText(m.Now), ErrInvalid)
+}
+
 // Found is the state that a Moment means in an archive.
 type Found struct {
 	View  *archive.View
 	Point archive.Point
+	// First is the first state that the archive has, for a state that was found by
+	// time.
+	First archive.Point
 	// Dropped says that commits behind the state cannot be restored one by one any
 	// more, of which some may be before the time that was asked for.
 	Dropped bool
@@ -124,7 +136,7 @@ func (m Moment) Find(ctx context.Context, a *archive.Archive, name string) (Foun
 	f.View = v
 	switch {
 	case m.ByTime():
-		f.Point, f.Dropped, err = v.At(ctx, m.Time)
+		return m.at(ctx, f)
 	case m.TXID != 0:
 		if m.Database != "" && v.State().Database != m.Database {
 			return f, fmt.Errorf("the bookmark is of database %s, the archive has %s under the name %s: %w", m.Database, v.State().Database, name, archive.ErrNotArchived)
@@ -137,6 +149,33 @@ func (m Moment) Find(ctx context.Context, a *archive.Archive, name string) (Foun
 		f.Point = v.Last()
 	}
 	return f, err
+}
+
+// at finds the state at the time.
+func (m Moment) at(ctx context.Context, f Found) (_ Found, err error) {
+	f.Point, f.Dropped, err = f.View.At(ctx, m.Time)
+	var before *archive.RangeError
+	if err != nil && !errors.As(err, &before) {
+		return f, err
+	}
+	first, firstErr := f.View.First(ctx)
+	if firstErr != nil {
+		return f, firstErr
+	}
+	f.First = first
+	if before != nil {
+		return f, fmt.Errorf("%w (%s to %s)", err, Bookmark(f.View, first), Bookmark(f.View, f.View.Last()))
+	}
+	if err := m.Refusal(); err != nil {
+		return f, fmt.Errorf("%w; %s", err, f.span())
+	}
+	return f, nil
+}
+
+// span says which states there are.
+func (f Found) span() string {
+	last := f.View.Last()
+	return fmt.Sprintf("the archive has %s to %s (%s to %s)", TimeText(f.First.Time), TimeText(last.Time), Bookmark(f.View, f.First), Bookmark(f.View, last))
 }
 
 // Last reports whether it is the last state of the archive.
@@ -158,7 +197,7 @@ func TimeText(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.0
 func (m Moment) Remarks(f Found) []string {
 	var lines []string
 	if m.ByTime() && f.Last() {
-		lines = append(lines, "it is the last commit of the archive: what was committed later and not archived is not in it")
+		lines = append(lines, "it is the last commit of the archive: what was committed later and not archived is not in it; "+f.span())
 	}
 	if f.Dropped {
 		lines = append(lines, "commits behind it are no longer kept one by one; some of them may be before the time that was asked for")

@@ -237,13 +237,18 @@ func (b backend) Export(ctx context.Context, name string, m api.Moment) (head ap
 		return head, nil, err
 	}
 	if w != nil && c.Bookmark.Position != w.at { // it has moved on: the archive has it now
+		remarks := w.remarks
 		if w, err = b.n.want(ctx, name, api.Moment{To: w.commit.Bookmark}); err != nil {
 			return head, nil, err
 		}
+		w.remarks = remarks
 		return b.exportArchived(ctx, name, w, f)
 	}
 	head = api.ExportHead{
 		Name: name, Commit: commit(c.Bookmark.DB, c.Bookmark.Position, c.CommitTime, c.PageCount), PageSize: c.PageSize, SizeBytes: int64(c.PageCount) * int64(c.PageSize),
+	}
+	if w != nil {
+		head.Remarks = w.remarks
 	}
 	return head, scratchReader{f}, nil
 }
@@ -256,7 +261,7 @@ func (b backend) exportArchived(ctx context.Context, name string, w *wanted, f *
 	if err != nil {
 		return head, nil, err
 	}
-	return api.ExportHead{Name: name, Commit: w.commit, PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize)}, scratchReader{f}, nil
+	return api.ExportHead{Name: name, Commit: w.commit, Remarks: w.remarks, PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize)}, scratchReader{f}, nil
 }
 
 // scratchReader reads a scratch file from its beginning, and removes it.
