@@ -114,13 +114,13 @@ func (f *fakeNode) ArchiveStore(context.Context) (store.Store, error) {
 	}
 	return store.OpenDir(f.archive)
 }
-func (f *fakeNode) Label(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
+func (f *fakeNode) Label(ctx context.Context, req api.SnapshotRequest, _ func(api.Progress)) (api.SnapshotReport, error) {
 	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Commit: api.Commit{Bookmark: "b1"}, Failed: f.failed}, f.call(ctx, "label %s %s %v", req.Name, req.Label, req.DryRun)
 }
-func (f *fakeNode) Unlabel(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
-	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Failed: f.failed}, f.call(ctx, "unlabel %s %s %v", req.Name, req.Label, req.DryRun)
+func (f *fakeNode) Unlabel(ctx context.Context, req api.SnapshotRequest, _ func(api.Progress)) (api.SnapshotReport, error) {
+	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Failed: f.failed}, f.call(ctx, "unlabel %s %s%s %v", req.Name, req.Label, req.To, req.DryRun)
 }
-func (f *fakeNode) Prune(ctx context.Context, req api.PruneRequest) (api.PruneReport, error) {
+func (f *fakeNode) Prune(ctx context.Context, req api.PruneRequest, _ func(api.Progress)) (api.PruneReport, error) {
 	return api.PruneReport{Name: req.Name, DryRun: req.DryRun, Bytes: 2048, Files: []api.PrunedFile{{Node: "n1", Level: 1, First: 2, Last: 9, Bytes: 2048, Key: "shop.db/_0f-1/ltx/1/x.ltx"}}, Failed: f.failed},
 		f.call(ctx, "prune %s %v", req.Name, req.DryRun)
 }

@@ -146,8 +146,19 @@ func TestArchiveCommandsReadThroughANode(t *testing.T) {
 		!strings.Contains(stderr, "node n2 did not do it: disk full; node n3 did not do it: no route") {
 		t.Errorf("exit code %d: %q, %q", code, stdout, stderr)
 	}
-	if code, _, stderr := cmdline(t, n, nil, "snapshot", "create", "shop.db"); code != exit.Usage || !strings.Contains(stderr, "--label") {
-		t.Errorf("no label: exit code %d: %q", code, stderr)
+	for _, args := range [][]string{{"create", "shop.db", "--label", ""}, {"delete", "shop.db"}, {"delete", "shop.db", "--label", "x", "--to", "000000000000002a"}} {
+		if code, _, stderr := cmdline(t, n, nil, append([]string{"snapshot"}, args...)...); code != exit.Usage || !strings.Contains(stderr, "--label") {
+			t.Errorf("%q: exit code %d: %q", args, code, stderr)
+		}
+	}
+	// Without one it is the time, which is printed.
+	n = exampleNode()
+	n.now = inCET
+	if code, stdout, stderr := cmdline(t, n, nil, "snapshot", "create", "shop.db"); code != exit.OK || !strings.Contains(stdout, "kept as 2026-11-22T09:00:00Z") || n.calls[0] != "label shop.db 2026-11-22T09:00:00Z false" {
+		t.Errorf("exit code %d: %q, %q, %q", code, stdout, stderr, n.calls)
+	}
+	if code, stdout, stderr := cmdline(t, n, nil, "snapshot", "delete", "shop.db", "--to", "000000000000002a"); code != exit.OK || n.calls[1] != "unlabel shop.db 000000000000002a false" {
+		t.Errorf("exit code %d: %q, %q, %q", code, stdout, stderr, n.calls)
 	}
 }
 

@@ -110,13 +110,13 @@ func (f *fakeBackend) Export(_ context.Context, name string, m Moment) (ExportHe
 func (f *fakeBackend) ArchiveStore(context.Context) (store.Store, error) {
 	return f.store, f.note("archive")
 }
-func (f *fakeBackend) Label(_ context.Context, req SnapshotRequest) (SnapshotReport, error) {
+func (f *fakeBackend) Label(_ context.Context, req SnapshotRequest, _ func(Progress)) (SnapshotReport, error) {
 	return SnapshotReport{Name: req.Name, Label: req.Label}, f.note("label %q %q dry=%v", req.Name, req.Label, req.DryRun)
 }
-func (f *fakeBackend) Unlabel(_ context.Context, req SnapshotRequest) (SnapshotReport, error) {
+func (f *fakeBackend) Unlabel(_ context.Context, req SnapshotRequest, _ func(Progress)) (SnapshotReport, error) {
 	return SnapshotReport{Name: req.Name, Label: req.Label}, f.note("unlabel %q %q dry=%v", req.Name, req.Label, req.DryRun)
 }
-func (f *fakeBackend) Prune(_ context.Context, req PruneRequest) (PruneReport, error) {
+func (f *fakeBackend) Prune(_ context.Context, req PruneRequest, _ func(Progress)) (PruneReport, error) {
 	return PruneReport{Name: req.Name}, f.note("prune %q dry=%v", req.Name, req.DryRun)
 }
 func (f *fakeBackend) Health(context.Context) error { return f.note("health") }
@@ -190,11 +190,14 @@ func TestClientReachesEveryMethodOfTheBackend(t *testing.T) {
 			return err
 		}, fmt.Sprintf("rollback %q at=\"1 hour ago\" to=\"\" dry=true", odd)},
 		{"label", func(c *Client) error {
-			_, err := c.Label(ctx, SnapshotRequest{Name: odd, Label: "before ü", DryRun: true})
+			_, err := c.Label(ctx, SnapshotRequest{Name: odd, Label: "before ü", DryRun: true}, func(Progress) {})
 			return err
 		}, fmt.Sprintf("label %q \"before ü\" dry=true", odd)},
-		{"unlabel", func(c *Client) error { _, err := c.Unlabel(ctx, SnapshotRequest{Name: "a", Label: "x"}); return err }, `unlabel "a" "x" dry=false`},
-		{"prune", func(c *Client) error { _, err := c.Prune(ctx, PruneRequest{Name: odd}); return err }, fmt.Sprintf("prune %q dry=false", odd)},
+		{"unlabel", func(c *Client) error {
+			_, err := c.Unlabel(ctx, SnapshotRequest{Name: "a", Label: "x"}, func(Progress) {})
+			return err
+		}, `unlabel "a" "x" dry=false`},
+		{"prune", func(c *Client) error { _, err := c.Prune(ctx, PruneRequest{Name: odd}, func(Progress) {}); return err }, fmt.Sprintf("prune %q dry=false", odd)},
 		{"fork", func(c *Client) error {
 			_, err := c.Fork(ctx, ForkRequest{Source: odd, Name: "b", Moment: Moment{To: "b1"}}, func(Progress) {})
 			return err
