@@ -60,7 +60,9 @@ compared. The commits that were chosen are printed.`,
 				if rows {
 					max = limit
 				}
-				r, err := compareStates(ctx, found, max)
+				bar := c.progress("diff")
+				r, err := compareStates(ctx, found, max, func(table string) { bar.step("compare "+clean(table), 0, 0) })
+				bar.done()
 				if err != nil {
 					return err
 				}
@@ -84,7 +86,7 @@ compared. The commits that were chosen are printed.`,
 }
 
 // compareStates reads of both states only the pages that it needs.
-func compareStates(ctx context.Context, found [2]moment.Found, rows int) (*rowdiff.Result, error) {
+func compareStates(ctx context.Context, found [2]moment.Found, rows int, progress func(table string)) (*rowdiff.Result, error) {
 	var states [2]*history.Database
 	for i, f := range found {
 		var err error
@@ -107,7 +109,7 @@ func compareStates(ctx context.Context, found [2]moment.Found, rows int) (*rowdi
 		if _, err := conn.ExecContext(ctx, "ATTACH ? AS later", states[1].DSN()); err != nil {
 			return nil, err
 		}
-		return rowdiff.Compare(ctx, conn, rowdiff.Options{Before: "main", After: "later", Rows: rows})
+		return rowdiff.Compare(ctx, conn, rowdiff.Options{Before: "main", After: "later", Rows: rows, Progress: progress})
 	}()
 	for _, s := range states {
 		if read := s.Err(); err != nil && read != nil {

@@ -72,8 +72,7 @@ readers, and what was before stays in its history.`,
 				}
 				defer src.Close()
 				if dry {
-					bar.done()
-					return c.importDryRun(ctx, client, name, file, src, replace)
+					return c.importDryRun(ctx, client, name, file, src, replace, bar)
 				}
 				body := &unchangedReader{r: src.Reader(), src: src}
 				report, err := client.Import(ctx, api.ImportRequest{Name: name, Size: src.Size(), Replace: replace}, body, bar.told)
@@ -131,10 +130,12 @@ func (u *unchangedReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *cli) importDryRun(ctx context.Context, client *api.Client, name, file string, src *sqlitefile.Source, replace bool) error {
+func (c *cli) importDryRun(ctx context.Context, client *api.Client, name, file string, src *sqlitefile.Source, replace bool, bar *progress) error {
+	bar.step("check", 0, 0)
 	if err := sqlitefile.Check(ctx, src.Path()); err != nil {
 		return importError(fmt.Errorf("%s: %w", file, err))
 	}
+	bar.done()
 	p := importPlan{Name: name, File: file, Kind: src.Kind, PageSize: src.PageSize, Pages: src.PageCount, SizeBytes: src.Size(),
 		FromWAL: src.FromWAL, Statements: src.Statements, DryRun: true}
 	switch _, err := client.Database(ctx, name); {

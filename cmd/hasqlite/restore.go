@@ -115,10 +115,10 @@ that the command can be called again; one that was deleted comes back, too.`,
 				}
 				if !dry {
 					opts := archive.RestoreOptions{}
-					if verify {
-						opts.Check = integrityCheck
-					}
 					bar := c.progress("restore")
+					if verify {
+						opts.Check = bar.check
+					}
 					opts.Progress = bar.update
 					err := v.RestoreFile(ctx, plan, file, opts)
 					bar.done()
@@ -163,6 +163,12 @@ func (c *cli) printRestored(r restored, remarks []string) error {
 		return fmt.Errorf("print answer: %w", err)
 	}
 	return nil
+}
+
+// check is integrityCheck as a step of the work.
+func (p *progress) check(path string) error {
+	p.step("check", 0, 0)
+	return integrityCheck(path)
 }
 
 // integrityCheck has SQLite look through a file that nobody else has open.

@@ -130,7 +130,7 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 	bar := c.progress("restore " + clean(d.Name))
 	opts := archive.RestoreOptions{Progress: bar.update}
 	if r.verify {
-		opts.Check = integrityCheck
+		opts.Check = bar.check
 	}
 	err = f.View.RestoreFile(ctx, plan, path, opts)
 	bar.done()
