@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -241,5 +242,31 @@ func TestRestoreFromAnEncryptedArchive(t *testing.T) {
 		if got, err := os.ReadFile(out); code != 0 || err != nil || !bytes.Equal(got, images[4]) {
 			t.Errorf("%s: exit code %d, %v: %s", what, code, err, stderr)
 		}
+	}
+}
+
+// What a cluster is restored from has to be said: its own archive is not what is meant.
+func TestRestoreAllNeedsAnArchive(t *testing.T) {
+	root, images := exampleArchive(t, nil)
+	into := []string{"restore", "--all", "--into-cluster", "--replace", "--hold", "3s"}
+	n := exampleNode()
+	n.archive = root // its own
+	for _, args := range [][]string{into, append(slices.Clone(into), "--dry-run")} {
+		if code, stdout, stderr := cmdline(t, n, nil, args...); code != exit.Usage || stdout != "" || !strings.Contains(stderr, "--archive or HASQLITE_ARCHIVE") || len(n.calls) != 0 {
+			t.Errorf("%q: exit code %d: %s%s, %q", args, code, stdout, stderr, n.calls)
+		}
+	}
+	for what, env := range map[string]map[string]string{"--archive": nil, "HASQLITE_ARCHIVE": {"HASQLITE_ARCHIVE": root}} {
+		n, args := exampleNode(), into
+		if env == nil {
+			args = append(slices.Clone(into), "--archive", root)
+		}
+		code, stdout, stderr := cmdline(t, n, env, args...)
+		if code != exit.OK || !bytes.Equal(n.imported, images[4]) || n.held != 3000 {
+			t.Errorf("%s: exit code %d: %s%s, held %d", what, code, stdout, stderr, n.held)
+		}
+	}
+	if code, _, stderr := cmdline(t, n, nil, append(slices.Clone(into), "--archive", root, "--at", "9999-01-01")...); code != exit.Usage || !strings.Contains(stderr, "the archive has 2026-11-22T10:00:01") {
+		t.Errorf("in the future: exit code %d: %s", code, stderr)
 	}
 }

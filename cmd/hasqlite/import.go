@@ -37,6 +37,7 @@ func newImport(c *cli) *cobra.Command {
 	var replace, dry bool
 	var temp string
 	var pageSize uint32
+	var hold time.Duration
 	cmd := &cobra.Command{
 		Use:   "import NAME FILE",
 		Short: "Make a database of a SQLite file or a script",
@@ -60,6 +61,10 @@ readers, and what was before stays in its history.`,
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, file := args[0], args[1]
+			req := api.ImportRequest{Name: name, Replace: replace, HoldMS: hold.Milliseconds()}
+			if err := req.Validate(); err != nil {
+				return err
+			}
 			if pageSize != 0 && !snapshot.ValidPageSize(pageSize) {
 				return exit.Usagef("--page-size %d: want a power of two from 512 to 65536", pageSize)
 			}
@@ -74,8 +79,9 @@ readers, and what was before stays in its history.`,
 				if dry {
 					return c.importDryRun(ctx, client, name, file, src, replace, bar)
 				}
+				req.Size = src.Size()
 				body := &unchangedReader{r: src.Reader(), src: src}
-				report, err := client.Import(ctx, api.ImportRequest{Name: name, Size: src.Size(), Replace: replace}, body, bar.told)
+				report, err := client.Import(ctx, req, body, bar.told)
 				bar.done()
 				if err != nil {
 					return importError(errors.Join(err, body.err))
@@ -84,7 +90,11 @@ readers, and what was before stays in its history.`,
 					return c.printJSON(report)
 				}
 				lines := []string{fmt.Sprintf("database %s has the content of %s: %s, commit %s", report.Name, file, bytesText(report.SizeBytes), report.Commit.Bookmark)}
-				if report.Previous != nil {
+				switch {
+				case report.Previous == nil:
+				case report.Previous.Bookmark == report.Commit.Bookmark:
+					lines = append(lines, "it had it before: nothing was changed")
+				default:
 					lines = append(lines, fmt.Sprintf("before that it was at %s; hasqlite rollback %s --to %s undoes it", report.Previous.Bookmark, report.Name, report.Previous.Bookmark))
 				}
 				return c.printDone("%s", cleanLines(lines))
@@ -92,6 +102,7 @@ readers, and what was before stays in its history.`,
 		},
 	}
 	cmd.Flags().BoolVar(&replace, "replace", false, "give a database that exists the content")
+	holdFlag(cmd, &hold)
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only look at the file, and say what would be done")
 	cmd.Flags().StringVar(&temp, "temp-dir", "", "where private copies are made (default: the system's)")
 	cmd.Flags().Uint32Var(&pageSize, "page-size", 0, "page size of a database that is made of a script (default 4096)")

@@ -58,6 +58,12 @@ func TestImportSendsTheFile(t *testing.T) {
 	if code, out, _ = cmdline(t, n, nil, "import", "shop.db", path, "--dry-run", "--replace"); code != exit.OK || !strings.Contains(out, "replaced") {
 		t.Errorf("%d, %s", code, out)
 	}
+	if code, _, errs = cmdline(t, n, nil, "import", "shop.db", path, "--replace", "--hold", "1500ms"); code != exit.OK || n.held != 1500 {
+		t.Errorf("%d, %s, held %d", code, errs, n.held)
+	}
+	if code, _, errs = cmdline(t, n, nil, "import", "shop.db", path, "--replace", "--hold", "2h"); code != exit.Usage {
+		t.Errorf("a hold of 2h: %d, %s", code, errs)
+	}
 	if err := os.WriteFile(path, want[:5000], 0o600); err != nil {
 		t.Fatal(err)
 	}

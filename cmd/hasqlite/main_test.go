@@ -30,6 +30,7 @@ type fakeNode struct {
 	replaced int
 
 	imported, exported []byte
+	held               int64
 	bookmark           string
 
 	archive string            // directory of its archive
@@ -90,6 +91,7 @@ func (f *fakeNode) Verify(ctx context.Context, name string, deep bool) (api.Veri
 }
 func (f *fakeNode) Import(ctx context.Context, req api.ImportRequest, file io.Reader, _ func(api.Progress)) (api.ImportReport, error) {
 	var err error
+	f.held = req.HoldMS
 	if f.imported, err = io.ReadAll(file); err != nil {
 		return api.ImportReport{}, err
 	}

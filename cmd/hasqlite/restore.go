@@ -66,6 +66,7 @@ func newRestore(c *cli) *cobra.Command {
 	var name, file string
 	var verify, dry, all, into, replace bool
 	var temp string
+	var hold time.Duration
 	cmd := &cobra.Command{
 		Use:   "restore --db NAME -o FILE",
 		Short: "Restore a database from an archive into a file",
@@ -75,7 +76,8 @@ The commit that was chosen is printed. The file appears whole, with the checksum
 commit, or not at all; one that exists is not replaced.
 
 With --all --into-cluster every database of the archive is restored and imported into the
-cluster of --node, which may be new. One that has the content already is left alone, so
+cluster of --node, which may be new; the archive is that of --archive or HASQLITE_ARCHIVE,
+never that of the node. One that has the content already is left alone, so
 that the command can be called again; one that was deleted comes back, too.`,
 		Example: `  hasqlite restore --db shop.db --at "10 minutes ago" -o shop.db --archive s3://backup/cluster1
   hasqlite restore --db shop.db --at "yesterday 18:00" -o shop.db --archive /var/lib/hasqlite/archive --verify
@@ -89,7 +91,7 @@ that the command can be called again; one that was deleted comes back, too.`,
 			case all && (name != "" || file != ""):
 				return exit.Usagef("--all restores every database into the cluster: --db and --output name one")
 			case all:
-				return restoreAll{replace: replace, verify: verify, dry: dry, temp: temp}.run(c, cmd, o, want)
+				return restoreAll{replace: replace, verify: verify, dry: dry, hold: hold, temp: temp}.run(c, cmd, o, want)
 			case name == "":
 				return exit.Usagef("no database: set --db")
 			case file == "" && !dry:
@@ -142,6 +144,7 @@ that the command can be called again; one that was deleted comes back, too.`,
 	cmd.Flags().BoolVar(&all, "all", false, "restore every database of the archive")
 	cmd.Flags().BoolVar(&into, "into-cluster", false, "import what is restored into the cluster of --node")
 	cmd.Flags().BoolVar(&replace, "replace", false, "with --all: give databases that exist in the cluster the content")
+	holdFlag(cmd, &hold)
 	cmd.Flags().StringVar(&temp, "temp-dir", "", "with --all: where databases are restored on their way (default: the system's)")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say which commit it would be, and what has to be read")
 	return cmd

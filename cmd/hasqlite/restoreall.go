@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +21,7 @@ import (
 // restoreAll is what restore --all is told.
 type restoreAll struct {
 	replace, verify, dry bool
+	hold                 time.Duration
 	temp                 string
 }
 
@@ -46,6 +48,16 @@ type restoredDatabase struct {
 func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wantedState) error {
 	if want.to != "" {
 		return exit.Usagef("--to names a state of one database: with --all use --at")
+	}
+	if err := (api.ImportRequest{HoldMS: r.hold.Milliseconds()}).Validate(); err != nil {
+		return err
+	}
+	// --node names the cluster that is restored into, whose own archive cannot be meant.
+	if o.url == "" {
+		o.url = c.env("HASQLITE_ARCHIVE")
+	}
+	if o.url == "" {
+		return exit.Usagef("no archive to restore from: --all --into-cluster does not read that of the cluster which it restores into, name one with --archive or HASQLITE_ARCHIVE")
 	}
 	m, err := want.parse(c.start)
 	if err != nil {
@@ -143,12 +155,15 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 	}
 	defer file.Close()
 	bar = c.progress("import " + clean(d.Name))
-	_, err = client.Import(ctx, api.ImportRequest{Name: d.Name, Size: d.Bytes, Replace: r.replace}, io.NewSectionReader(file, 0, d.Bytes), bar.told)
+	report, err := client.Import(ctx, api.ImportRequest{Name: d.Name, Size: d.Bytes, Replace: r.replace, HoldMS: r.hold.Milliseconds()}, io.NewSectionReader(file, 0, d.Bytes), bar.told)
 	bar.done()
 	if err != nil {
 		return err
 	}
 	d.Result = resultRestored
+	if report.Previous != nil && report.Previous.Bookmark == report.Commit.Bookmark {
+		d.Result = resultPresent // but for counters in its header, as a replacement leaves it
+	}
 	return nil
 }
 

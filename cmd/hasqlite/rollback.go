@@ -53,9 +53,14 @@ what it was.`,
 		},
 	}
 	want.flags(cmd)
-	cmd.Flags().DurationVar(&hold, "hold", 2*time.Second, "how long writers may be kept waiting at a time before the transaction is proposed")
+	holdFlag(cmd, &hold)
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only say which commit it would be, and how many pages differ")
 	return cmd
+}
+
+// holdFlag says how long a transaction that replaces much may keep others waiting.
+func holdFlag(cmd *cobra.Command, hold *time.Duration) {
+	cmd.Flags().DurationVar(hold, "hold", 2*time.Second, "how long writers may be kept waiting at a time before a transaction that replaces content is proposed")
 }
 
 func (c *cli) printRollback(r api.RollbackReport) error {

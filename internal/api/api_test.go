@@ -21,6 +21,8 @@ import (
 
 // fakeBackend answers from its fields and keeps what it was asked.
 type fakeBackend struct {
+	held int64 // of the last import
+
 	status  Status
 	report  VerifyReport
 	err     error
@@ -89,6 +91,7 @@ func (f *fakeBackend) Import(_ context.Context, req ImportRequest, file io.Reade
 	if err != nil {
 		return ImportReport{}, err
 	}
+	f.held = req.HoldMS
 	progress(Progress{Step: "check", Done: 1, Total: 2})
 	if f.slow != nil {
 		<-f.slow

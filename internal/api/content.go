@@ -47,6 +47,18 @@ type ImportRequest struct {
 	Size int64
 	// Replace gives a database that exists the content.
 	Replace bool
+	// HoldMS is for how long its writers may be kept waiting before the transaction is proposed, 0 for two seconds.
+	HoldMS int64
+}
+
+// Validate says what is wrong with it. The error is an ErrInvalid.
+func (r ImportRequest) Validate() error { return validHold(r.HoldMS) }
+
+func validHold(ms int64) error {
+	if ms < 0 || ms > time.Hour.Milliseconds() {
+		return fmt.Errorf("hold_ms %d: want 0 to an hour: %w", ms, ErrInvalid)
+	}
+	return nil
 }
 
 // ImportReport says what became of an import.
@@ -87,8 +99,8 @@ func (r RollbackRequest) Validate() error {
 	if r.Zero() {
 		return fmt.Errorf("no state to go back to: give at or to: %w", ErrInvalid)
 	}
-	if r.HoldMS < 0 || r.HoldMS > time.Hour.Milliseconds() {
-		return fmt.Errorf("hold_ms %d: want 0 to an hour: %w", r.HoldMS, ErrInvalid)
+	if err := validHold(r.HoldMS); err != nil {
+		return err
 	}
 	return r.Moment.Validate()
 }
@@ -263,6 +275,14 @@ func (s *Server) importDatabase(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		req.Replace, err = queryBool(r, "replace")
 	}
+	if text := r.URL.Query().Get("hold_ms"); err == nil && text != "" {
+		if req.HoldMS, err = strconv.ParseInt(text, 10, 64); err != nil {
+			err = fmt.Errorf("query parameter hold_ms=%q: want a number of milliseconds: %w", clip(text), ErrInvalid)
+		}
+	}
+	if err == nil {
+		err = req.Validate()
+	}
 	if err == nil && r.ContentLength < 0 {
 		err = fmt.Errorf("import %q: the request does not say how long the file is (Content-Length): %w", clip(name), ErrInvalid)
 	}
@@ -377,7 +397,14 @@ func (s *Server) exportDatabase(w http.ResponseWriter, r *http.Request) {
 
 // Import implements [Contents].
 func (c *Client) Import(ctx context.Context, req ImportRequest, file io.Reader, progress func(Progress)) (ImportReport, error) {
-	path := "/v1/import/" + escapeName(req.Name) + flag("replace", req.Replace)
+	q := url.Values{}
+	if req.Replace {
+		q.Set("replace", "1")
+	}
+	if req.HoldMS != 0 {
+		q.Set("hold_ms", strconv.FormatInt(req.HoldMS, 10))
+	}
+	path := "/v1/import/" + escapeName(req.Name) + "?" + q.Encode()
 	sent := &meter{r: io.LimitReader(file, req.Size), total: req.Size, progress: progress}
 	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, sent)
 	if err != nil {

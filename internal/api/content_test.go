@@ -90,3 +90,17 @@ func TestLongAnswerCutOffIsUnknown(t *testing.T) {
 		t.Errorf("a body of no stated length: %d", resp.StatusCode)
 	}
 }
+
+// What a request says of the time that writers may wait arrives; what is no such time is refused.
+func TestImportSaysForHowLongWritersWait(t *testing.T) {
+	b := &fakeBackend{}
+	c, _ := newPair(t, b)
+	if _, err := c.Import(t.Context(), ImportRequest{Name: "a", Size: 1, Replace: true, HoldMS: 1500}, strings.NewReader("x"), func(Progress) {}); err != nil || b.held != 1500 {
+		t.Errorf("%v, %d", err, b.held)
+	}
+	for _, hold := range []int64{-1, time.Hour.Milliseconds() + 1} {
+		if _, err := c.Import(t.Context(), ImportRequest{Name: "a", Size: 1, HoldMS: hold}, strings.NewReader("x"), func(Progress) {}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%d: %v", hold, err)
+		}
+	}
+}

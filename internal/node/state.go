@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -227,7 +226,7 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 		return r, err
 	}
 	done, err := b.n.svc.Overwrite(ctx, st.ID, state, replicate.Overwrite{
-		PageSize: state.pageSize, Hold: cmp.Or(time.Duration(req.HoldMS)*time.Millisecond, holdTime), Wait: writerWait, DryRun: req.DryRun, Progress: steps(progress),
+		PageSize: state.pageSize, Hold: hold(req.HoldMS), Wait: writerWait, DryRun: req.DryRun, Progress: steps(progress),
 	})
 	if err != nil {
 		return r, err
