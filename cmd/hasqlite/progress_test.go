@@ -24,17 +24,17 @@ func TestProgressOfStepsWithAndWithoutAnEnd(t *testing.T) {
 			out.Reset()
 			return s
 		}
-		time.Sleep(2*time.Second + time.Millisecond)
+		<-time.After(2*time.Second + time.Millisecond)
 		if got := said(); !strings.Contains(got, "import, 1s") || !strings.HasSuffix(strings.TrimRight(got, " "), "import, 2s") {
 			t.Errorf("%q", got)
 		}
 		p.told(api.Progress{Step: "send", Done: 512, Total: 1024})
-		time.Sleep(3 * time.Second)
+		<-time.After(3 * time.Second)
 		if got := said(); strings.Count(got, "\r") != 1 || !strings.Contains(got, "send [===============               ] 512 B of 1.0 KiB") {
 			t.Errorf("%q", got)
 		}
 		p.told(api.Progress{Step: "check"})
-		time.Sleep(90 * time.Second)
+		<-time.After(90 * time.Second)
 		if got := said(); !strings.Contains(got, "check, 0s") || !strings.Contains(got, "check, 1m29s") {
 			t.Errorf("%q", got)
 		}
@@ -44,7 +44,7 @@ func TestProgressOfStepsWithAndWithoutAnEnd(t *testing.T) {
 		}
 		p.done()
 		p.step("late", 0, 0)
-		time.Sleep(5 * time.Second)
+		<-time.After(5 * time.Second)
 		if got := said(); got != "" {
 			t.Errorf("%q", got)
 		}
