@@ -30,7 +30,7 @@ type fakeBackend struct {
 	created CreateDatabaseRequest
 	added   AddMemberRequest
 
-	slow       chan struct{} // an import waits for it
+	slow       chan struct{} // what takes long waits for it
 	exportSize int64
 	store      store.Store
 }
@@ -86,16 +86,21 @@ func (f *fakeBackend) TransferLeadership(_ context.Context, req TransferRequest)
 func (f *fakeBackend) Verify(_ context.Context, name string, deep bool) (VerifyReport, error) {
 	return f.report, f.note("verify %q deep=%v", name, deep)
 }
+
+// work is what takes long.
+func (f *fakeBackend) work(progress func(Progress)) {
+	progress(Progress{Step: "check", Done: 1, Total: 2})
+	if f.slow != nil {
+		<-f.slow
+	}
+}
 func (f *fakeBackend) Import(_ context.Context, req ImportRequest, file io.Reader, progress func(Progress)) (ImportReport, error) {
 	b, err := io.ReadAll(file)
 	if err != nil {
 		return ImportReport{}, err
 	}
 	f.held = req.HoldMS
-	progress(Progress{Step: "check", Done: 1, Total: 2})
-	if f.slow != nil {
-		<-f.slow
-	}
+	f.work(progress)
 	return ImportReport{Name: req.Name, SizeBytes: int64(len(b))}, f.note("import %q %d %q replace=%v", req.Name, req.Size, b, req.Replace)
 }
 func (f *fakeBackend) Rollback(_ context.Context, req RollbackRequest, _ func(Progress)) (RollbackReport, error) {
@@ -113,13 +118,16 @@ func (f *fakeBackend) Export(_ context.Context, name string, m Moment) (ExportHe
 func (f *fakeBackend) ArchiveStore(context.Context) (store.Store, error) {
 	return f.store, f.note("archive")
 }
-func (f *fakeBackend) Label(_ context.Context, req SnapshotRequest, _ func(Progress)) (SnapshotReport, error) {
+func (f *fakeBackend) Label(_ context.Context, req SnapshotRequest, progress func(Progress)) (SnapshotReport, error) {
+	f.work(progress)
 	return SnapshotReport{Name: req.Name, Label: req.Label}, f.note("label %q %q dry=%v", req.Name, req.Label, req.DryRun)
 }
-func (f *fakeBackend) Unlabel(_ context.Context, req SnapshotRequest, _ func(Progress)) (SnapshotReport, error) {
+func (f *fakeBackend) Unlabel(_ context.Context, req SnapshotRequest, progress func(Progress)) (SnapshotReport, error) {
+	f.work(progress)
 	return SnapshotReport{Name: req.Name, Label: req.Label}, f.note("unlabel %q %q dry=%v", req.Name, req.Label, req.DryRun)
 }
-func (f *fakeBackend) Prune(_ context.Context, req PruneRequest, _ func(Progress)) (PruneReport, error) {
+func (f *fakeBackend) Prune(_ context.Context, req PruneRequest, progress func(Progress)) (PruneReport, error) {
+	f.work(progress)
 	return PruneReport{Name: req.Name}, f.note("prune %q dry=%v", req.Name, req.DryRun)
 }
 func (f *fakeBackend) Health(context.Context) error { return f.note("health") }

@@ -46,17 +46,37 @@ func TestExportArrivesWholeOrFails(t *testing.T) {
 
 // A request that takes long says how far it is; an error at its end is the error that it is.
 func TestLongRequestsTellTheirProgress(t *testing.T) {
-	for _, want := range []error{nil, ErrQuota} {
-		b := &fakeBackend{slow: make(chan struct{}), err: want}
-		c, _ := newPair(t, b)
-		var told atomic.Int32
-		_, err := c.Import(t.Context(), ImportRequest{Name: "a", Size: 1}, strings.NewReader("x"), func(p Progress) {
-			if p.Step == "check" && p.Total == 2 && told.Add(1) == 1 {
-				close(b.slow)
+	ctx := t.Context()
+	for name, call := range map[string]func(*Client, func(Progress)) error{
+		"import": func(c *Client, told func(Progress)) error {
+			_, err := c.Import(ctx, ImportRequest{Name: "a", Size: 1}, strings.NewReader("x"), told)
+			return err
+		},
+		"label": func(c *Client, told func(Progress)) error {
+			_, err := c.Label(ctx, SnapshotRequest{Name: "a", Label: "x"}, told)
+			return err
+		},
+		"unlabel": func(c *Client, told func(Progress)) error {
+			_, err := c.Unlabel(ctx, SnapshotRequest{Name: "a", Label: "x"}, told)
+			return err
+		},
+		"prune": func(c *Client, told func(Progress)) error {
+			_, err := c.Prune(ctx, PruneRequest{Name: "a"}, told)
+			return err
+		},
+	} {
+		for _, want := range []error{nil, ErrQuota} {
+			b := &fakeBackend{slow: make(chan struct{}), err: want}
+			c, _ := newPair(t, b)
+			var told atomic.Int32
+			err := call(c, func(p Progress) {
+				if p.Step == "check" && p.Total == 2 && told.Add(1) == 1 {
+					close(b.slow)
+				}
+			})
+			if !errors.Is(err, want) || told.Load() == 0 {
+				t.Errorf("%s: %v, want %v; told %d times", name, err, want, told.Load())
 			}
-		})
-		if !errors.Is(err, want) || told.Load() == 0 {
-			t.Errorf("%v, want %v; told %d times", err, want, told.Load())
 		}
 	}
 }
