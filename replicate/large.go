@@ -95,9 +95,27 @@ func (w *partWriter) flush() error {
 // Part takes a piece of the transaction that the next Commit ends. Its pages follow those of the piece before and
 // are used until Part returns. An error refuses the transaction: nothing of it was proposed.
 func (h *Handle) Part(ctx context.Context, pageSize, pageCount uint32, pages []wal.Page) error {
+	return h.part(ctx, pageSize, pageCount, func(p *pieces) error { return h.add(p, pageSize, pageCount, pages) })
+}
+
+// PartPacked is Part for n pages that packed returns one by one, each to be used until the next one.
+func (h *Handle) PartPacked(ctx context.Context, pageSize, pageCount uint32, n int, packed func(i int) (snapshot.PackedPage, error)) error {
+	return h.part(ctx, pageSize, pageCount, func(p *pieces) error {
+		return h.addPages(p, pageSize, pageCount, n, func(i int) (uint32, uint64, error) {
+			f, err := packed(i)
+			if err != nil {
+				return 0, 0, err
+			}
+			sum, err := p.enc.Packed(f)
+			return f.Pgno, sum, err
+		})
+	})
+}
+
+func (h *Handle) part(ctx context.Context, pageSize, pageCount uint32, add func(*pieces) error) error {
 	p, err := h.pieces(pageSize, pageCount)
 	if err == nil {
-		err = h.add(p, pageSize, pageCount, pages)
+		err = add(p)
 	}
 	if err != nil {
 		h.dropPieces()
@@ -172,10 +190,18 @@ var errLostBase = errors.New("other transactions were committed since this one b
 
 // add encodes the pages of a piece.
 func (h *Handle) add(p *pieces, pageSize, pageCount uint32, pages []wal.Page) error {
+	return h.addPages(p, pageSize, pageCount, len(pages), func(i int) (uint32, uint64, error) {
+		sum, err := p.enc.Page(pages[i])
+		return pages[i].Pgno, sum, err
+	})
+}
+
+// addPages is add for n pages that encode writes one by one.
+func (h *Handle) addPages(p *pieces, pageSize, pageCount uint32, n int, encode func(i int) (pgno uint32, sum uint64, err error)) error {
 	if pageSize != p.pageSize || pageCount != p.pageCount {
 		return fmt.Errorf("a piece for %d pages of %d bytes after one for %d of %d", pageCount, pageSize, p.pageCount, p.pageSize)
 	}
-	p.size += int64(len(pages)) * int64(pageSize)
+	p.size += int64(n) * int64(pageSize)
 	if err := h.db.quota.admitTransaction(p.size); err != nil {
 		return err
 	}
@@ -185,17 +211,16 @@ func (h *Handle) add(p *pieces, pageSize, pageCount uint32, pages []wal.Page) er
 	if err := h.svc.diskFull(); err != nil {
 		return &FullError{Size: p.size, Limit: h.svc.MaxTransaction(), Cause: err}
 	}
-	sums := make([]uint64, len(pages))
-	for i := range pages {
-		sum, err := p.enc.Page(pages[i])
-		if err != nil {
+	pgnos, sums := make([]uint32, n), make([]uint64, n)
+	for i := range n {
+		var err error
+		if pgnos[i], sums[i], err = encode(i); err != nil {
 			return h.full(p, err)
 		}
-		sums[i] = sum
 	}
 	return h.onBase(p, func(t sumTable) error {
-		for i := range pages {
-			if err := p.steps.add(t, pages[i].Pgno, sums[i]); err != nil {
+		for i, pgno := range pgnos {
+			if err := p.steps.add(t, pgno, sums[i]); err != nil {
 				return err
 			}
 		}

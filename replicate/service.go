@@ -49,6 +49,8 @@ type Options struct {
 	CatchupStep func(database, step string)
 	// ForkPatience is for how long a majority may take to make its copies of a fork. 0: a default.
 	ForkPatience time.Duration
+	// Drilled, if not nil, is called when another node has restored a state from the archive that all nodes share.
+	Drilled func(DrillNote)
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
 	// BeforePart is called before this node, as the leader, proposes a part of a large transaction, and with

@@ -106,6 +106,8 @@ func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.C
 		return nil
 	case ctx.Err() != nil:
 		return errInterrupted
+	case errors.Is(err, moment.ErrInvalid):
+		return exit.With(exit.Usage, err)
 	case errors.Is(err, archive.ErrNoDatabase), errors.Is(err, archive.ErrNotArchived):
 		return exit.With(exit.NotFound, err)
 	case errors.Is(err, archive.ErrDamaged):

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -52,11 +51,10 @@ compared. The commits that were chosen are printed.`,
 			if limit < 1 {
 				return exit.Usagef("--limit %d: want at least 1", limit)
 			}
-			now := time.Now()
 			var moments [2]moment.Moment
 			for i := range moments {
 				var err error
-				if moments[i], err = moment.ParseEither(args[i+1], now); err != nil {
+				if moments[i], err = moment.ParseEither(args[i+1], c.start); err != nil {
 					return exit.With(exit.Usage, err)
 				}
 			}
@@ -75,7 +73,9 @@ compared. The commits that were chosen are printed.`,
 				if rows {
 					max = limit
 				}
-				r, err := compareStates(ctx, found, max)
+				bar := c.progress("diff")
+				r, err := compareStates(ctx, found, max, func(table string) { bar.step("compare "+clean(table), 0, 0) })
+				bar.done()
 				if err != nil {
 					return err
 				}
@@ -99,7 +99,7 @@ compared. The commits that were chosen are printed.`,
 }
 
 // compareStates reads of both states only the pages that it needs.
-func compareStates(ctx context.Context, found [2]moment.Found, rows int) (*rowdiff.Result, error) {
+func compareStates(ctx context.Context, found [2]moment.Found, rows int, progress func(table string)) (*rowdiff.Result, error) {
 	var states [2]*history.Database
 	for i, f := range found {
 		var err error
@@ -122,7 +122,7 @@ func compareStates(ctx context.Context, found [2]moment.Found, rows int) (*rowdi
 		if _, err := conn.ExecContext(ctx, "ATTACH ? AS later", states[1].DSN()); err != nil {
 			return nil, err
 		}
-		return rowdiff.Compare(ctx, conn, rowdiff.Options{Before: "main", After: "later", Rows: rows})
+		return rowdiff.Compare(ctx, conn, rowdiff.Options{Before: "main", After: "later", Rows: rows, Progress: progress})
 	}()
 	for _, s := range states {
 		if read := s.Err(); err != nil && read != nil {

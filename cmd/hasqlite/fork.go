@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,7 @@ import (
 
 func newFork(c *cli) *cobra.Command {
 	req := api.ForkRequest{}
+	var want wantedState
 	cmd := &cobra.Command{
 		Use:   "fork SOURCE NAME",
 		Short: "Make a database of a state of another one",
@@ -29,6 +31,10 @@ commit is refused; the error names the states before and behind it, for --to.`,
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Source, req.Name = args[0], args[1]
+			var err error
+			if req.Moment, err = want.sent(c.start); err != nil {
+				return err
+			}
 			if err := req.Validate(); err != nil {
 				return err
 			}
@@ -50,11 +56,12 @@ commit is refused; the error names the states before and behind it, for --to.`,
 				if !r.Target.Time.IsZero() {
 					at = " of " + r.Target.Time.UTC().Format(time.RFC3339Nano)
 				}
-				return c.printDone("%s %s a fork of %s at commit %s%s, %s", clean(r.Name), verb, clean(r.Source), r.Target.Bookmark, at, bytesText(r.SizeBytes))
+				text := fmt.Sprintf("%s %s a fork of %s at commit %s%s, %s", r.Name, verb, r.Source, r.Target.Bookmark, at, bytesText(r.SizeBytes))
+				return c.printDone("%s", cleanLines(append([]string{text}, r.Remarks...)))
 			})
 		},
 	}
-	momentFlags(cmd, &req.Moment)
+	want.flags(cmd)
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only say which commit it would be")
 	return cmd
 }

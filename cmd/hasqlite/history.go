@@ -52,8 +52,7 @@ any; where that file is all that ends there the level is 9.`,
   hasqlite history shop.db --since "1 hour ago" --archive s3://backup/cluster1 --json`,
 		Args: exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			now := time.Now()
-			from, to := time.Time{}, now
+			from, to := time.Time{}, c.start
 			for _, f := range []struct {
 				name, text string
 				t          *time.Time
@@ -62,7 +61,7 @@ any; where that file is all that ends there the level is 9.`,
 					continue
 				}
 				var err error
-				if *f.t, err = when.Parse(f.text, now); err != nil {
+				if *f.t, err = when.Parse(f.text, c.start); err != nil {
 					return exit.Usagef("--%s %w", f.name, err)
 				}
 			}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/exit"
 )
@@ -18,13 +19,14 @@ type streams struct {
 	in       io.Reader
 	out, err io.Writer
 	env      func(string) string
+	now      func() time.Time // in the zone of times without one
 }
 
 // errPrinted is the error of a command that has said what happened itself.
 var errPrinted = errors.New("failed, as said above")
 
 func main() {
-	os.Exit(run(os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr, os.Getenv}))
+	os.Exit(run(os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr, os.Getenv, time.Now}))
 }
 
 // run runs the command line and returns the exit code.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/chzyer/readline"
 	"github.com/spf13/cobra"
@@ -43,7 +42,7 @@ commit that was chosen is printed on standard error.`,
 			if cache < 1 {
 				return exit.Usagef("--cache %d: want at least 1", cache)
 			}
-			m, err := want.parse(time.Now())
+			m, err := want.parse(c.start)
 			if err != nil {
 				return err
 			}

@@ -21,6 +21,7 @@ import (
 // restoreAll is what restore --all is told.
 type restoreAll struct {
 	replace, verify, dry bool
+	hold                 time.Duration
 	temp                 string
 }
 
@@ -50,7 +51,17 @@ func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wante
 	if want.to != "" {
 		return exit.Usagef("--to names a state of one database: with --all use --at")
 	}
-	m, err := want.parse(time.Now())
+	if err := (api.ImportRequest{HoldMS: r.hold.Milliseconds()}).Validate(); err != nil {
+		return err
+	}
+	// --node names the cluster that is restored into, whose own archive cannot be meant.
+	if o.url == "" {
+		o.url = c.env("HASQLITE_ARCHIVE")
+	}
+	if o.url == "" {
+		return exit.Usagef("no archive to restore from: --all --into-cluster does not read that of the cluster which it restores into, name one with --archive or HASQLITE_ARCHIVE")
+	}
+	m, err := want.parse(c.start)
 	if err != nil {
 		return err
 	}
@@ -72,6 +83,9 @@ func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wante
 				if err := r.one(ctx, c, client, a, m, &d); err != nil {
 					if ctx.Err() != nil {
 						return ctx.Err()
+					}
+					if errors.Is(err, moment.ErrInvalid) {
+						return err // for all of them
 					}
 					d.Result, d.Error = resultFailed, err.Error()
 					failed++
@@ -131,7 +145,7 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 	bar := c.progress("restore " + clean(d.Name))
 	opts := archive.RestoreOptions{Progress: bar.update}
 	if r.verify {
-		opts.Check = integrityCheck
+		opts.Check = bar.check
 	}
 	err = f.View.RestoreFile(ctx, plan, path, opts)
 	bar.done()
@@ -144,12 +158,15 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 	}
 	defer file.Close()
 	bar = c.progress("import " + clean(d.Name))
-	_, err = client.Import(ctx, api.ImportRequest{Name: d.Name, Size: d.Bytes, Replace: r.replace}, io.NewSectionReader(file, 0, d.Bytes), bar.told)
+	report, err := client.Import(ctx, api.ImportRequest{Name: d.Name, Size: d.Bytes, Replace: r.replace, HoldMS: r.hold.Milliseconds()}, io.NewSectionReader(file, 0, d.Bytes), bar.told)
 	bar.done()
 	if err != nil {
 		return err
 	}
 	d.Result = resultRestored
+	if report.Previous != nil && report.Previous.Bookmark == report.Commit.Bookmark {
+		d.Result = resultPresent // but for counters in its header, as a replacement leaves it
+	}
 	return nil
 }
 

@@ -134,7 +134,7 @@ func TestLineagesOfADatabase(t *testing.T) {
 	} {
 		var m Moment
 		var err error
-		if m.Time = at(tt.at); tt.to != "" {
+		if m.Time, m.Now = at(tt.at), at(1000); tt.to != "" {
 			m, err = Parse("", tt.to, now)
 		}
 		if err != nil {
@@ -204,7 +204,7 @@ func TestStatesBeforeWhatIsMissing(t *testing.T) {
 	}{
 		{1, 1, 0}, {2.5, 2, 0}, {3, 3, 0}, {3.000001, 3, 9}, {8, 3, 9}, {9, 9, 0}, {9.5, 9, 14}, {14, 14, 0}, {50, 14, 0}, {101, 1, 0}, {200, 2, 0},
 	} {
-		f, err := Moment{Time: at(tt.at)}.Find(t.Context(), a, "shop.db")
+		f, err := Moment{Time: at(tt.at), Now: at(1000)}.Find(t.Context(), a, "shop.db")
 		if err != nil || f.Point.TXID != tt.txid || f.Dropped != (tt.next != 0) || f.Next.TXID != tt.next {
 			t.Errorf("at %v: %+v, dropped %v before %d, %v, want %+v", tt.at, f.Point, f.Dropped, f.Next.TXID, err, tt)
 			continue
@@ -223,7 +223,7 @@ func TestStatesBeforeWhatIsMissing(t *testing.T) {
 		}
 	}
 	var before *archive.RangeError
-	if _, err := (Moment{Time: at(0.5)}).Find(t.Context(), a, "shop.db"); !errors.As(err, &before) || !before.First.Equal(at(1)) || !before.Last.Equal(at(102)) {
+	if _, err := (Moment{Time: at(0.5), Now: at(1000)}).Find(t.Context(), a, "shop.db"); !errors.As(err, &before) || !before.First.Equal(at(1)) || !before.Last.Equal(at(102)) {
 		t.Errorf("before all of them: %v", err)
 	}
 }

@@ -26,14 +26,17 @@ var ErrInvalid = errors.New("invalid state")
 
 // Moment names a state. The zero one is the last state of an archive.
 type Moment struct {
-	Time     time.Time // zero: the fields below say it
-	TXID     uint64    // 0: no transaction was named
-	Checksum uint64    // of the state; 0: none was given
-	Database string    // id; "": none was given
+	Time     time.Time     // zero: TXID and the fields below it say it
+	Now      time.Time     // with Time: what is behind it is in the future,
+	Slack    time.Duration // but for this: by how much the clock that Time was read from may be ahead
+	TXID     uint64        // 0: no transaction was named
+	Checksum uint64        // of the state; 0: none was given
+	Database string        // id; "": none was given
 }
 
 // Parse reads a time or a bookmark, of which one is empty. A bookmark is
-// <txid>/<checksum>@<database id>, of which the end may be left out.
+// <txid>/<checksum>@<database id>, of which the end may be left out. A time in
+// the future names no state, but only Find can say which ones there are.
 func Parse(at, to string, now time.Time) (Moment, error) {
 	var m Moment
 	var err error
@@ -44,9 +47,7 @@ func Parse(at, to string, now time.Time) (Moment, error) {
 		if m.Time, err = when.Parse(at, now); err != nil {
 			return m, fmt.Errorf("at %w: %w", err, ErrInvalid)
 		}
-		if m.Time.After(now) {
-			return m, fmt.Errorf("at %s is %s, in the future: it is %s now: %w", at, TimeText(m.Time), TimeText(now), ErrInvalid)
-		}
+		m.Now = now
 	case to != "":
 		position, db, hasDB := strings.Cut(to, "@")
 		txid, sum, hasSum := strings.Cut(position, "/")
@@ -97,10 +98,21 @@ func hex64(s string) (uint64, error) {
 // ByTime reports whether a time was given.
 func (m Moment) ByTime() bool { return !m.Time.IsZero() }
 
+// Refusal is the error, an ErrInvalid, of a time in the future.
+func (m Moment) Refusal() error {
+	if !m.Time.After(m.Now.Add(m.Slack)) {
+		return nil
+	}
+	return fmt.Errorf("%s is in the future: it is %s now: %w", TimeText(m.Time), TimeText(m.Now), ErrInvalid)
+}
+
 // Found is the state that a Moment means in an archive.
 type Found struct {
 	View  *archive.View
 	Point archive.Point
+	// First is the first state that the database has in the archive, for a state that was
+	// found by time.
+	First archive.Point
 	// Dropped says that commits behind the state cannot be restored one by one, of
 	// which some may be before the time that was asked for. Next is the first state
 	// behind them.
@@ -128,7 +140,7 @@ func (m Moment) FindIn(ctx context.Context, views []*archive.View) (Found, error
 	var err error
 	switch {
 	case m.ByTime():
-		err = m.at(ctx, &f)
+		return m.at(ctx, f)
 	case m.TXID != 0:
 		if m.Database != "" {
 			views = slices.DeleteFunc(slices.Clone(views), func(v *archive.View) bool { return v.State().Database != m.Database })
@@ -145,14 +157,14 @@ func (m Moment) FindIn(ctx context.Context, views []*archive.View) (Found, error
 }
 
 // at chooses the last state at or before the time.
-func (m Moment) at(ctx context.Context, f *Found) error {
+func (m Moment) at(ctx context.Context, f Found) (Found, error) {
 	var begun, next *archive.View
 	var begins, follows archive.Point
 	for _, v := range f.Views {
 		first, err := v.First(ctx)
 		switch {
 		case err != nil:
-			return err
+			return f, err
 		case first.Time.After(m.Time):
 			if next == nil || first.Time.Before(follows.Time) {
 				next, follows = v, first
@@ -162,23 +174,36 @@ func (m Moment) at(ctx context.Context, f *Found) error {
 		}
 	}
 	if begun == nil {
-		return &archive.RangeError{At: m.Time, First: follows.Time, Last: f.View.Last().Time}
+		last := f.View.Last()
+		err := &archive.RangeError{At: m.Time, First: follows.Time, Last: last.Time}
+		return f, fmt.Errorf("%w (%s to %s)", err, Bookmark(next, follows), Bookmark(f.View, last))
 	}
-	f.View = begun
+	f.View, f.First = begun, begins
 	var err error
 	if f.Point, f.Dropped, err = begun.At(ctx, m.Time); err != nil {
-		return err
+		return f, err
 	}
 	switch {
 	case f.Dropped:
 		f.NextView = begun
-		f.Next, err = begun.After(ctx, f.Point.TXID)
+		if f.Next, err = begun.After(ctx, f.Point.TXID); err != nil {
+			return f, err
+		}
 	case f.Last() && f.Point.Time.Before(m.Time) && next != nil && follows.TXID > 1 &&
 		(next.State().Database != begun.State().Database || follows.TXID > f.Point.TXID+1):
 		// What has the name then does not begin with its first commit.
 		f.Dropped, f.NextView, f.Next = true, next, follows
 	}
-	return err
+	if err := m.Refusal(); err != nil {
+		return f, fmt.Errorf("%w; %s", err, f.span())
+	}
+	return f, nil
+}
+
+// span says which states there are.
+func (f Found) span() string {
+	last := f.View.Last()
+	return fmt.Sprintf("the archive has %s to %s (%s to %s)", TimeText(f.First.Time), TimeText(last.Time), Bookmark(f.View, f.First), Bookmark(f.View, last))
 }
 
 // Exact refuses a state of which it is not known whether it is that of the time
@@ -213,7 +238,7 @@ const DroppedNote = "commits behind it are no longer kept one by one; some of th
 func (m Moment) Remarks(f Found) []string {
 	var lines []string
 	if m.ByTime() && f.Last() {
-		lines = append(lines, "it is the last commit of the archive: what was committed later and not archived is not in it")
+		lines = append(lines, "it is the last commit of the archive: what was committed later and not archived is not in it; "+f.span())
 	}
 	if f.Dropped {
 		lines = append(lines, DroppedNote)

@@ -373,14 +373,22 @@ func TestADeletedDatabaseIsArchivedToItsEnd(t *testing.T) {
 	})
 }
 
-// TestIdleDatabasesSendNoRequest: once their last commits are merged, also after another node leads.
+// TestIdleDatabasesSendNoRequest: once their last commits are merged and a state was restored from them, also after another
+// node leads. Restore drills, which are made by the leader alone, are due all the time meanwhile.
 func TestIdleDatabasesSendNoRequest(t *testing.T) {
 	g := storetest.StartGateway(t)
 	all := stores(t)
 	c := newCluster(t, 3, func(i int, cfg *Config) {
 		archiving(g.URL("p"))(i, cfg)
 		cfg.ArchiveLevels = [3]time.Duration{50 * time.Millisecond, 50 * time.Millisecond, 50 * time.Millisecond}
+		cfg.DrillInterval = 20 * time.Millisecond
 	})
+	runs := func() (n uint64) {
+		for _, n2 := range c.nodes {
+			n += n2.drills.status(time.Now()).Runs
+		}
+		return n
+	}
 	for i := range 10 {
 		c.insert(0, fmt.Sprint("db", i), 2)
 	}
@@ -414,7 +422,19 @@ func TestIdleDatabasesSendNoRequest(t *testing.T) {
 		}
 		return nil
 	})
-	before, leader := calls(), c.leader()
+	eventually(t, "all nodes know of the last drill", func() error {
+		for i, n := range c.nodes {
+			mark, _ := n.svc.ArchiveMark()
+			n.drills.mu.Lock()
+			st, found := n.drills.st, n.drills.found
+			n.drills.mu.Unlock()
+			if found != mark || st.LastOK.IsZero() || st.Failures > 0 || i != c.leader() && st.Runs > 0 {
+				return fmt.Errorf("node %d: %+v of %x, archived is %x", i, st, found, mark)
+			}
+		}
+		return nil
+	})
+	before, drills, leader := calls(), runs(), c.leader()
 	if err := (backend{c.nodes[leader]}).TransferLeadership(t.Context(), api.TransferRequest{ID: c.cfgs[(leader+1)%3].ID}); err != nil {
 		t.Fatal(err)
 	}
@@ -428,6 +448,16 @@ func TestIdleDatabasesSendNoRequest(t *testing.T) {
 	if n := calls() - before; n != 0 {
 		t.Errorf("%d requests for idle databases after a change of leaders", n)
 	}
+	if n := runs(); n != drills {
+		t.Errorf("%d drills of what was restored before", n-drills)
+	}
+	c.insert(0, "db3", 1)
+	eventually(t, "the new leader drills what is new", func() error {
+		if n := c.nodes[c.leader()].drills.status(time.Now()).Runs; n == 0 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
 }
 
 func TestEveryNodeHasAnArchiveOfItsOwn(t *testing.T) {

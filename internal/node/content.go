@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 )
 
 const (
-	// holdTime bounds for how long writers wait while the pages of a replacement are looked at (RULES A7).
+	// holdTime bounds for how long writers wait before a replacement is proposed, where nobody says so (RULES A7).
 	holdTime = 2 * time.Second
 	// writerWait is for how long a replacement waits for its turn among the writers.
 	writerWait = 30 * time.Second
@@ -63,6 +64,9 @@ func (b backend) Import(ctx context.Context, req api.ImportRequest, file io.Read
 
 func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.Reader, progress func(api.Progress)) (r api.ImportReport, err error) {
 	start := time.Now()
+	if err := req.Validate(); err != nil {
+		return r, err
+	}
 	cctx, cancel := context.WithTimeout(ctx, writerWait)
 	err = b.n.svc.CatchUp(cctx)
 	cancel()
@@ -107,7 +111,7 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 	if st.PageSize != content.info.PageSize {
 		return r, fmt.Errorf("its pages have %d bytes, those of the file %d: delete it first: %w", st.PageSize, content.info.PageSize, api.ErrInvalid)
 	}
-	o := replicate.Overwrite{PageSize: content.info.PageSize, Hold: holdTime, Wait: writerWait, Progress: steps(progress)}
+	o := replicate.Overwrite{PageSize: content.info.PageSize, Hold: hold(req.HoldMS), Wait: writerWait, Progress: steps(progress)}
 	if st.Position.TXID == 1 || st.Position == empty {
 		o.Import = st.Position
 	}
@@ -128,6 +132,9 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 	}
 	return r, nil
 }
+
+// hold is for how long writers may be kept waiting, which a request says in milliseconds.
+func hold(ms int64) time.Duration { return cmp.Or(time.Duration(ms)*time.Millisecond, holdTime) }
 
 // undoCreate removes a database that was made for an import that failed, unless somebody else has written into it.
 func (b backend) undoCreate(ctx context.Context, st replicate.DatabaseState, cause error) error {
@@ -237,13 +244,18 @@ func (b backend) Export(ctx context.Context, name string, m api.Moment) (head ap
 		return head, nil, err
 	}
 	if w != nil && c.Bookmark.Position != w.at { // it has moved on: the archive has it now
+		remarks := w.remarks
 		if w, err = b.n.want(ctx, name, api.Moment{To: w.commit.Bookmark}); err != nil {
 			return head, nil, err
 		}
+		w.remarks = remarks
 		return b.exportArchived(ctx, name, w, f)
 	}
 	head = api.ExportHead{
 		Name: name, Commit: commit(c.Bookmark.DB, c.Bookmark.Position, c.CommitTime, c.PageCount), PageSize: c.PageSize, SizeBytes: int64(c.PageCount) * int64(c.PageSize),
+	}
+	if w != nil {
+		head.Remarks = w.remarks
 	}
 	return head, scratchReader{f}, nil
 }
@@ -257,7 +269,8 @@ func (b backend) exportArchived(ctx context.Context, name string, w *wanted, f *
 		return head, nil, err
 	}
 	return api.ExportHead{
-		Name: name, Commit: w.commit, PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize), Dropped: w.found.Dropped,
+		Name: name, Commit: w.commit, Remarks: w.remarks, Dropped: w.found.Dropped,
+		PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize),
 	}, scratchReader{f}, nil
 }
 

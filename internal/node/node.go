@@ -133,6 +133,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	fileAccess := files{fileMode: n.dir.FileMode(), gid: n.dir.Group(), making: new(sync.Mutex)}
+	n.drills = n.newDriller(archiving != nil)
 	n.svc, err = replicate.Start(replicate.Options{
 		NodeID: n.id, Cluster: n.cluster, Dir: n.dir.Path(), HTTPAddr: n.httpAddr, Files: wrapFiles(cfg, fileAccess),
 		Port: n.port, Store: n.store, Snapshots: snapshots,
@@ -140,6 +141,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
 		BeforePart:   callBeforePart,
+		Drilled:      n.drills.told,
 		ForkPatience: time.Duration(forkPatience.Load()),
 		CatchupStep: func(database, step string) {
 			if f := catchupStep.Load(); f != nil {
@@ -154,7 +156,6 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.members.Store(n.svc)
-	n.drills = n.newDriller(archiving != nil)
 	if n.drills.interval > 0 {
 		n.goroutine(func() { n.drills.run(ctx) })
 	}

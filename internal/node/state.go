@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +13,13 @@ import (
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
 )
 
+// clockSlack is by how much the clock of who asks may be ahead of that of this node: a time that is past there is taken
+// for one that is past here.
+const clockSlack = time.Minute
+
+// rangeWait is for how long it is tried to say which other states there are, where the archive is not needed otherwise.
+const rangeWait = 5 * time.Second
+
 // archivePatience is for how long a state that is decided and not archived is waited for.
 const archivePatience = 15 * time.Second
 
@@ -25,6 +31,7 @@ type wanted struct {
 	current bool
 	id      replicate.DatabaseID
 	commit  api.Commit
+	remarks []string // what a person has to know of the choice
 }
 
 // want finds the state that a moment names. It is never an earlier one because the archive is late.
@@ -33,16 +40,25 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, api.ErrInvalid)
 	}
+	parsed.Slack = clockSlack
 	cctx, cancel := context.WithTimeout(ctx, writerWait)
 	defer cancel()
 	if err := n.svc.CatchUp(cctx); err != nil {
 		return nil, err
 	}
 	st, exists := n.svc.Lookup(name)
-	if exists && n.isCurrent(parsed, st) {
-		return &wanted{at: st.Position, current: true, id: st.ID, commit: commit(st.ID, st.Position, st.CommitTime, st.PageCount)}, nil
+	future := parsed.Refusal()
+	if exists && future == nil && n.isCurrent(parsed, st) {
+		w := &wanted{at: st.Position, current: true, id: st.ID, commit: commit(st.ID, st.Position, st.CommitTime, st.PageCount)}
+		if parsed.ByTime() {
+			w.remarks = []string{n.lastRemark(ctx, st)}
+		}
+		return w, nil
 	}
 	a := n.Archive()
+	if a == nil && future != nil {
+		return nil, fmt.Errorf("%w: %w", future, api.ErrInvalid)
+	}
 	if a == nil {
 		return nil, fmt.Errorf("the archive of this node cannot be read (%s): %w", n.ArchiveURL(), api.ErrUnavailable)
 	}
@@ -62,6 +78,8 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 			continue
 		case errors.Is(err, archive.ErrNotArchived), errors.Is(err, archive.ErrNoDatabase):
 			return nil, fmt.Errorf("%w: %w", err, api.ErrNotFound)
+		case errors.Is(err, moment.ErrInvalid):
+			return nil, fmt.Errorf("%w: %w", err, api.ErrInvalid)
 		case err != nil:
 			return nil, err
 		}
@@ -71,6 +89,7 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 		}
 		w := &wanted{found: f, id: id, at: replicate.Position{TXID: replicate.TXID(f.Point.TXID), Checksum: replicate.Checksum(f.Point.Checksum)}}
 		w.commit = commit(id, w.at, f.Point.Time.UnixMicro(), f.Point.PageCount)
+		w.remarks = parsed.Remarks(f)
 		return w, nil
 	}
 }
@@ -82,6 +101,28 @@ func (w *wanted) exact() error {
 		return fmt.Errorf("%w: %w", err, api.ErrNotFound)
 	}
 	return nil
+}
+
+// lastRemark says that the newest state was chosen by a time, and which ones there are. Of the first one the archive knows,
+// which is not asked for longer than a moment.
+func (n *Node) lastRemark(ctx context.Context, st replicate.DatabaseState) string {
+	last := commit(st.ID, st.Position, st.CommitTime, st.PageCount)
+	text := fmt.Sprintf("it is the last commit, of %s (%s)", moment.TimeText(last.Time), last.Bookmark)
+	a := n.Archive()
+	if a == nil {
+		return text
+	}
+	ctx, cancel := context.WithTimeout(ctx, rangeWait)
+	defer cancel()
+	v, err := a.Load(ctx, archive.Identity{Cluster: a.Cluster(), Lineage: n.dir.Record().Lineage, Database: st.ID.String(), Name: st.Name})
+	if err != nil || v.Empty() {
+		return text
+	}
+	first, err := v.First(ctx)
+	if err != nil {
+		return text
+	}
+	return fmt.Sprintf("%s; the first one that the archive has is of %s (%s)", text, moment.TimeText(first.Time), moment.Bookmark(v, first))
 }
 
 const archivePoll = 100 * time.Millisecond
@@ -184,7 +225,7 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 	if err := w.exact(); err != nil {
 		return r, err
 	}
-	r = api.RollbackReport{Name: req.Name, ID: st.ID.String(), Target: w.commit, DryRun: req.DryRun}
+	r = api.RollbackReport{Name: req.Name, ID: st.ID.String(), Target: w.commit, Remarks: w.remarks, DryRun: req.DryRun}
 	if w.current {
 		r.Previous, r.Commit = w.commit, w.commit
 		return r, nil
@@ -199,7 +240,7 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 		return r, err
 	}
 	done, err := b.n.svc.Overwrite(ctx, st.ID, state, replicate.Overwrite{
-		PageSize: state.pageSize, Hold: cmp.Or(time.Duration(req.HoldMS)*time.Millisecond, holdTime), Wait: writerWait, DryRun: req.DryRun, Progress: steps(progress),
+		PageSize: state.pageSize, Hold: hold(req.HoldMS), Wait: writerWait, DryRun: req.DryRun, Progress: steps(progress),
 	})
 	if err != nil {
 		return r, err
@@ -247,8 +288,11 @@ func (b backend) fork(ctx context.Context, req api.ForkRequest, progress func(ap
 		}
 	}
 	r = api.ForkReport{Name: req.Name, Source: req.Source, PageSize: src.PageSize, DryRun: req.DryRun}
+	if w != nil {
+		r.Target, r.Remarks = w.commit, w.remarks
+	}
 	if req.DryRun {
-		r.Target, r.SizeBytes = w.commit, int64(w.commit.Pages)*int64(src.PageSize)
+		r.SizeBytes = int64(w.commit.Pages) * int64(src.PageSize)
 		_, _, exists, err := b.n.svc.Resolve(req.Name)
 		if err == nil && exists {
 			err = fmt.Errorf("there is a database of this name: %w", api.ErrExists)

@@ -1,87 +1,71 @@
 package node
 
 import (
-	"fmt"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/uglyer/ha-sqlite/internal/moment"
-	"github.com/uglyer/ha-sqlite/internal/testarchive"
-	"github.com/uglyer/ha-sqlite/replicate"
-	"github.com/uglyer/ha-sqlite/snapshot/archive"
+	"github.com/uglyer/ha-sqlite/internal/api"
 )
 
-// pastImage is the database after a commit, with another transaction number.
-type pastImage struct {
-	db       *testarchive.DB
-	of, txid int
-	sum      uint64
-}
-
-func (i pastImage) Position() (uint64, int64, uint64) {
-	return uint64(i.txid), i.db.Time(i.txid).UnixMicro(), i.sum
-}
-func (i pastImage) PageSize() uint32  { return 4096 }
-func (i pastImage) PageCount() uint32 { return uint32(len(i.db.Images[i.of-1]) / 4096) }
-func (i pastImage) ReadPage(pgno uint32, data []byte) error {
-	copy(data, i.db.Images[i.of-1][int(pgno-1)*4096:])
-	return nil
-}
-
-// What another lineage has is no sign that the archive of this one is late, nor that it is complete.
-func TestAnArchiveIsLateInItsOwnLineageOnly(t *testing.T) {
-	for _, begun := range []bool{false, true} {
-		db, _ := testarchive.InDir(t, "shop.db") // lineage 1
-		db.Exec("CREATE TABLE t(v)", "INSERT INTO t VALUES(1)", "INSERT INTO t VALUES(2)", "INSERT INTO t VALUES(3)", "INSERT INTO t VALUES(4)", "INSERT INTO t VALUES(5)")
-		p, err := db.Writer.View().PointOf(t.Context(), 4)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if begun { // lineage 2 has its first state archived, of two
-			id := db.ID
-			id.Lineage = 2
-			w, err := db.Archive.Writer(t.Context(), id, archive.WriterOptions{})
+// A time before the first commit, behind the last one, and in the future: all say which commits there are. A clock that is a
+// little ahead of that of the node is not the future, and a time is not read in the node's zone when it says one.
+func TestTimesSayWhichStatesThereAre(t *testing.T) {
+	c := newCluster(t, 1, ownArchives)
+	b := backend{c.nodes[0]}
+	if _, err := b.CreateDatabase(t.Context(), api.CreateDatabaseRequest{Name: "shop.db", PageSize: 4096}); err != nil {
+		t.Fatal(err)
+	}
+	first, _ := c.export(0, "shop.db", api.Moment{})
+	exec(t, c.open(0, "shop.db"), `CREATE TABLE t(a)`)
+	last, _ := c.export(0, "shop.db", api.Moment{})
+	c.archived(0, "shop.db", 0)
+	calls := map[string]func(api.Moment) ([]string, api.Commit, error){
+		"rollback": func(m api.Moment) ([]string, api.Commit, error) {
+			r, err := b.Rollback(t.Context(), api.RollbackRequest{Name: "shop.db", Moment: m, DryRun: true}, func(api.Progress) {})
+			return r.Remarks, r.Target, err
+		},
+		"fork": func(m api.Moment) ([]string, api.Commit, error) {
+			r, err := b.Fork(t.Context(), api.ForkRequest{Source: "shop.db", Name: "copy.db", Moment: m, DryRun: true}, func(api.Progress) {})
+			return r.Remarks, r.Target, err
+		},
+		"export": func(m api.Moment) ([]string, api.Commit, error) {
+			r, body, err := b.Export(t.Context(), "shop.db", m)
 			if err == nil {
-				err = w.SnapshotOf(t.Context(), pastImage{db, 4, 8, p.Checksum})
+				err = body.Close()
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		id, err := replicate.ParseDatabaseID(db.ID.Database)
-		if err != nil {
-			t.Fatal(err)
-		}
-		st := replicate.DatabaseState{ID: id, Position: replicate.Position{TXID: 9}, CreatedTime: db.Time(1).UnixMicro(), CommitTime: db.Time(9).UnixMicro()}
+			return r.Remarks, r.Commit, err
+		},
+	}
+	at := func(t time.Time) api.Moment { return api.Moment{At: t.Format(time.RFC3339Nano)} }
+	for name, call := range calls {
 		for _, tt := range []struct {
-			at         int
-			to         string
-			late       bool // where the lineage has begun in the archive
-			lateBefore bool // where it has not
+			what string
+			m    api.Moment
+			err  error // that is refused
 		}{
-			{at: 3, late: false, lateBefore: true},
-			{at: 7, late: false, lateBefore: true},
-			{at: 8, late: true, lateBefore: true},
-			{to: db.Bookmark(3), late: false, lateBefore: false},
-			{to: fmt.Sprintf("%016x", 3), late: false, lateBefore: true},
-			{to: fmt.Sprintf("%016x", 9), late: true, lateBefore: true},
-			{to: fmt.Sprintf("%016x", 10), late: false, lateBefore: false},
+			{"before the first", at(first.Commit.Time.Add(-time.Hour)), api.ErrNotFound},
+			{"in the future", at(time.Now().Add(time.Hour)), api.ErrInvalid},
+			{"of a clock that is ahead", at(time.Now().Add(10 * time.Second)), nil},
+			{"behind the last", api.Moment{At: "now"}, nil},
 		} {
-			m, err := moment.Parse("", tt.to, time.Now())
+			remarks, chosen, err := call(tt.m)
+			text := strings.Join(remarks, "\n")
 			if err != nil {
-				t.Fatal(err)
+				text = err.Error()
 			}
-			if tt.to == "" {
-				m.Time = db.Time(tt.at)
+			if !errors.Is(err, tt.err) || err == nil && chosen.Bookmark != last.Commit.Bookmark {
+				t.Errorf("%s of a time %s: %+v, %v", name, tt.what, chosen, err)
 			}
-			want := tt.lateBefore
-			if begun {
-				want = tt.late
+			for _, bookmark := range []string{first.Commit.Bookmark, last.Commit.Bookmark} {
+				if !strings.Contains(text, bookmark) {
+					t.Errorf("%s of a time %s: no %s in %q", name, tt.what, bookmark, text)
+				}
 			}
-			f, err := m.Find(t.Context(), db.Archive, "shop.db")
-			if got := lateFor(m, f, err, st, 2); got != want {
-				t.Errorf("begun %v, at %d to %q: late %v, want %v (%v)", begun, tt.at, tt.to, got, want, err)
-			}
+		}
+		if remarks, chosen, err := call(at(first.Commit.Time.In(time.FixedZone("CET", 3600)))); err != nil || chosen.Bookmark != first.Commit.Bookmark || len(remarks) > 0 {
+			t.Errorf("%s of the first: %+v, %v, %q", name, chosen, err, remarks)
 		}
 	}
 }
