@@ -123,6 +123,10 @@ func (a *archiver) open() bool {
 			a.mu.Unlock()
 			switch {
 			case err == nil:
+				a.s.log.Info("the archive is open", "archive", a.opts.URL, "conditional", opened.Store().Conditional())
+				if !opened.Store().Conditional() {
+					a.s.log.Warn("the store of the archive replaces objects where it is told not to: this node looks before it writes, two leaders at the same moment are not kept apart", "archive", a.opts.URL)
+				}
 				return true
 			case a.s.ctx.Err() != nil:
 				return false

@@ -26,6 +26,7 @@ const (
 type Keys struct {
 	recipients []age.Recipient
 	identities []age.Identity
+	set        string // names the recipients
 }
 
 // NewKeys makes keys of age recipients (age1…) and identities
@@ -65,17 +66,14 @@ func NewKeys(recipients, identities string) (*Keys, error) {
 	if len(k.identities) == 0 {
 		return fail("recipients without an identity: the archive could not be read back")
 	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, k.recipients...)
+	token, err := k.token("")
 	if err != nil {
-		return fail("encrypt: %v", err)
+		return fail("%v", err)
 	}
-	if err := w.Close(); err != nil {
-		return fail("encrypt: %v", err)
-	}
-	if _, err := age.Decrypt(&sealed, k.identities...); err != nil {
+	if err := k.opens("", token, ""); err != nil {
 		return fail("what is encrypted to the recipients cannot be read with the identities")
 	}
+	k.set = recipientSet(k.recipients)
 	return k, nil
 }
 
