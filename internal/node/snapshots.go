@@ -10,9 +10,6 @@ import (
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
-// archiveJobWait bounds a change of an archive: where its store does not answer, the caller is told so.
-const archiveJobWait = 10 * time.Minute
-
 // ArchiveStore implements api.Archives.
 func (b backend) ArchiveStore(context.Context) (store.Store, error) {
 	a := b.n.Archive()
@@ -28,8 +25,6 @@ func (b backend) job(ctx context.Context, name string, j replicate.ArchiveJob) (
 	if !ok {
 		return "", nil, nil, fmt.Errorf("database %q: %w", name, api.ErrNotFound)
 	}
-	ctx, cancel := context.WithTimeout(ctx, archiveJobWait)
-	defer cancel()
 	j.DB = st.ID
 	all, err := b.n.svc.ArchiveJob(ctx, j)
 	if err != nil {

@@ -38,6 +38,7 @@ const (
 	maxAttempts     = 4
 	responseTimeout = 30 * time.Second
 	deleteAtOnce    = 8
+	partsAtOnce     = 3 // of one object
 	abortTime       = 10 * time.Second
 )
 
@@ -346,30 +347,59 @@ func (s *Store) putParts(ctx context.Context, key *string, body io.ReaderAt, siz
 	for part*maxParts < size {
 		part *= 2
 	}
-	var parts []types.CompletedPart
-	for at, number := int64(0), int32(1); at < size; at, number = at+part, number+1 {
-		n := min(part, size-at)
-		sum, err := digest(body, at, n)
-		if err != nil {
+	parts := make([]types.CompletedPart, (size+part-1)/part)
+	errs := make([]error, len(parts))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, partsAtOnce)
+	sending, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for i := range parts {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			at := int64(i) * part
+			parts[i], errs[i] = s.putPart(sending, key, up.UploadId, int32(i+1), io.NewSectionReader(body, at, min(part, size-at)), crc)
+			if errs[i] != nil {
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, context.Canceled) {
 			return err
 		}
-		in := &s3.UploadPartInput{
-			Bucket: &s.opts.Bucket, Key: key, UploadId: up.UploadId, PartNumber: &number, ContentLength: &n, ContentMD5: s.md5(sum),
-			Body: io.NewSectionReader(body, at, n),
-		}
-		if crc {
-			in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32
-		}
-		out, err := s.client.UploadPart(ctx, in)
-		if err != nil {
-			return err
-		}
-		parts = append(parts, types.CompletedPart{ETag: out.ETag, PartNumber: aws.Int32(number), ChecksumCRC32: out.ChecksumCRC32})
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	_, err = s.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 		Bucket: &s.opts.Bucket, Key: key, UploadId: up.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}, IfNoneMatch: how.ifAbsent(),
 	})
 	return class(err)
+}
+
+// putPart sends one part.
+func (s *Store) putPart(ctx context.Context, key, upload *string, number int32, body *io.SectionReader, crc bool) (types.CompletedPart, error) {
+	if err := ctx.Err(); err != nil {
+		return types.CompletedPart{}, err
+	}
+	n := body.Size()
+	sum, err := digest(body, 0, n)
+	if err != nil {
+		return types.CompletedPart{}, err
+	}
+	in := &s3.UploadPartInput{
+		Bucket: &s.opts.Bucket, Key: key, UploadId: upload, PartNumber: &number, ContentLength: &n, ContentMD5: s.md5(sum), Body: body,
+	}
+	if crc {
+		in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32
+	}
+	out, err := s.client.UploadPart(ctx, in)
+	if err != nil {
+		return types.CompletedPart{}, err
+	}
+	return types.CompletedPart{ETag: out.ETag, PartNumber: &number, ChecksumCRC32: out.ChecksumCRC32}, nil
 }
 
 // Get implements store.Store.
