@@ -76,6 +76,9 @@ type archiver struct {
 
 	keepMu sync.Mutex // one move into the backlog at a time
 
+	roomMu  sync.Mutex
+	claimed int64 // bytes of temporary files that are being made
+
 	mu        sync.Mutex
 	archive   *archive.Archive // nil before it is open
 	failed    error            // why it is not
@@ -107,6 +110,7 @@ func newArchiver(s *Service, o ArchiveOptions) (*archiver, error) {
 		_, last, _ := backlog.Bounds(name)
 		a.kept[id] = &kept{id: id, last: TXID(last.TXID), lastTime: last.Time} // the state machine is not there yet
 	}
+	a.opts.Writer.Room = a.claim
 	a.gate, a.merging = newLocalGate(roundsAtOnce, a.rest()), newLocalGate(upkeepsAtOnce, a.rest())
 	return a, nil
 }
@@ -297,7 +301,7 @@ func (a *archiver) turn(ctx context.Context, slots chan struct{}, gate *localGat
 	if err := gate.enter(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.room(); err != nil {
+	if err := a.room(0); err != nil {
 		gate.leave()
 		return nil, err
 	}
@@ -318,21 +322,6 @@ func (a *archiver) rest() func(took time.Duration) time.Duration {
 		}
 		return min(time.Duration(factor)*took, localPause)
 	}
-}
-
-// ErrNoRoom is what an archive on the node's own disk says when it waits because that disk has little room left.
-var ErrNoRoom = errors.New("the disk has little room left, the archive on it waits")
-
-// room leaves the last of the disk to the log and the databases.
-func (a *archiver) room() error {
-	if a.s.opts.Space == nil {
-		return nil
-	}
-	free, err := a.s.opts.Space.Free()
-	if least := archiveSpare * (a.s.opts.SegmentBytes + workBytes); err == nil && free < least {
-		err = fmt.Errorf("%d bytes are free, %d are left to the log: %w", free, least, ErrNoRoom)
-	}
-	return err
 }
 
 // endUploaders ends those that over says yes to, and forgets what is archived.

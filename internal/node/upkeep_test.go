@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uglyer/ha-sqlite/replicate"
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
 )
@@ -81,6 +82,57 @@ func TestSnapshotsHoldUpNoUpload(t *testing.T) {
 					return nil
 				})
 			}
+		})
+	}
+}
+
+// measuredDisk has the room that the test says.
+type measuredDisk struct {
+	replicate.Space
+	free *atomic.Int64
+}
+
+// Free implements replicate.Space.
+func (d measuredDisk) Free() (int64, error) { return d.free.Load(), nil }
+
+// TestASnapshotWaitsForRoom: where the disk has no room for its files for a while, it is put off and status says why,
+// whatever the archive is in; commits are archived, and the snapshot is made when there is room.
+func TestASnapshotWaitsForRoom(t *testing.T) {
+	const leftToTheLog = 320 << 20
+	g := storetest.StartGateway(t)
+	var free atomic.Int64
+	former := wrapSpace
+	wrapSpace = func(_ Config, s replicate.Space) replicate.Space { return measuredDisk{s, &free} }
+	t.Cleanup(func() { wrapSpace = former })
+	for what, set := range map[string]func(int, *Config){"store": archiving(g.URL("p")), "own": ownArchives} {
+		t.Run(what, func(t *testing.T) {
+			free.Store(leftToTheLog + 1<<20)
+			c := newCluster(t, 1, func(i int, cfg *Config) {
+				set(i, cfg)
+				cfg.ArchiveSnapshot = time.Millisecond
+			})
+			db := c.open(0, "db")
+			exec(t, db, `CREATE TABLE t(v)`)
+			for range 3 {
+				exec(t, db, `INSERT INTO t VALUES(randomblob(1000000))`)
+			}
+			eventually(t, "status says why there is no snapshot", func() error {
+				if st := c.nodes[0].svc.ArchiveStatus(); !strings.Contains(st.Error, replicate.ErrNoRoom.Error()) {
+					return fmt.Errorf("%+v", st)
+				}
+				return nil
+			})
+			exec(t, db, `INSERT INTO t VALUES(1)`)
+			c.archived(0, "db", 0)
+			free.Store(1 << 40)
+			eventually(t, "the snapshot is made", func() error {
+				v, st := c.archived(0, "db", 0), c.nodes[0].svc.ArchiveStatus()
+				if n := len(v.State().Snapshots); n == 0 || v.State().Snapshots[n-1].Size < 3_000_000 || st.Error != "" {
+					return fmt.Errorf("%d snapshots, %+v", n, st)
+				}
+				return nil
+			})
+			db.Close()
 		})
 	}
 }

@@ -173,6 +173,18 @@ type input struct {
 // merge makes one file of a chain of them, stores it, and reads it back from
 // the store, before it is entered and its inputs may go.
 func (w *Writer) merge(ctx context.Context, v *View, list []Object, level int) (Object, error) {
+	all, passes := int64(0), int64(1)
+	for _, o := range list {
+		all += o.Size
+	}
+	for n := len(list); n > w.opts.Fanout; n = (n + w.opts.Fanout - 1) / w.opts.Fanout {
+		passes++
+	}
+	release, err := w.room(v, passes*all, all)
+	if err != nil {
+		return Object{}, err
+	}
+	defer release()
 	inputs := make([]input, len(list))
 	for i, o := range list {
 		inputs[i] = input{o, func(ctx context.Context) (*file, error) { return v.openSmall(ctx, o) }}
@@ -210,6 +222,21 @@ func (w *Writer) merge(ctx context.Context, v *View, list []Object, level int) (
 		return Object{}, damaged(v.Key(list[len(list)-1]), "with the files before it it gives checksum %016x, the commit had %016x", sum, o.Post)
 	}
 	return w.store(ctx, v, f, o, level)
+}
+
+// room asks for room for files, of which one of so many bytes is stored: encrypted it is there twice.
+func (w *Writer) room(v *View, files, stored int64) (func(), error) {
+	if w.opts.Room == nil {
+		return func() {}, nil
+	}
+	if v.keys != nil {
+		files += stored
+	}
+	release, err := w.opts.Room(files)
+	if err != nil {
+		return nil, fmt.Errorf("make a file of up to %d bytes: %w", stored, err)
+	}
+	return release, nil
 }
 
 // store puts a file that was made and reads it back.
@@ -311,6 +338,9 @@ func (w *Writer) mergeInto(ctx context.Context, f *os.File, inputs []input) (Obj
 	return o, sum, nil
 }
 
+// frameOverhead is what a page in a file takes beside its data, at most: its header, and its entry in the index.
+const frameOverhead = 40
+
 // Image is a database that is read at one position while others write it.
 type Image interface {
 	// Position is what the image shows.
@@ -342,7 +372,13 @@ func (w *Writer) snapshotOf(ctx context.Context, img Image) error {
 	if s.PageSize != 0 && img.PageSize() != s.PageSize {
 		return fmt.Errorf("the image has pages of %d bytes, the archive of %d: %w", img.PageSize(), s.PageSize, errInvalidChange)
 	}
-	f, done, err := tempFile(w.View().tmp)
+	size := int64(img.PageCount()) * int64(img.PageSize()+frameOverhead)
+	release, err := w.room(v, size, size)
+	if err != nil {
+		return err
+	}
+	defer release()
+	f, done, err := tempFile(v.tmp)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/snapshot/store"
+	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
 )
 
 // slowStore stores files that hold every page as slowly as it is told to.
@@ -264,3 +266,74 @@ func TestUploadsAndUpkeepShareAWriter(t *testing.T) {
 		t.Errorf("up to %d, %+v, %v", v.Last().TXID, report, err)
 	}
 }
+
+// What is claimed of the disk is at least what temporary files take of it, and where nothing can be had none is made.
+func TestTemporaryFilesAreClaimedBeforeTheyAreMade(t *testing.T) {
+	for what, keys := range map[string]*Keys{"plain": nil, "encrypted": newKeys(t)} {
+		t.Run(what, func(t *testing.T) {
+			s := storetest.NewFaulty(openDir(t), 1)
+			a := claim(t, s, keys)
+			var claimed, most int64
+			asked, full := 0, true
+			o := quick()
+			o.Fanout = 3
+			o.Room = func(bytes int64) (func(), error) {
+				asked++
+				if full {
+					return nil, errFull
+				}
+				claimed += bytes
+				return func() { claimed -= bytes }, nil
+			}
+			measure := func(op, _ string) error {
+				entries, err := os.ReadDir(a.tmp)
+				used := int64(0)
+				for _, e := range entries {
+					info, err := e.Info()
+					if err != nil {
+						return err
+					}
+					used += info.Size()
+				}
+				if used > claimed {
+					t.Errorf("%s: files have %d bytes, %d were claimed", op, used, claimed)
+				}
+				most = max(most, used)
+				return err
+			}
+			s.Hook(measure)
+			r := newRecorder(t, 9, 4096, 0)
+			r.exec("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<900) INSERT INTO item(data) SELECT randomblob(1500) FROM n")
+			r.commit()
+			n := len(r.commits)
+			for range 12 {
+				r.step()
+			}
+			first := fixedImage{r.commits[n-1], 4096, r.images[n-1]}
+			w := openWriter(t, a, o)
+			if err := w.SnapshotOf(t.Context(), first); !errors.Is(err, errFull) {
+				t.Fatalf("of an image: %v", err)
+			}
+			full = false
+			if err := w.SnapshotOf(t.Context(), first); err != nil {
+				t.Fatal(err)
+			}
+			s.Hook(nil) // commits have no such files, but for large ones that are encrypted
+			if err := w.Append(t.Context(), r.commits[n:]); err != nil {
+				t.Fatal(err)
+			}
+			s.Hook(measure)
+			full, most = true, 0
+			files := s.Calls("put")
+			if err := w.Snapshot(t.Context()); !errors.Is(err, errFull) || s.Calls("put") != files {
+				t.Fatalf("from the archive: %v", err)
+			}
+			full = false
+			if err := w.Snapshot(t.Context()); err != nil || claimed != 0 || asked != 4 || most < 1<<20 {
+				t.Errorf("%v, %d bytes are claimed, asked %d times, files of %d bytes", err, claimed, asked, most)
+			}
+		})
+	}
+}
+
+var errFull = errors.New("full")

@@ -79,6 +79,10 @@ type WriterOptions struct {
 	Snapshots time.Duration               // for which snapshots are kept: 30 days
 	Fanout    int                         // files merged at a time: 48
 	PackFrom  int                         // commits of one upload, from so many on, share an object: 4
+
+	// Room is asked before temporary files of at most so many bytes are made for a merge or a snapshot, which is put off
+	// where it gives an error; else it returns what says that they are gone. Nil: there is always room.
+	Room func(bytes int64) (release func(), err error)
 }
 
 func (o *WriterOptions) defaults() {
