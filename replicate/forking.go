@@ -305,20 +305,18 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if a == nil || !ok {
 		return errors.New("the archive of this node cannot be read")
 	}
-	v, err := a.Choose(ctx, source.Name, func(v *archive.View) (bool, error) { return v.State().Database == f.source.String(), nil })
-	if err != nil {
+	var v *archive.View
+	var p archive.Point
+	if err := archive.Again(ctx, func() (err error) {
+		if v, err = a.Choose(ctx, source.Name, func(v *archive.View) (bool, error) { return v.State().Database == f.source.String(), nil }); err == nil {
+			p, err = v.PointOf(ctx, uint64(f.at.TXID))
+		}
 		return err
-	}
-	p, err := v.PointOf(ctx, uint64(f.at.TXID))
-	if err != nil {
+	}); err != nil {
 		return err
 	}
 	if Checksum(p.Checksum) != f.at.Checksum {
 		return fmt.Errorf("the archive has checksum %016x at transaction %s, the fork begins at %s", p.Checksum, f.at.TXID, f.at)
-	}
-	plan, err := v.Plan(ctx, p)
-	if err != nil {
-		return err
 	}
 	d.catchMu.Lock()
 	defer d.catchMu.Unlock()
@@ -329,10 +327,12 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if err != nil {
 		return err
 	}
-	err = file.Truncate(0)
-	if err == nil {
-		err = v.Restore(ctx, plan, file, nil)
-	}
+	err = v.Planned(ctx, p, func(v *archive.View, plan *archive.Plan) error {
+		if err := file.Truncate(0); err != nil {
+			return err
+		}
+		return v.Restore(ctx, plan, file, nil)
+	})
 	if cerr := file.Close(); err == nil {
 		err = cerr
 	}

@@ -33,6 +33,7 @@ type fakeNode struct {
 	bookmark           string
 
 	archive string            // directory of its archive
+	reading func(key string)  // called before an object of it is read
 	failed  map[string]string // what members did not do
 }
 
@@ -108,8 +109,24 @@ func (f *fakeNode) ArchiveStore(context.Context) (store.Store, error) {
 	if f.archive == "" {
 		return nil, api.ErrUnavailable
 	}
-	return store.OpenDir(f.archive)
+	d, err := store.OpenDir(f.archive)
+	if err != nil || f.reading == nil {
+		return d, err
+	}
+	return &interfering{d, f.reading}, nil
 }
+
+// interfering calls a function before it reads an object.
+type interfering struct {
+	store.Store
+	before func(key string)
+}
+
+func (s *interfering) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	s.before(key)
+	return s.Store.Get(ctx, key, offset, length)
+}
+
 func (f *fakeNode) Label(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
 	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Commit: api.Commit{Bookmark: "b1"}, Failed: f.failed}, f.call(ctx, "label %s %s %v", req.Name, req.Label, req.DryRun)
 }
