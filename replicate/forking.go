@@ -305,16 +305,15 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if a == nil || !ok {
 		return errors.New("the archive of this node cannot be read")
 	}
-	views, err := a.Views(ctx, source.Name, func(id archive.Identity) bool { return id.Database == f.source.String() })
-	if err != nil {
+	var v *archive.View
+	var p archive.Point
+	if err := archive.Again(ctx, func() error {
+		views, err := a.Views(ctx, source.Name, func(id archive.Identity) bool { return id.Database == f.source.String() })
+		if err == nil {
+			v, p, err = archive.FindState(ctx, views, uint64(f.at.TXID), uint64(f.at.Checksum))
+		}
 		return err
-	}
-	v, p, err := archive.FindState(ctx, views, uint64(f.at.TXID), uint64(f.at.Checksum))
-	if err != nil {
-		return err
-	}
-	plan, err := v.Plan(ctx, p)
-	if err != nil {
+	}); err != nil {
 		return err
 	}
 	d.catchMu.Lock()
@@ -326,10 +325,12 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if err != nil {
 		return err
 	}
-	err = file.Truncate(0)
-	if err == nil {
-		err = v.Restore(ctx, plan, file, nil)
-	}
+	err = v.Planned(ctx, p, func(v *archive.View, plan *archive.Plan) error {
+		if err := file.Truncate(0); err != nil {
+			return err
+		}
+		return v.Restore(ctx, plan, file, nil)
+	})
 	if cerr := file.Close(); err == nil {
 		err = cerr
 	}

@@ -121,7 +121,7 @@ func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.C
 // archiveStore opens the store that a URL names, without one that of the node.
 func (c *cli) archiveStore(ctx context.Context, url string) (store.Store, error) {
 	if url != "" {
-		return storeurl.Open(ctx, url)
+		return c.open(ctx, url)
 	}
 	client, err := c.client()
 	if err != nil {
@@ -272,9 +272,10 @@ func newArchiveVerify(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify NAME",
 		Short: "Read and check all that an archive has of a database",
-		Long: `Reads every file of a database in an archive to its end, checks that a chain of files
-leads to each state, and restores the last one without keeping it. Files that the
-manifest does not list are named; they do no harm.
+		Long: `Reads every file of a database in an archive to its end, and its page index, compares the
+time of each file with that of its commit, by which litestream restores, checks that a
+chain of files leads to each state, and restores the last one without keeping it. Files
+that the manifest does not list are named; they do no harm.
 
 Exit codes: 0 all is well, 9 something is missing or damaged, and the output names it.`,
 		Example: "  hasqlite archive verify shop.db --archive /var/lib/hasqlite/archive",

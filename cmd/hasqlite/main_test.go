@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/internal/storeurl"
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
@@ -35,6 +36,7 @@ type fakeNode struct {
 	bookmark           string
 
 	archive string            // directory of its archive
+	reading func(key string)  // called before an object of it is read
 	failed  map[string]string // what members did not do
 
 	remarks []string // on the state that was chosen
@@ -115,8 +117,33 @@ func (f *fakeNode) ArchiveStore(context.Context) (store.Store, error) {
 	if f.archive == "" {
 		return nil, api.ErrUnavailable
 	}
-	return store.OpenDir(f.archive)
+	return f.interfere(store.OpenDir(f.archive))
 }
+
+// interfere has the archive's objects read with interference.
+func (f *fakeNode) interfere(s store.Store, err error) (store.Store, error) {
+	if err != nil || f.reading == nil {
+		return s, err
+	}
+	return &interfering{s, f.reading}, nil
+}
+
+// open opens an archive that a command names.
+func (f *fakeNode) open(ctx context.Context, url string) (store.Store, error) {
+	return f.interfere(storeurl.Open(ctx, url))
+}
+
+// interfering calls a function before it reads an object.
+type interfering struct {
+	store.Store
+	before func(key string)
+}
+
+func (s *interfering) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	s.before(key)
+	return s.Store.Get(ctx, key, offset, length)
+}
+
 func (f *fakeNode) Label(ctx context.Context, req api.SnapshotRequest, _ func(api.Progress)) (api.SnapshotReport, error) {
 	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Commit: api.Commit{Bookmark: "b1"}, Failed: f.failed}, f.call(ctx, "label %s %s %v", req.Name, req.Label, req.DryRun)
 }
@@ -159,7 +186,7 @@ func cmdline(t *testing.T, n *fakeNode, env map[string]string, args ...string) (
 	if n.now != nil {
 		now = n.now
 	}
-	code = run(args, streams{in: strings.NewReader(""), out: &out, err: &errs, now: now, env: func(name string) string {
+	code = run(args, streams{in: strings.NewReader(""), out: &out, err: &errs, now: now, open: n.open, env: func(name string) string {
 		if v, ok := env[name]; ok {
 			return v
 		}

@@ -110,28 +110,27 @@ that the command can be called again; one that was deleted comes back, too.`,
 				if err != nil {
 					return err
 				}
-				v, p := f.View, f.Point
-				plan, err := v.Plan(ctx, p)
-				if err != nil {
-					return err
-				}
-				out := restored{
-					pointJSON: describePoint(v, p), File: file, SizeBytes: int64(p.PageCount) * int64(v.State().PageSize), Files: len(plan.Objects),
-					ReadBytes: plan.Bytes, Dropped: f.Dropped, Last: f.Last(), DryRun: dry,
-				}
-				if !dry {
+				var out restored
+				err = f.View.Planned(ctx, f.Point, func(v *archive.View, plan *archive.Plan) error {
+					p := plan.Target
+					out = restored{
+						pointJSON: describePoint(v, p), File: file, SizeBytes: int64(p.PageCount) * int64(v.State().PageSize), Files: len(plan.Objects),
+						ReadBytes: plan.Bytes, Dropped: f.Dropped, Last: f.Last(), DryRun: dry, Verified: verify && !dry,
+					}
+					if dry {
+						return nil
+					}
 					opts := archive.RestoreOptions{}
 					bar := c.progress("restore")
+					defer bar.done()
 					if verify {
 						opts.Check = bar.check
 					}
 					opts.Progress = bar.update
-					err := v.RestoreFile(ctx, plan, file, opts)
-					bar.done()
-					if err != nil {
-						return err
-					}
-					out.Verified = verify
+					return v.RestoreFile(ctx, plan, file, opts)
+				})
+				if err != nil {
+					return err
 				}
 				if c.json {
 					return c.printJSON(out)

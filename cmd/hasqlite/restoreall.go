@@ -132,23 +132,21 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 		d.Result = resultPlanned
 		return nil
 	}
-	plan, err := f.View.Plan(ctx, f.Point)
-	if err != nil {
-		return err
-	}
 	dir, err := os.MkdirTemp(r.temp, "hasqlite-restore-*")
 	if err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "db")
-	bar := c.progress("restore " + clean(d.Name))
-	opts := archive.RestoreOptions{Progress: bar.update}
-	if r.verify {
-		opts.Check = bar.check
-	}
-	err = f.View.RestoreFile(ctx, plan, path, opts)
-	bar.done()
+	err = f.View.Planned(ctx, f.Point, func(v *archive.View, plan *archive.Plan) error {
+		bar := c.progress("restore " + clean(d.Name))
+		defer bar.done()
+		opts := archive.RestoreOptions{Progress: bar.update}
+		if r.verify {
+			opts.Check = bar.check
+		}
+		return v.RestoreFile(ctx, plan, path, opts)
+	})
 	if err != nil {
 		return err
 	}
@@ -157,7 +155,7 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 		return fmt.Errorf("read the restored file: %w", err)
 	}
 	defer file.Close()
-	bar = c.progress("import " + clean(d.Name))
+	bar := c.progress("import " + clean(d.Name))
 	report, err := client.Import(ctx, api.ImportRequest{Name: d.Name, Size: d.Bytes, Replace: r.replace, HoldMS: r.hold.Milliseconds()}, io.NewSectionReader(file, 0, d.Bytes), bar.told)
 	bar.done()
 	if err != nil {

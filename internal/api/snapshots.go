@@ -312,7 +312,8 @@ func (s *nodeStore) URL() string { return s.info.URL + " of the node at " + s.c.
 func (s *nodeStore) LevelDir(level int) string {
 	return s.info.Levels[level]
 }
-func (s *nodeStore) Conditional() bool { return false }
+func (s *nodeStore) Detect(context.Context) error { return errReadOnly }
+func (s *nodeStore) Conditional() bool            { return false }
 func (s *nodeStore) Put(context.Context, string, io.ReaderAt, int64, time.Time) error {
 	return errReadOnly
 }

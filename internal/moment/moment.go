@@ -124,7 +124,15 @@ type Found struct {
 }
 
 // Find chooses the database and the state.
-func (m Moment) Find(ctx context.Context, a *archive.Archive, name string) (Found, error) {
+func (m Moment) Find(ctx context.Context, a *archive.Archive, name string) (f Found, err error) {
+	err = archive.Again(ctx, func() error {
+		f, err = m.find(ctx, a, name)
+		return err
+	})
+	return f, err
+}
+
+func (m Moment) find(ctx context.Context, a *archive.Archive, name string) (Found, error) {
 	views, err := a.Views(ctx, name, nil)
 	if err != nil {
 		return Found{}, err

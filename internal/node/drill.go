@@ -168,17 +168,21 @@ func (d *driller) status(now time.Time) api.DrillStatus {
 }
 
 func (d *driller) drill(ctx context.Context, r *api.DrillReport) error {
-	v, err := d.choose(ctx, r)
-	if err != nil {
+	var v *archive.View
+	var p archive.Point
+	err := archive.Again(ctx, func() (err error) {
+		if v, err = d.choose(ctx, r); err != nil {
+			return err
+		}
+		first, err := v.First(ctx)
+		if err != nil {
+			return err
+		}
+		// One of the states that can be restored: each transaction number leads to the next such one.
+		span := v.Last().TXID - first.TXID + 1
+		p, err = v.After(ctx, first.TXID-1+d.rand.Uint64N(span))
 		return err
-	}
-	first, err := v.First(ctx)
-	if err != nil {
-		return err
-	}
-	// One of the states that can be restored: each transaction number leads to the next such one.
-	span := v.Last().TXID - first.TXID + 1
-	p, err := v.After(ctx, first.TXID-1+d.rand.Uint64N(span))
+	})
 	if err != nil {
 		return err
 	}
@@ -186,35 +190,21 @@ func (d *driller) drill(ctx context.Context, r *api.DrillReport) error {
 	if err := d.room(r.SizeBytes); err != nil {
 		return fmt.Errorf("%w: %w", err, errNothingToDrill)
 	}
-	err = d.restore(ctx, v, p)
-	if !errors.Is(err, archive.ErrDamaged) {
-		return err
+	err = v.Planned(ctx, p, func(v *archive.View, plan *archive.Plan) error { return d.restore(ctx, v, plan) })
+	if errors.Is(err, archive.ErrNotArchived) {
+		return fmt.Errorf("%w: %w", err, errNothingToDrill)
 	}
-	// Retention may have removed files in the middle. What is there now has to be whole.
-	again, loadErr := d.archive().Load(ctx, v.State().Identity)
-	if loadErr != nil {
-		return errors.Join(err, loadErr)
-	}
-	if p, loadErr = again.PointOf(ctx, p.TXID); errors.Is(loadErr, archive.ErrNotArchived) {
-		return fmt.Errorf("the state was removed while it was restored: %w", errNothingToDrill)
-	} else if loadErr != nil {
-		return errors.Join(err, loadErr)
-	}
-	return d.restore(ctx, again, p)
+	return err
 }
 
 // restore restores a state into a file, checks that, and removes it.
-func (d *driller) restore(ctx context.Context, v *archive.View, p archive.Point) error {
-	plan, err := v.Plan(ctx, p)
-	if err != nil {
-		return err
-	}
+func (d *driller) restore(ctx context.Context, v *archive.View, plan *archive.Plan) error {
 	if err := os.MkdirAll(d.dir, 0o770); err != nil {
 		return fmt.Errorf("make the directory for drills: %w", err)
 	}
-	path := filepath.Join(d.dir, fmt.Sprintf("drill-%s-%016x-%08x", v.State().Database, p.TXID, d.rand.Uint32()))
+	path := filepath.Join(d.dir, fmt.Sprintf("drill-%s-%016x-%08x", v.State().Database, plan.Target.TXID, d.rand.Uint32()))
 	began := time.Now()
-	err = v.RestoreFile(ctx, plan, path, archive.RestoreOptions{
+	err := v.RestoreFile(ctx, plan, path, archive.RestoreOptions{
 		Progress: func(done, _ int64) { d.pace(ctx, began, done) },
 		Check:    func(path string) error { return sqlitefile.Check(ctx, path) },
 	})

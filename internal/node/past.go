@@ -93,11 +93,7 @@ func (p *pasts) past(ctx context.Context, req link.PastRequest, progress func())
 	if err != nil {
 		return link.Past{}, err
 	}
-	plan, err := f.View.Plan(ctx, f.Point)
-	if err != nil {
-		return link.Past{}, err
-	}
-	file, err := p.take(f, plan)
+	file, err := p.take(f)
 	if err != nil {
 		return link.Past{}, err
 	}
@@ -149,7 +145,7 @@ func (p *pasts) find(ctx context.Context, name string, m moment.Moment, progress
 }
 
 // take counts a user of a file, and begins to make one within the limits.
-func (p *pasts) take(found moment.Found, plan *archive.Plan) (*pastFile, error) {
+func (p *pasts) take(found moment.Found) (*pastFile, error) {
 	s := found.View.State()
 	state := fmt.Sprintf("%s-%d-%016x", s.Database, s.Lineage, found.Point.TXID)
 	bytes := int64(found.Point.PageCount) * int64(s.PageSize)
@@ -176,7 +172,7 @@ func (p *pasts) take(found moment.Found, plan *archive.Plan) (*pastFile, error) 
 	p.open[state] = f
 	p.bytes += bytes
 	p.run(func() {
-		err := p.restore(ctx, found.View, plan, f)
+		err := p.restore(ctx, found, f)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if f.err = err; err != nil {
@@ -190,11 +186,14 @@ func (p *pasts) take(found moment.Found, plan *archive.Plan) (*pastFile, error) 
 }
 
 // restore makes the file, whole or not at all.
-func (p *pasts) restore(ctx context.Context, v *archive.View, plan *archive.Plan, f *pastFile) error {
-	if err := v.RestoreFile(ctx, plan, f.path, archive.RestoreOptions{Progress: func(done, _ int64) { f.moved.Store(done) }}); err != nil {
+func (p *pasts) restore(ctx context.Context, found moment.Found, f *pastFile) error {
+	err := found.View.Planned(ctx, found.Point, func(v *archive.View, plan *archive.Plan) error {
+		return v.RestoreFile(ctx, plan, f.path, archive.RestoreOptions{Progress: func(done, _ int64) { f.moved.Store(done) }})
+	})
+	if err != nil {
 		return err
 	}
-	err := os.Chmod(f.path, p.files.fileMode&^0o222)
+	err = os.Chmod(f.path, p.files.fileMode&^0o222)
 	if err == nil && p.files.gid >= 0 {
 		err = os.Chown(f.path, -1, p.files.gid)
 	}

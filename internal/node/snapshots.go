@@ -13,9 +13,6 @@ import (
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
-// archiveJobWait bounds a change of an archive: where its store does not answer, the caller is told so.
-const archiveJobWait = 10 * time.Minute
-
 // ArchiveStore implements api.Archives.
 func (b backend) ArchiveStore(context.Context) (store.Store, error) {
 	a := b.n.Archive()
@@ -27,12 +24,16 @@ func (b backend) ArchiveStore(context.Context) (store.Store, error) {
 
 // job does an archive job on the database of a name.
 func (b backend) job(ctx context.Context, name string, j replicate.ArchiveJob) (string, []replicate.ArchiveDone, map[string]string, error) {
+	// A database that was made a moment ago, through another node, is not unknown here.
+	late, cancel := context.WithTimeout(ctx, writerWait)
+	defer cancel()
+	if err := b.n.svc.CatchUp(late); err != nil {
+		return "", nil, nil, fmt.Errorf("archive of %q: %w", name, apiError(err))
+	}
 	st, ok := b.n.svc.Lookup(name)
 	if !ok {
 		return "", nil, nil, fmt.Errorf("database %q: %w", name, api.ErrNotFound)
 	}
-	ctx, cancel := context.WithTimeout(ctx, archiveJobWait)
-	defer cancel()
 	j.DB = st.ID
 	all, err := b.n.svc.ArchiveJob(ctx, j)
 	if err != nil {

@@ -182,16 +182,18 @@ func (s *stateFile) ReadPage(pgno uint32, buf []byte) error {
 
 // restore writes a state that is in the archive into a scratch file, verified.
 func (n *Node) restore(ctx context.Context, w *wanted, f *os.File, progress func(api.Progress)) (*stateFile, error) {
-	plan, err := w.found.View.Plan(ctx, w.found.Point)
-	if err != nil {
-		return nil, err
-	}
 	s := &stateFile{f: f, pageSize: w.found.View.State().PageSize, pageCount: w.found.Point.PageCount}
 	if err := n.room(int64(s.pageCount) * int64(s.pageSize)); err != nil {
 		return nil, err
 	}
 	report := steps(progress)
-	if err := w.found.View.Restore(ctx, plan, f, func(done, total int64) { report("restore", done, total) }); err != nil {
+	err := w.found.View.Planned(ctx, w.found.Point, func(v *archive.View, plan *archive.Plan) error {
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+		return v.Restore(ctx, plan, f, func(done, total int64) { report("restore", done, total) })
+	})
+	if err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -64,7 +64,12 @@ func copyTree(t testing.TB, from string) string {
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(filepath.Join(to, rel), b, 0o640)
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		at := filepath.Join(to, rel)
+		return errors.Join(os.WriteFile(at, b, 0o640), os.Chtimes(at, info.ModTime(), info.ModTime()))
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -236,6 +241,13 @@ func TestVerifyFindsEveryDamagedFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.Close()
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(filepath.Join(bad, rel), info.ModTime(), info.ModTime()); err != nil {
+			t.Fatal(err)
+		}
 		r := verify(bad)
 		if !strings.Contains(strings.Join(r.Problems, "\n"), filepath.Base(rel)) {
 			t.Errorf("%s: %v", rel, r.Problems)

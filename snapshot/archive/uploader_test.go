@@ -565,7 +565,7 @@ func TestWhatAWriterLeftBehindIsTakenOver(t *testing.T) {
 	v := w.View()
 	key := v.Key(Object{Level: SnapshotLevel, MinTXID: 1, MaxTXID: 3})
 	b := recompress(t, mustGet(t, s, key))
-	if err := errors.Join(s.Delete(t.Context(), key), s.Put(t.Context(), key, bytes.NewReader(b), int64(len(b)), epoch)); err != nil {
+	if err := errors.Join(s.Delete(t.Context(), key), s.Put(t.Context(), key, bytes.NewReader(b), int64(len(b)), time.UnixMicro(r.commits[2].Time))); err != nil {
 		t.Fatal(err)
 	}
 	w = openWriter(t, a, quick())

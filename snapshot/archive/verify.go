@@ -1,9 +1,12 @@
 package archive
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"strings"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
@@ -17,9 +20,10 @@ type Report struct {
 	Unknown  []string // files of levels that the manifest does not list
 }
 
-// Verify reads every file of a database, follows a chain of files to every
-// state that the manifest lists, and restores the last one, page by page,
-// without keeping it. It goes on behind a problem.
+// Verify reads every file of a database and its page index, compares the times
+// by which litestream restores, follows a chain of files to every state that the
+// manifest lists, and restores the last one, page by page, without keeping it.
+// It goes on behind a problem.
 func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 	r := &Report{}
 	problem := func(err error) error {
@@ -50,23 +54,9 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 		known[v.Key(o)] = true
 	}
 	for _, o := range all {
-		if err := v.VerifyObject(ctx, o); err != nil {
+		for _, err := range v.verify(ctx, o) {
 			if err := problem(err); err != nil {
 				return r, err
-			}
-		}
-		if o.IndexSize > 0 {
-			if _, err := v.readDirectory(ctx, o); err != nil {
-				if err := problem(err); err != nil {
-					return r, err
-				}
-			}
-		}
-		if o.packed() && o.MaxTXID == o.PackMax {
-			if _, err := v.readPackIndex(ctx, o); err != nil {
-				if err := problem(err); err != nil {
-					return r, err
-				}
 			}
 		}
 		r.Objects++
@@ -109,6 +99,90 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 		}
 	}
 	return r, nil
+}
+
+// verify returns what is wrong with a file and with what belongs to it.
+func (v *View) verify(ctx context.Context, o Object) (problems []error) {
+	note := func(err error) {
+		if err != nil {
+			problems = append(problems, err)
+		}
+	}
+	switch {
+	case o.IndexSize > 0:
+		note(v.verifyIndexed(ctx, o))
+	default:
+		note(v.VerifyObject(ctx, o))
+	}
+	last := o.packed() && o.MaxTXID == o.PackMax
+	if last {
+		_, err := v.readPackIndex(ctx, o)
+		note(err)
+	}
+	if !o.packed() || last {
+		note(v.verifyTime(ctx, o))
+	}
+	return problems
+}
+
+// verifyIndexed reads a file to its end, and compares its page index, directory
+// and blocks, with the one that the file gives.
+func (v *View) verifyIndexed(ctx context.Context, o Object) error {
+	in, err := v.openFile(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer in.c.Close()
+	index := &indexWriter{}
+	for {
+		fr, err := in.next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		index.add(fr)
+	}
+	key := v.indexKey(o)
+	want, sum := index.bytes()
+	if sum != o.IndexSum {
+		return damaged(key, "the manifest lists checksum %016x, its file gives %016x", o.IndexSum, sum)
+	}
+	r, err := v.open(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	same, err := sameContent(r, bytes.NewReader(want))
+	if err != nil {
+		return fileError(key, err)
+	}
+	if !same {
+		return damaged(key, "it is not the page index of its file")
+	}
+	return nil
+}
+
+// timeUnits are the precisions in which stores keep times: S3 and most file
+// systems a microsecond, others less.
+var timeUnits = []time.Duration{time.Microsecond, time.Millisecond, time.Second, 2 * time.Second}
+
+// verifyTime compares the time of an object, which litestream restores by, with
+// that of its last commit.
+func (v *View) verifyTime(ctx context.Context, o Object) error {
+	key := v.Key(o)
+	info, err := v.store.Stat(ctx, key)
+	if err != nil {
+		return objectError(key, err)
+	}
+	want := time.UnixMicro(o.Time)
+	for _, unit := range timeUnits {
+		if info.Time.Equal(want.Truncate(unit)) {
+			return nil
+		}
+	}
+	return damaged(key, "its time is %s, its last commit was made at %s", info.Time.UTC().Format(timeFormat), want.UTC().Format(timeFormat))
 }
 
 // nowhere is a Target that keeps nothing.
