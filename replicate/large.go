@@ -302,9 +302,15 @@ func (p *pieces) single() bool { return p.out.parts == 0 && p.size <= maxSingleP
 func (h *Handle) proposePieces(ctx context.Context, p *pieces, tick func()) (Outcome, string) {
 	d, l := h.db, p.local
 	d.mu.Lock()
-	live := d.live
+	live, verified := d.live, d.verified
 	d.mu.Unlock()
 	meanwhile := func() error { return d.checkOldSums(live, h.basefp, l) }
+	if !verified { // see Commit: nothing is built on what nobody has compared
+		if err := meanwhile(); err != nil {
+			d.svc.goroutine(func() { d.suspectAfterCommit(err) })
+			return OutcomeRefused, err.Error()
+		}
+	}
 	if p.single() {
 		entry, err := EncodeTransaction(nil, &Transaction{
 			DB: d.id, ID: l.id, Pre: l.pre, Post: l.post, PageSize: p.pageSize, PageCount: p.pageCount, LTX: p.out.buf,
