@@ -19,12 +19,12 @@ const maxSinglePages = 8 << 20
 // FullError says that a transaction is larger than this node takes. Nothing was proposed.
 type FullError struct {
 	Size, Limit int64 // bytes of pages
-	Cause       error // a device without space, nil: the limit
+	Cause       error // a device or a log without space, nil: the limit
 }
 
 func (e *FullError) Error() string {
 	if e.Cause != nil {
-		return fmt.Sprintf("transaction of %d bytes or more cannot be kept on this node: %v", e.Size, e.Cause)
+		return fmt.Sprintf("transaction of %d bytes or more cannot be kept: %v", e.Size, e.Cause)
 	}
 	return fmt.Sprintf("transaction of %d bytes or more is over the limit of %d bytes (--max-transaction)", e.Size, e.Limit)
 }
