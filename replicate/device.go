@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
+	"github.com/uglyer/ha-sqlite/replicate/logstore"
+	"github.com/uglyer/ha-sqlite/replicate/pagesums"
+	"github.com/uglyer/ha-sqlite/snapshot/archive"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -20,9 +24,12 @@ func syncFile(f *os.File) error {
 	return nil
 }
 
+// syncErrors are wrapped by the errors of failed syncs, of all that a Service writes.
+var syncErrors = []error{wal.ErrSync, pagesums.ErrSync, logstore.ErrSync, archive.ErrSync}
+
 // stopIfSyncFailed stops the node after an error of a sync: a second sync would succeed without the data.
 func (s *Service) stopIfSyncFailed(err error) {
-	if errors.Is(err, wal.ErrSync) {
+	if slices.ContainsFunc(syncErrors, func(kind error) bool { return errors.Is(err, kind) }) {
 		s.stop(fmt.Errorf("%w: %w", ErrDevice, err))
 	}
 }

@@ -26,7 +26,9 @@ import (
 	"github.com/uglyer/ha-sqlite/internal/link"
 	"github.com/uglyer/ha-sqlite/replicate"
 	"github.com/uglyer/ha-sqlite/replicate/logstore"
+	"github.com/uglyer/ha-sqlite/replicate/pagesums"
 	"github.com/uglyer/ha-sqlite/replicate/peer"
+	"github.com/uglyer/ha-sqlite/snapshot/archive"
 )
 
 // Node is a running node. Its methods may be called from any goroutine.
@@ -93,12 +95,22 @@ func Start(cfg Config, log *slog.Logger) (*Node, error) {
 	select {
 	case err := <-started:
 		if err != nil {
-			return nil, err
+			return nil, deviceError(err)
 		}
 		return n, nil
 	case <-n.done: // abandoned, and start may wait for ever
 		return nil, n.failure()
 	}
+}
+
+// deviceError says of a failed sync that the device is to be seen to.
+func deviceError(err error) error {
+	for _, kind := range []error{datadir.ErrSync, logstore.ErrSync, pagesums.ErrSync, archive.ErrSync} {
+		if errors.Is(err, kind) && !errors.Is(err, replicate.ErrDevice) {
+			return fmt.Errorf("%w: %w", replicate.ErrDevice, err)
+		}
+	}
+	return err
 }
 
 func (n *Node) start(ctx context.Context) (err error) {
@@ -125,6 +137,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	snapshots.OnBroken(func(err error) { n.abandon(fmt.Errorf("raft snapshots: %w: %w", replicate.ErrDevice, err)) })
 	if err := logstore.Check(n.store, snapshots, n.raftAddr); err != nil {
 		return err
 	}
@@ -312,7 +325,11 @@ func (n *Node) listenSocket() (net.Listener, error) {
 // enter makes the node a member of its cluster.
 func (n *Node) enter(ctx context.Context) {
 	adopt := func(cluster [16]byte, lineage uint64) error {
-		return n.dir.SetCluster(datadir.ClusterID(cluster), lineage)
+		err := n.dir.SetCluster(datadir.ClusterID(cluster), lineage)
+		if errors.Is(err, datadir.ErrSync) {
+			n.abandon(deviceError(err))
+		}
+		return err
 	}
 	err := n.svc.Enter(ctx, replicate.Membership{
 		Join: n.cfg.Join, BootstrapExpect: n.cfg.BootstrapExpect, NonVoter: n.cfg.NonVoter, RaftAddr: n.raftAddr,
