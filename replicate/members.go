@@ -179,6 +179,16 @@ func (s *Service) serveHello(_ context.Context, _ string, _ struct{}) (Hello, er
 	return Hello{ID: s.opts.NodeID, Raft: s.port.Addr(), Cluster: s.opts.Cluster()}, nil
 }
 
+// lineage is how often the cluster was recovered by force; 0 also before the node looks for its cluster.
+func (s *Service) lineage() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.membership.Lineage == nil {
+		return 0
+	}
+	return s.membership.Lineage()
+}
+
 // serveJoin admits a node. While there was no leader yet the one that bootstrapped the cluster answers at once, since a
 // leader needs the answer; any other asks the leader, who alone knows who was a member before.
 func (s *Service) serveJoin(ctx context.Context, _ string, q JoinRequest) (JoinReply, error) {
