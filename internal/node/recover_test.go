@@ -45,6 +45,9 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 		}
 		return nil
 	})
+	if st := query[string](t, reader, `PRAGMA hasqlite_status`); !strings.Contains(st, `"stale":true`) {
+		t.Errorf("a reader is told %s", st)
+	}
 	reader.Close()
 	if _, err := Recover(RecoverOptions{Data: c.cfgs[other].Data}, slog.New(slog.DiscardHandler)); !errors.Is(err, datadir.ErrInUse) {
 		t.Errorf("recover of a running node: %v", err)
@@ -83,6 +86,9 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	db = c.open(behind, "db")
 	if got := query[int](t, db, `SELECT count(*) FROM t`); got != 4 {
 		t.Errorf("%d rows after the recovery, want 4", got)
+	}
+	if st := query[string](t, db, `PRAGMA hasqlite_status`); !strings.Contains(st, `"stale":false`) {
+		t.Errorf("with a leader a reader is told %s", st)
 	}
 	waits := func(bookmark string) error {
 		_, err := db.Exec(`PRAGMA hasqlite_wait='` + bookmark + `'`)
