@@ -27,10 +27,19 @@ func syncFile(f *os.File) error {
 // syncErrors are wrapped by the errors of failed syncs, of all that a Service writes.
 var syncErrors = []error{wal.ErrSync, pagesums.ErrSync, logstore.ErrSync, archive.ErrSync}
 
+// DeviceError wraps ErrDevice around the error of a failed sync, and returns any other as it is.
+func DeviceError(err error) error {
+	failed := slices.ContainsFunc(syncErrors, func(kind error) bool { return errors.Is(err, kind) })
+	if failed && !errors.Is(err, ErrDevice) {
+		return fmt.Errorf("%w: %w", ErrDevice, err)
+	}
+	return err
+}
+
 // stopIfSyncFailed stops the node after an error of a sync: a second sync would succeed without the data.
 func (s *Service) stopIfSyncFailed(err error) {
-	if slices.ContainsFunc(syncErrors, func(kind error) bool { return errors.Is(err, kind) }) {
-		s.stop(fmt.Errorf("%w: %w", ErrDevice, err))
+	if err = DeviceError(err); errors.Is(err, ErrDevice) {
+		s.stop(err)
 	}
 }
 

@@ -26,9 +26,7 @@ import (
 	"github.com/uglyer/ha-sqlite/internal/link"
 	"github.com/uglyer/ha-sqlite/replicate"
 	"github.com/uglyer/ha-sqlite/replicate/logstore"
-	"github.com/uglyer/ha-sqlite/replicate/pagesums"
 	"github.com/uglyer/ha-sqlite/replicate/peer"
-	"github.com/uglyer/ha-sqlite/snapshot/archive"
 )
 
 // Node is a running node. Its methods may be called from any goroutine.
@@ -105,12 +103,10 @@ func Start(cfg Config, log *slog.Logger) (*Node, error) {
 
 // deviceError says of a failed sync that the device is to be seen to.
 func deviceError(err error) error {
-	for _, kind := range []error{datadir.ErrSync, logstore.ErrSync, pagesums.ErrSync, archive.ErrSync} {
-		if errors.Is(err, kind) && !errors.Is(err, replicate.ErrDevice) {
-			return fmt.Errorf("%w: %w", replicate.ErrDevice, err)
-		}
+	if errors.Is(err, datadir.ErrSync) {
+		return fmt.Errorf("%w: %w", replicate.ErrDevice, err)
 	}
-	return err
+	return replicate.DeviceError(err)
 }
 
 func (n *Node) start(ctx context.Context) (err error) {
