@@ -92,10 +92,13 @@ func (s *Service) neededMember(now time.Time) (none memberReport) {
 		voters++
 		i := slices.IndexFunc(fresh, func(r memberReport) bool { return r.id == string(srv.ID) })
 		switch {
-		case string(srv.ID) == s.opts.NodeID, i >= 0 && !fresh[i].Blocked:
+		case string(srv.ID) == s.opts.NodeID:
 			free++
-		case i >= 0:
+		case i < 0:
+		case fresh[i].Blocked:
 			blocked = append(blocked, fresh[i])
+		case now.Sub(fresh[i].at) < 2*progressInterval && s.port.Connected(fresh[i].id): // one that died a moment ago is none
+			free++
 		}
 	}
 	missing := voters/2 + 1 - free
@@ -108,7 +111,7 @@ func (s *Service) neededMember(now time.Time) (none memberReport) {
 
 type memberReport struct {
 	id string
-	progressReport
+	memberProgress
 }
 
 // reports are what members have told lately.
@@ -117,7 +120,7 @@ func (b *logBound) reports(now time.Time) (fresh []memberReport) {
 	defer b.mu.Unlock()
 	for id, p := range b.progress {
 		if now.Sub(p.at) < 5*progressInterval {
-			fresh = append(fresh, memberReport{id, p.progressReport})
+			fresh = append(fresh, memberReport{id, p})
 		}
 	}
 	return fresh
