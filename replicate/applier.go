@@ -383,7 +383,9 @@ func (d *replica) removeFiles() {
 	}
 	errs = append(errs, d.svc.files.Remove(d.path), d.svc.sums.Forget(d.id))
 	d.svc.forget(d)
-	if err := errors.Join(errs...); err != nil {
+	err := errors.Join(errs...)
+	d.svc.stopIfSyncFailed(err)
+	if err != nil {
 		d.log.Warn("files of a deleted database stay behind", "err", err)
 	}
 }

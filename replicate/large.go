@@ -19,12 +19,12 @@ const maxSinglePages = 8 << 20
 // FullError says that a transaction is larger than this node takes. Nothing was proposed.
 type FullError struct {
 	Size, Limit int64 // bytes of pages
-	Cause       error // a device without space, nil: the limit
+	Cause       error // a device or a log without space, nil: the limit
 }
 
 func (e *FullError) Error() string {
 	if e.Cause != nil {
-		return fmt.Sprintf("transaction of %d bytes or more cannot be kept on this node: %v", e.Size, e.Cause)
+		return fmt.Sprintf("transaction of %d bytes or more cannot be kept: %v", e.Size, e.Cause)
 	}
 	return fmt.Sprintf("transaction of %d bytes or more is over the limit of %d bytes (--max-transaction)", e.Size, e.Limit)
 }
@@ -327,9 +327,15 @@ func (p *pieces) single() bool { return p.out.parts == 0 && p.size <= maxSingleP
 func (h *Handle) proposePieces(ctx context.Context, p *pieces, tick func()) (Outcome, string) {
 	d, l := h.db, p.local
 	d.mu.Lock()
-	live := d.live
+	live, verified := d.live, d.verified
 	d.mu.Unlock()
 	meanwhile := func() error { return d.checkOldSums(live, h.basefp, l) }
+	if !verified { // see Commit: nothing is built on what nobody has compared
+		if err := meanwhile(); err != nil {
+			d.svc.goroutine(func() { d.suspectAfterCommit(err) })
+			return OutcomeRefused, err.Error()
+		}
+	}
 	if p.single() {
 		entry, err := EncodeTransaction(nil, &Transaction{
 			DB: d.id, ID: l.id, Pre: l.pre, Post: l.post, PageSize: p.pageSize, PageCount: p.pageCount, LTX: p.out.buf,

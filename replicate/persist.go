@@ -90,7 +90,9 @@ func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) err
 		}
 	}
 	s.goroutine(func() {
-		if err := s.sums.Compact(); err != nil && s.ctx.Err() == nil {
+		err := s.sums.Compact()
+		s.stopIfSyncFailed(err)
+		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("compact the page checksums, will try again", "err", err)
 		}
 	})

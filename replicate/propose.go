@@ -148,8 +148,11 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 // mayKeep reports whether a handle may begin again without asking. Whatever delays or refuses a grant (leaderAcquire)
 // has to be looked at here too, or a writer in a loop would never meet it.
 func (s *Service) mayKeep(db DatabaseID) bool {
-	return !s.draining.Load() && s.diskFull() == nil && s.pressure.count(db, s.now()) == 0 &&
-		s.store.Bytes() < share(s.opts.LogLimit, slowShare)
+	if s.draining.Load() || s.diskFull() != nil || s.pressure.count(db, s.now()) != 0 || s.memberFull(s.now()) {
+		return false
+	}
+	bytes, _ := s.logUsed()
+	return bytes < share(s.opts.LogLimit, slowShare)
 }
 
 // startCommit says whether a transaction of a handle of node may be proposed now, in which term, and stops

@@ -87,10 +87,12 @@ func (s *Service) leaderLarge(ctx context.Context, node string, p *largeProposal
 		return *refusal
 	}
 	defer release()
-	if p.final.Size > uint64(s.opts.LogLimit) {
-		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("%d bytes are more than the leader's log may hold (--log-limit %d)", p.final.Size, s.opts.LogLimit)}
+	room, err := s.reserveLog(ctx, int64(p.final.Size))
+	if err != nil {
+		return answer{outcome: refusalOf(err), text: err.Error()}
 	}
-	if err := s.proposeParts(ctx, p, term, src); err != nil {
+	defer room.release()
+	if err := s.proposeParts(ctx, p, term, src, room); err != nil {
 		s.abortLarge(p, term)
 		return answer{outcome: OutcomeRefused, text: err.Error()}
 	}
@@ -135,7 +137,7 @@ func decided(future raft.ApplyFuture) answer {
 }
 
 // proposeParts reads the LTX file from src and returns when all its parts are decided.
-func (s *Service) proposeParts(ctx context.Context, p *largeProposal, term uint64, src io.Reader) error {
+func (s *Service) proposeParts(ctx context.Context, p *largeProposal, term uint64, src io.Reader, room *logReserve) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	window := make(chan raft.ApplyFuture, partWindow-2)
@@ -146,6 +148,7 @@ func (s *Service) proposeParts(ctx context.Context, p *largeProposal, term uint6
 			if v := decided(f); v.outcome != OutcomeAccepted {
 				cancel(fmt.Errorf("a part was not accepted: %s", v.text))
 			}
+			room.use(PartBytes)
 		}
 	}()
 	err := s.sendParts(ctx, p, term, src, window)

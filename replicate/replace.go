@@ -148,6 +148,10 @@ func (s *Service) leaderReplace(ctx context.Context, q replaceRequest) (Replacem
 		return r, nil
 	}
 	if fresh.Suffrage != raft.Voter {
+		if _, announced := s.member(h.ID); !announced { // see rejoin
+			r.State, r.Detail = ReplaceCatchingUp, "it has not announced itself yet"
+			return r, nil
+		}
 		up, err := s.caughtUp(ctx, h.ID, s.raft.CommitIndex())
 		if err != nil {
 			return r, fmt.Errorf("replace member %q: ask %s whether it has caught up: %v: %w", q.Old, h.ID, err, ErrConflict)

@@ -321,6 +321,8 @@ func TestClusterStatusWarns(t *testing.T) {
 		"two of three":   {[]bool{true, true, false}, "No further voter may be lost"},
 		"one of three":   {[]bool{true, false, false}, "nothing can be written"},
 		"four of four":   {[]bool{true, true, true, true}, "4 voters survive the loss of 1, as 3 do"},
+		"three of four":  {[]bool{true, true, true, false}, "4 voters survive the loss of 1, as 3 do"},
+		"two of two":     {[]bool{true, true}, "2 voters survive the loss of 0, as 1 do"},
 		"one of one":     {[]bool{true}, ""},
 	} {
 		n := exampleNode()
@@ -333,6 +335,18 @@ func TestClusterStatusWarns(t *testing.T) {
 		if tt.want == "" && !strings.HasPrefix(last, "n") || !strings.Contains(last, tt.want) {
 			t.Errorf("%s: last line %q, want %q", name, last, tt.want)
 		}
+	}
+}
+
+func TestClusterStatusSaysThatADiskIsFull(t *testing.T) {
+	n := exampleNode()
+	n.status.Disk = api.DiskStatus{Full: true, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), FreeBytes: 3 << 20}
+	if _, out, _ := cmdline(t, n, nil, "cluster", "status"); !strings.Contains(out, "full since 2026-01-02T03:04:05Z, 3.0 MiB free: this node takes no writes") {
+		t.Errorf("status says\n%s", out)
+	}
+	n.status.Disk = api.DiskStatus{FreeBytes: 3 << 30}
+	if _, out, _ := cmdline(t, n, nil, "cluster", "status"); strings.Contains(out, "full") {
+		t.Errorf("status says\n%s", out)
 	}
 }
 

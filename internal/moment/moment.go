@@ -35,7 +35,7 @@ type Moment struct {
 }
 
 // Parse reads a time or a bookmark, of which one is empty. A bookmark is
-// <txid>/<checksum>@<database id>, of which the end may be left out. A time in
+// <txid>/<checksum>@<database id>-<lineage>, of which the end may be left out. A time in
 // the future names no state, but only Find can say which ones there are.
 func Parse(at, to string, now time.Time) (Moment, error) {
 	var m Moment
@@ -50,9 +50,13 @@ func Parse(at, to string, now time.Time) (Moment, error) {
 		m.Now = now
 	case to != "":
 		position, db, hasDB := strings.Cut(to, "@")
+		db, lineage, hasLineage := strings.Cut(db, "-")
 		txid, sum, hasSum := strings.Cut(position, "/")
 		if m.TXID, err = hex64(txid); err == nil && hasSum {
 			m.Checksum, err = hex64(sum)
+		}
+		if err == nil && hasLineage {
+			_, err = strconv.ParseUint(lineage, 10, 64)
 		}
 		if err == nil && (m.TXID == 0 || hasSum && m.Checksum == 0 || hasDB && (len(db) != 32 || !hasSum)) {
 			err = errors.New("it names no state")

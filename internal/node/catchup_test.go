@@ -316,6 +316,15 @@ func TestBlockedDatabaseAndTheLog(t *testing.T) {
 // After a crash the position is found by the record and the pages that later entries touch, and every page is read
 // later. What a foreign program wrote meanwhile into other pages is found before anything is built on it (RULES B8, B9).
 func TestForeignWriteWhileANodeWasDead(t *testing.T) {
+	for name, write := range map[string]string{
+		"one piece":   `UPDATE t SET v = v || '!' WHERE rowid = 2`,
+		"many pieces": `UPDATE t SET v = v || CASE rowid WHEN 2 THEN '!' ELSE hex(randomblob(20000)) END`,
+	} {
+		t.Run(name, func(t *testing.T) { foreignWriteWhileDead(t, write) })
+	}
+}
+
+func foreignWriteWhileDead(t *testing.T, write string) {
 	c := prepared(t, 3, func(i int, cfg *Config) {
 		small(i, cfg)
 		cfg.VerifyFull = false
@@ -344,7 +353,7 @@ func TestForeignWriteWhileANodeWasDead(t *testing.T) {
 	c.ready(f)
 	db := c.open(f, "db")
 	for range 3 {
-		if _, err := db.Exec(`UPDATE t SET v = v || '!' WHERE rowid = 2`); err != nil && !busyOrRefused(err) && !strings.Contains(err.Error(), "disk I/O") {
+		if _, err := db.Exec(write); err != nil && !busyOrRefused(err) && !strings.Contains(err.Error(), "disk I/O") {
 			t.Error(err)
 		}
 	}

@@ -123,11 +123,11 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 		return r, err
 	}
 	r = api.ImportReport{
-		Name: req.Name, ID: st.ID.String(), Replaced: !created && req.Replace, Commit: commit(st.ID, done.After, done.CommitTime, done.PageCount),
+		Name: req.Name, ID: st.ID.String(), Replaced: !created && req.Replace, Commit: b.n.commit(st.ID, done.After, done.CommitTime, done.PageCount),
 		PageSize: content.info.PageSize, SizeBytes: content.info.Size(), Shipped: done.Pages, DurationMS: time.Since(start).Milliseconds(),
 	}
 	if r.Replaced {
-		p := commit(st.ID, done.Before, 0, st.PageCount)
+		p := b.n.commit(st.ID, done.Before, 0, st.PageCount)
 		r.Previous = &p
 	}
 	return r, nil
@@ -169,6 +169,14 @@ func steps(progress func(api.Progress)) func(string, int64, int64) {
 	return func(step string, done, total int64) { progress(api.Progress{Step: step, Done: done, Total: total}) }
 }
 
+// commit describes a state that the database has, or had a moment ago.
+func (n *Node) commit(id replicate.DatabaseID, p replicate.Position, micros int64, pages uint32) api.Commit {
+	c := commit(id, p, micros, pages)
+	c.Bookmark = replicate.Bookmark{Position: p, DB: id, Lineage: n.dir.Record().Lineage}.String()
+	return c
+}
+
+// commit describes a state that is in the archive, which does not say of which lineage it is.
 func commit(id replicate.DatabaseID, p replicate.Position, micros int64, pages uint32) api.Commit {
 	c := api.Commit{Bookmark: replicate.Bookmark{Position: p, DB: id}.String(), TXID: api.Hex64(p.TXID), Pages: pages}
 	if micros != 0 {
@@ -252,7 +260,7 @@ func (b backend) Export(ctx context.Context, name string, m api.Moment) (head ap
 		return b.exportArchived(ctx, name, w, f)
 	}
 	head = api.ExportHead{
-		Name: name, Commit: commit(c.Bookmark.DB, c.Bookmark.Position, c.CommitTime, c.PageCount), PageSize: c.PageSize, SizeBytes: int64(c.PageCount) * int64(c.PageSize),
+		Name: name, Commit: b.n.commit(c.Bookmark.DB, c.Bookmark.Position, c.CommitTime, c.PageCount), PageSize: c.PageSize, SizeBytes: int64(c.PageCount) * int64(c.PageSize),
 	}
 	if w != nil {
 		head.Remarks = w.remarks

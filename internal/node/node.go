@@ -93,12 +93,20 @@ func Start(cfg Config, log *slog.Logger) (*Node, error) {
 	select {
 	case err := <-started:
 		if err != nil {
-			return nil, err
+			return nil, deviceError(err)
 		}
 		return n, nil
 	case <-n.done: // abandoned, and start may wait for ever
 		return nil, n.failure()
 	}
+}
+
+// deviceError says of a failed sync that the device is to be seen to.
+func deviceError(err error) error {
+	if errors.Is(err, datadir.ErrSync) {
+		return fmt.Errorf("%w: %w", replicate.ErrDevice, err)
+	}
+	return replicate.DeviceError(err)
 }
 
 func (n *Node) start(ctx context.Context) (err error) {
@@ -125,6 +133,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	snapshots.OnBroken(func(err error) { n.abandon(fmt.Errorf("raft snapshots: %w: %w", replicate.ErrDevice, err)) })
 	if err := logstore.Check(n.store, snapshots, n.raftAddr); err != nil {
 		return err
 	}
@@ -313,7 +322,11 @@ func (n *Node) listenSocket() (net.Listener, error) {
 // enter makes the node a member of its cluster.
 func (n *Node) enter(ctx context.Context) {
 	adopt := func(cluster [16]byte, lineage uint64) error {
-		return n.dir.SetCluster(datadir.ClusterID(cluster), lineage)
+		err := n.dir.SetCluster(datadir.ClusterID(cluster), lineage)
+		if errors.Is(err, datadir.ErrSync) {
+			n.abandon(deviceError(err))
+		}
+		return err
 	}
 	err := n.svc.Enter(ctx, replicate.Membership{
 		Join: n.cfg.Join, BootstrapExpect: n.cfg.BootstrapExpect, NonVoter: n.cfg.NonVoter, RaftAddr: n.raftAddr,

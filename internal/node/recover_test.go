@@ -26,6 +26,7 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	other := 3 - leader - behind
 	c.stop(behind)
 	db := c.open(leader, "db")
+	kept := query[string](t, db, `PRAGMA hasqlite_position`)
 	for i := range 5 {
 		exec(t, db, `INSERT INTO t VALUES(?)`, fmt.Sprint("acknowledged ", i))
 	}
@@ -46,6 +47,9 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 		}
 		return nil
 	})
+	if st := query[string](t, reader, `PRAGMA hasqlite_status`); !strings.Contains(st, `"stale":true`) {
+		t.Errorf("a reader is told %s", st)
+	}
 	reader.Close()
 	if _, err := Recover(RecoverOptions{Data: c.cfgs[other].Data}, slog.New(slog.DiscardHandler)); !errors.Is(err, datadir.ErrInUse) {
 		t.Errorf("recover of a running node: %v", err)
@@ -85,11 +89,41 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	if got := query[int](t, db, `SELECT count(*) FROM t`); got != 4 {
 		t.Errorf("%d rows after the recovery, want 4", got)
 	}
+	if st := query[string](t, db, `PRAGMA hasqlite_status`); !strings.Contains(st, `"stale":false`) {
+		t.Errorf("with a leader a reader is told %s", st)
+	}
+	waits := func(bookmark string) error {
+		_, err := db.Exec(`PRAGMA hasqlite_wait='` + bookmark + `'`)
+		return err
+	}
+	// What was lost is not waited for, whether or not the bookmark has a lineage, and what is kept is there.
+	if err := waits(lost); err == nil || !strings.Contains(err.Error(), "recovered without its transaction") {
+		t.Errorf("a bookmark of what was lost, above all that is there: %v", err)
+	}
+	if err := waits(kept); err != nil {
+		t.Errorf("a bookmark of what was kept: %v", err)
+	}
+	now := query[string](t, db, `PRAGMA hasqlite_position`)
+	if now != kept+"-1" {
+		t.Errorf("position %s after the recovery of %s", now, kept)
+	}
+	if err := waits(kept + "-2"); err == nil || !strings.Contains(err.Error(), "lineage 1") {
+		t.Errorf("a bookmark of a lineage to come: %v", err)
+	}
 	for i := range 6 {
 		exec(t, db, `INSERT INTO t VALUES(?)`, fmt.Sprint("second life ", i))
 	}
 	if _, err := db.Exec(`PRAGMA hasqlite_wait='` + lost + `'`); err == nil || !strings.Contains(err.Error(), "history") {
 		t.Errorf("a bookmark of what was lost: %v", err)
+	}
+	for i := range 1025 { // as many as are remembered one by one
+		exec(t, db, `UPDATE t SET v = ? WHERE rowid = (SELECT max(rowid) FROM t)`, i)
+	}
+	if err := waits(lost); err == nil || !strings.Contains(err.Error(), "too long ago to tell") {
+		t.Errorf("a bookmark of what was lost, long ago: %v", err)
+	}
+	if err := waits(now); err != nil {
+		t.Errorf("a bookmark of this lineage, long ago: %v", err)
 	}
 	st, err := backend{c.nodes[behind]}.Status(t.Context(), api.DatabaseQuery{})
 	if err != nil || len(st.Cluster.Members) != 1 || st.Cluster.Lineage != 1 || st.State != api.StateLeader {

@@ -49,7 +49,7 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 	st, exists := n.svc.Lookup(name)
 	future := parsed.Refusal()
 	if exists && future == nil && n.isCurrent(parsed, st) {
-		w := &wanted{at: st.Position, current: true, id: st.ID, commit: commit(st.ID, st.Position, st.CommitTime, st.PageCount)}
+		w := &wanted{at: st.Position, current: true, id: st.ID, commit: n.commit(st.ID, st.Position, st.CommitTime, st.PageCount)}
 		if parsed.ByTime() {
 			w.remarks = []string{n.lastRemark(ctx, st)}
 		}
@@ -247,7 +247,7 @@ func (b backend) rollback(ctx context.Context, req api.RollbackRequest, progress
 	if err != nil {
 		return r, err
 	}
-	r.Previous, r.Commit = commit(st.ID, done.Before, 0, 0), commit(st.ID, done.After, done.CommitTime, done.PageCount)
+	r.Previous, r.Commit = b.n.commit(st.ID, done.Before, 0, 0), b.n.commit(st.ID, done.After, done.CommitTime, done.PageCount)
 	if before, ok := b.n.svc.Lookup(req.Name); ok && before.Position == done.Before {
 		r.Previous.Pages = before.PageCount
 	}
@@ -305,7 +305,7 @@ func (b backend) fork(ctx context.Context, req api.ForkRequest, progress func(ap
 	if err != nil {
 		return r, err
 	}
-	r.ID, r.Target = st.ID.String(), commit(src.ID, st.Position, st.CommitTime, st.PageCount)
+	r.ID, r.Target = st.ID.String(), b.n.commit(src.ID, st.Position, st.CommitTime, st.PageCount)
 	r.SizeBytes, r.DurationMS = int64(st.PageCount)*int64(st.PageSize), time.Since(start).Milliseconds()
 	return r, nil
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -413,6 +414,31 @@ func TestAHistoryThatBeginsWithASnapshotHasNoGap(t *testing.T) {
 			t.Errorf("verify: %v, %v", r, err)
 		}
 	})
+}
+
+// After a sync that failed the backlog never says again that what it was given is durable.
+func TestBacklogIsNotSyncedAgain(t *testing.T) {
+	former := fsync
+	defer func() { fsync = former }()
+	r := newRecorder(t, 5, 4096, 0)
+	for len(r.commits) < 1 {
+		r.step()
+	}
+	b, err := OpenBacklog(t.TempDir(), 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Add("a", r.commits[0]); err != nil {
+		t.Fatal(err)
+	}
+	fsync = func(*os.File) error { return syscall.EIO }
+	if err := b.Sync(); !errors.Is(err, ErrSync) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("a sync that fails: %v", err)
+	}
+	fsync = former
+	if err := b.Sync(); !errors.Is(err, ErrSync) {
+		t.Errorf("the next one: %v", err)
+	}
 }
 
 func TestBacklogKeepsItsLimitAndSurvivesACrash(t *testing.T) {
