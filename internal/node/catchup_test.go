@@ -197,6 +197,69 @@ func TestKilledAtEachStepOfACatchUp(t *testing.T) {
 	}
 }
 
+// A node that is killed when the pages that it fetched have become the database file, and before they are nothing else
+// any more, fetches what comes next beside that file and not into it: whoever reads it sees one state and then another.
+func TestNothingIsFetchedIntoAPlacedFile(t *testing.T) {
+	c := prepared(t, 3, small)
+	c.big(200)
+	f := c.follower()
+	w := c.open(c.leader(), "db")
+	// cutOff has the log of the others begin after all that f knows, which is changed.
+	cutOff := func() {
+		exec(t, w, `UPDATE t SET v = hex(randomblob(1000)) WHERE rowid % 3 = 0`)
+		for i := range 40 {
+			exec(t, w, `INSERT INTO t VALUES(?)`, i)
+		}
+		_, last := c.nodes[c.leader()].store.Bounds()
+		c.compacted(last-30, f)
+	}
+	content := func() string { // by another process (RULES A6)
+		out, err := osexec.Command("sha256sum", c.path(f, "db")).Output()
+		if err != nil {
+			t.Error(err)
+		}
+		return string(out)
+	}
+	c.stop(f)
+	cutOff()
+	command(t, "rm", "-rf", filepath.Join(c.cfgs[f].Data, "databases"), filepath.Join(c.cfgs[f].Data, "sums"))
+	killed := c.cfgs[f].Data + "-killed"
+	happened := atStep(t, c.cfgs[f].ID, "placed", func() { command(t, "cp", "-a", c.cfgs[f].Data, killed) })
+	c.start(f)
+	eventually(t, "the step", func() error {
+		if !happened.Load() {
+			return errors.New("did not happen")
+		}
+		return nil
+	})
+	c.stop(f)
+	cutOff()
+	c.cfgs[f].Data = killed
+	var before, after string
+	t.Cleanup(onSteps(func(cfg Config, database, step string) {
+		switch {
+		case cfg.ID != c.cfgs[f].ID || database != "db":
+		case step == "sums" && before == "":
+			before = content()
+		case step == "fetched":
+			after = content()
+		}
+	}))
+	c.start(f)
+	c.ready(f)
+	c.equal("db")
+	if before == "" || before != after {
+		t.Errorf("the file had checksum %q before pages were fetched, and %q when they were here", before, after)
+	}
+	c.stop(f)
+	c.start(f)
+	c.ready(f)
+	c.equal("db")
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+}
+
 func command(t *testing.T, name string, args ...string) {
 	if out, err := osexec.Command(name, args...).CombinedOutput(); err != nil {
 		t.Errorf("%s %v: %v %s", name, args, err, out)
