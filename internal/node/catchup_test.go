@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/replicate"
 )
 
 // small makes a cluster's log so short that a node that was away cannot follow it.
@@ -373,6 +375,66 @@ func TestBlockedDatabaseAndTheLog(t *testing.T) {
 	}
 	if c.nodes[f].svc.Metrics().FetchedPages == 0 {
 		t.Error("no page came from a peer")
+	}
+}
+
+// Databases whose applications hold native slot 0 while their copies are healed keep no other one from that (RULES A4),
+// as many as they are.
+func TestHeldDatabasesDelayNoHeal(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	f := c.follower()
+	const held = 4
+	var names []string
+	for i := range held + 1 {
+		names = append(names, fmt.Sprint("db", i))
+		db := c.open(c.leader(), names[i])
+		exec(t, db, `CREATE TABLE t(v)`)
+		exec(t, db, `INSERT INTO t VALUES(zeroblob(30000))`)
+		db.Close()
+		c.equal(names[i])
+	}
+	var fetched atomic.Int32
+	t.Cleanup(onSteps(func(cfg Config, _, step string) {
+		if cfg.ID == c.cfgs[f].ID && step == "fetched" {
+			fetched.Add(1)
+		}
+	}))
+	damage := func(name string) {
+		c.damage(f, name, 5)
+		if err := c.nodes[f].svc.Scrub(t.Context(), name); !errors.Is(err, replicate.ErrFenced) {
+			t.Errorf("scrub %s: %v", name, err)
+		}
+	}
+	var apps []*script
+	for _, name := range names[:held] {
+		a := c.script(f, name)
+		a.begin()
+		apps = append(apps, a)
+		damage(name)
+	}
+	eventually(t, "all of them wait for their applications", func() error {
+		if n := fetched.Load(); n < held {
+			return fmt.Errorf("%d do", n)
+		}
+		return nil
+	})
+	start := time.Now()
+	damage(names[held])
+	eventually(t, "the other one is healed", func() error {
+		if n := c.nodes[f].svc.Metrics().Heals; n != 1 {
+			return fmt.Errorf("%d healed", n)
+		}
+		return nil
+	})
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	for _, a := range apps {
+		a.release()
+		a.h.End(false, a.fp, true)
+	}
+	for _, name := range names {
+		c.equal(name)
 	}
 }
 
