@@ -504,6 +504,36 @@ func (d *replica) useSoon(ctx context.Context) error {
 	return d.openFiles(ctx)
 }
 
+// awaitCopy opens files that are not here yet: they are fetched whole before anybody opens them. Of a database that peers
+// say is deleted they never come; that ends when this node has decided it, too (RULES A5).
+func (d *replica) awaitCopy(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for asked := false; ; {
+		d.mu.Lock()
+		gone := d.deleted || d.removed
+		d.mu.Unlock()
+		if gone {
+			return d.deletedError()
+		}
+		if !d.absent() {
+			if err := d.useSoon(ctx); !errors.Is(err, errAbsent) {
+				return err
+			}
+		}
+		if !asked { // it may be that nobody has missed them before
+			asked = true
+			d.svc.goroutine(func() { d.locate(d.svc.ctx) })
+		}
+		if !d.svc.pauseFor(ctx, copyPoll) {
+			return fmt.Errorf("open database %q: %w", d.name, errAbsent)
+		}
+	}
+}
+
+// copyPoll is how often somebody who waits for files looks whether they are here.
+const copyPoll = 10 * time.Millisecond
+
 // settle waits until the files show what was decided when it is called. After a power failure they begin at some older
 // state, and an application that opens them then would not find what it was told before. A copy that cannot follow for
 // now is opened as it is: it can be read.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"os"
 	osexec "os/exec"
 	"path/filepath"
 	"strings"
@@ -266,6 +267,94 @@ func command(t *testing.T, name string, args ...string) {
 	if out, err := osexec.Command(name, args...).CombinedOutput(); err != nil {
 		t.Errorf("%s %v: %v %s", name, args, err, out)
 	}
+}
+
+// A database that is still fetched is opened when it is here, within lock_timeout: then the open says what is missing. One
+// that is deleted meanwhile is not opened (RULES A5).
+func TestAnOpenWaitsForWhatIsFetched(t *testing.T) {
+	for _, deleted := range []bool{false, true} {
+		c := prepared(t, 3, small)
+		f := c.follower()
+		c.stop(f)
+		w := c.open(c.leader(), "db")
+		for i := range 40 {
+			exec(t, w, `INSERT INTO t VALUES(?)`, i)
+		}
+		_, last := c.nodes[c.leader()].store.Bounds()
+		c.compacted(last-30, f)
+		want := query[int](t, w, `SELECT count(*) FROM t`)
+		w.Close()
+		var paths []string
+		for i := range c.nodes {
+			if i != f {
+				paths = append(paths, c.path(i, "db"))
+			}
+		}
+		command(t, "rm", "-rf", filepath.Join(c.cfgs[f].Data, "databases"), filepath.Join(c.cfgs[f].Data, "sums"))
+		gate := make(chan struct{})
+		happened := make(chan struct{})
+		atStep(t, c.cfgs[f].ID, "sums", func() {
+			close(happened)
+			<-gate
+		})
+		open := sync.OnceFunc(func() { close(gate) })
+		t.Cleanup(open) // before the nodes stop
+		c.start(f)
+		<-happened
+		start := time.Now()
+		var got int
+		err := c.open(f, "db", "lock_timeout=300", "_busy_timeout=1").QueryRow(`SELECT count(*) FROM t`).Scan(&got)
+		if err == nil || time.Since(start) < 300*time.Millisecond {
+			t.Errorf("an open of what is not here: %d rows, %v after %v", got, err, time.Since(start))
+		}
+		if text := openError(c, f, "db"); !strings.Contains(text, "no copy of the database yet") {
+			t.Errorf("it says %q", text)
+		}
+		came := make(chan error)
+		go func() {
+			came <- c.open(f, "db", "lock_timeout=30000").QueryRow(`SELECT count(*) FROM t`).Scan(&got)
+		}()
+		if deleted {
+			if err := (backend{c.nodes[c.leader()]}).DeleteDatabase(t.Context(), "db", true); err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range paths {
+				eventually(t, "the peers have deleted it", func() error {
+					if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+						return fmt.Errorf("%s: %v", path, err)
+					}
+					return nil
+				})
+			}
+		}
+		open()
+		switch err := <-came; {
+		case deleted && err == nil:
+			t.Errorf("a database that is deleted was opened, with %d rows", got)
+		case !deleted && (err != nil || got != want):
+			t.Errorf("%d rows, want %d (%v)", got, want, err)
+		}
+		if n := c.fences(f); n != 0 {
+			t.Errorf("fenced %d times", n)
+		}
+		for i := range c.nodes {
+			c.stop(i)
+		}
+	}
+}
+
+// openError returns what a node says of an open that fails.
+func openError(c *cluster, i int, name string) string {
+	id, _, _, err := c.nodes[i].svc.Resolve(name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	h, _, err := c.nodes[i].svc.OpenHandle(c.t.Context(), id, replicate.HandleOptions{LockTimeout: time.Millisecond})
+	if err == nil {
+		h.Close()
+		return ""
+	}
+	return err.Error()
 }
 
 // The connection to the peer breaks in the middle: the next attempt goes on with what came.
