@@ -67,6 +67,9 @@ type Files interface {
 	// Clone makes a file of the blocks of a database file, which nobody writes meanwhile, without copying them. The
 	// error wraps ErrNoClone where the file system cannot do that.
 	Clone(ctx context.Context, path, file string) error
+	// Discard removes a file that cannot be opened as a database. It fails, and changes nothing, if somebody has it open,
+	// an application that was attached before this node started, too.
+	Discard(path string) error
 	// Remove deletes the database's directory. Nothing has it open.
 	Remove(path string) error
 }

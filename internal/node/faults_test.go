@@ -276,3 +276,47 @@ func TestFileThatDoesNotOpenForNowIsKept(t *testing.T) {
 		t.Errorf("the file was replaced (%v)", err)
 	}
 }
+
+// A file that is no database any more is not taken from under a program that had it open before the node started, and of
+// which the node does not know. When that closes it, the copy is healed.
+func TestUnusableFileThatIsInUseIsNotReplaced(t *testing.T) {
+	c := prepared(t, 3, nil)
+	f := c.follower()
+	path := c.path(f, "db")
+	app := c.foreign(f, "db")
+	app.SetMaxOpenConns(1)
+	query[int](t, app, `SELECT count(*) FROM t`)
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.stop(f)
+	exec(t, app, `PRAGMA wal_checkpoint`)
+	command(t, "dd", "if=/dev/urandom", "of="+path, "bs=64", "count=1", "conv=notrunc", "status=none")
+	var fetched atomic.Int32
+	t.Cleanup(onSteps(func(cfg Config, _, step string) {
+		if cfg.ID == c.cfgs[f].ID && step == "fetched" {
+			fetched.Add(1)
+		}
+	}))
+	c.start(f)
+	c.ready(f)
+	exec(t, c.open(c.leader(), "db"), `INSERT INTO t VALUES('meanwhile')`)
+	eventually(t, "the node has tried, and tries again", func() error {
+		if n := fetched.Load(); n < 2 {
+			return fmt.Errorf("fetched %d times", n)
+		}
+		return nil
+	})
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the file was replaced (%v)", err)
+	}
+	if d, err := (backend{c.nodes[f]}).Database(t.Context(), "db"); err != nil || !strings.Contains(d.Detail, "must close first") {
+		t.Errorf("status says %q, %v", d.Detail, err)
+	}
+	app.Close()
+	c.equal("db")
+	if after, err := os.Stat(path); err != nil || os.SameFile(before, after) {
+		t.Errorf("the file is the same (%v)", err)
+	}
+}
