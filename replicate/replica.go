@@ -526,7 +526,12 @@ func (d *replica) awaitCopy(ctx context.Context, patience time.Duration) error {
 		}
 		if !asked { // it may be that nobody has missed them before
 			asked = true
-			d.svc.goroutine(func() { d.locate(d.svc.ctx) })
+			d.mu.Lock()
+			if !d.unreached && !d.known && d.live == nil && d.fenced == nil {
+				d.behind = true
+				d.kickLocked()
+			}
+			d.mu.Unlock()
 		}
 		if !d.svc.pauseFor(ctx, copyPoll) {
 			return fmt.Errorf("open database %q: %w", d.name, errAbsent)
