@@ -87,8 +87,8 @@ func (d *replica) apply(w *worker) {
 			d.svc.pauseFor(d.svc.ctx, wait)
 			wait = min(2*wait, maxApplyRetry)
 			continue
-		case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, errIncomplete), errors.Is(err, errSpoolLost):
-			// The log was cut off while this copy was blocked: a peer has the pages (RULES A4).
+		case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, errIncomplete), errors.Is(err, errSpoolLost), d.awaited(err):
+			// The log was cut off while this copy was blocked, or before it was here: a peer has the pages (RULES A4).
 			d.mu.Lock()
 			d.behind = true
 			d.mu.Unlock()
@@ -120,6 +120,9 @@ func (d *replica) applyPages(wait time.Duration) time.Duration {
 		d.mu.Lock()
 		d.behind = d.behind && err != nil && !errors.Is(err, ErrDeleted)
 		d.mu.Unlock()
+		if err != nil { // this node decides it soon
+			d.svc.pauseFor(d.svc.ctx, minApplyRetry)
+		}
 		return minApplyRetry
 	}
 	d.trouble(fmt.Errorf("catch up from a peer: %w", err))

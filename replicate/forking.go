@@ -321,7 +321,7 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if err := os.MkdirAll(d.svc.spoolDir(), 0o770); err != nil {
 		return fmt.Errorf("open the spool: %w", err)
 	}
-	file, err := openSpoolFile(d.pagesPath())
+	file, err := d.openPages()
 	if err != nil {
 		return err
 	}

@@ -108,6 +108,9 @@ func (s *Service) OpenHandle(ctx context.Context, id DatabaseID, opts HandleOpti
 	d.attendLocked()
 	d.mu.Unlock()
 	err := d.useSoon(ctx)
+	if errors.Is(err, errAbsent) {
+		err = d.awaitCopy(ctx, opts.LockTimeout)
+	}
 	if err == nil {
 		d.settle(ctx)
 	}

@@ -32,47 +32,22 @@ func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) err
 	ctx, cancel := context.WithTimeout(ctx, persistPatience)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	var (
-		mu       sync.Mutex
-		captures []durableCapture
-		blocked  []durablePosition
-		failed   error
-		wg       sync.WaitGroup
-	)
-	work := make(chan DatabaseState)
-	for range min(persistWorkers, len(states)) {
-		wg.Go(func() {
-			for st := range work {
-				d, ok := s.replica(st.ID)
-				if !ok {
-					continue // deleted since
-				}
-				c, err := d.makeDurable(ctx, st.Position.TXID)
-				mu.Lock()
-				switch {
-				case err == nil:
-					if c != nil {
-						captures = append(captures, durableCapture{d, c})
-					}
-				case errors.Is(err, ErrDeleted):
-				case errors.Is(err, errBlocked):
-					blocked = append(blocked, durablePosition{st.ID, st.Position.TXID})
-				case failed == nil:
-					failed = err
-				}
-				mu.Unlock()
-			}
-		})
-	}
+	var positions []durablePosition
 	for _, st := range states {
 		if !st.Pending { // nobody was told of it
-			work <- st
+			positions = append(positions, durablePosition{st.ID, st.Position.TXID})
 		}
 	}
-	close(work)
-	wg.Wait()
-	if err := s.settleCaptures(captures); err != nil && failed == nil {
-		failed = err
+	var blocked []durablePosition
+	errs, failed := s.makeAllDurable(ctx, positions)
+	for i, err := range errs {
+		switch {
+		case err == nil || errors.Is(err, ErrDeleted) || errors.Is(err, ErrNotFound):
+		case errors.Is(err, errBlocked):
+			blocked = append(blocked, positions[i])
+		case failed == nil:
+			failed = err
+		}
 	}
 	if failed == nil && len(blocked) > 0 {
 		failed = s.majorityHas(s.ctx, blocked)
@@ -99,6 +74,42 @@ func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) err
 	return nil
 }
 
+// makeAllDurable makes the files and records of many databases durable at their positions, some at a time, with one sync
+// for all records. It returns why each is not, ErrDeleted or ErrNotFound for those that are gone since, and why that
+// sync failed.
+func (s *Service) makeAllDurable(ctx context.Context, positions []durablePosition) ([]error, error) {
+	errs := make([]error, len(positions))
+	var (
+		mu       sync.Mutex
+		captures []durableCapture
+		wg       sync.WaitGroup
+	)
+	work := make(chan int)
+	for range min(persistWorkers, len(positions)) {
+		wg.Go(func() {
+			for i := range work {
+				d, ok := s.replica(positions[i].ID)
+				if !ok {
+					errs[i] = ErrNotFound
+					continue
+				}
+				c, err := d.makeDurable(ctx, positions[i].TXID)
+				if errs[i] = err; err == nil && c != nil {
+					mu.Lock()
+					captures = append(captures, durableCapture{d, c})
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for i := range positions {
+		work <- i
+	}
+	close(work)
+	wg.Wait()
+	return errs, s.settleCaptures(captures)
+}
+
 // durableCapture is a record that was stored, and is durable after the next sync of the store.
 type durableCapture struct {
 	d *replica
@@ -123,10 +134,7 @@ func (s *Service) settleCaptures(captures []durableCapture) error {
 // makeDurable returns when the files show at least TXID txid, are synced and recorded; the record is durable after
 // the next sync of the store. It needs no turn at the files: an applier may hold that while it waits for an application.
 func (d *replica) makeDurable(ctx context.Context, txid TXID) (*capture, error) {
-	d.mu.Lock()
-	done := d.durable >= txid || d.removed || d.deleted
-	d.mu.Unlock()
-	if done {
+	if d.isDurable(txid) {
 		return nil, nil
 	}
 	if err := d.waitUnblocked(ctx, txid); err != nil {
@@ -157,6 +165,13 @@ func (d *replica) makeDurable(ctx context.Context, txid TXID) (*capture, error) 
 		return nil, fmt.Errorf("sync the log of database %q: %w", d.name, err)
 	}
 	return c, d.store(c)
+}
+
+// isDurable reports that files and record are known to be durable at TXID txid or later, or matter no more.
+func (d *replica) isDurable(txid TXID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.durable >= txid || d.removed || d.deleted
 }
 
 // durableNow is makeDurable with the sync of the record.
@@ -259,23 +274,12 @@ func (s *Service) serveDurable(ctx context.Context, positions []durablePosition)
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
 	yes := make([]bool, len(positions))
-	var captures []durableCapture
-	for i, p := range positions {
-		d, ok := s.replica(p.ID)
-		if !ok {
-			continue
-		}
-		c, err := d.makeDurable(ctx, p.TXID)
-		if err != nil {
-			continue
-		}
-		yes[i] = true
-		if c != nil {
-			captures = append(captures, durableCapture{d, c})
-		}
-	}
-	if err := s.settleCaptures(captures); err != nil {
+	errs, err := s.makeAllDurable(ctx, positions)
+	if err != nil {
 		return nil, err
+	}
+	for i, err := range errs {
+		yes[i] = err == nil
 	}
 	return yes, nil
 }

@@ -280,7 +280,7 @@ func (s *Service) fetchParts(ctx context.Context, r Running, w io.WriterAt) erro
 }
 
 func (s *Service) fetchPartsFrom(ctx context.Context, node string, r Running, w io.WriterAt) error {
-	stream, err := s.port.Stream(ctx, node, methodParts, partsRequest(r.ID, r.Bytes))
+	stream, err := s.bulk(ctx, node, methodParts, partsRequest(r.ID, r.Bytes))
 	if err != nil {
 		return remoteError(err)
 	}

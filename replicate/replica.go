@@ -67,6 +67,9 @@ type Files interface {
 	// Clone makes a file of the blocks of a database file, which nobody writes meanwhile, without copying them. The
 	// error wraps ErrNoClone where the file system cannot do that.
 	Clone(ctx context.Context, path, file string) error
+	// Discard removes a file that cannot be opened as a database. It fails, and changes nothing, if somebody has it open,
+	// an application that was attached before this node started, too.
+	Discard(path string) error
 	// Remove deletes the database's directory. Nothing has it open.
 	Remove(path string) error
 }
@@ -503,6 +506,41 @@ func (d *replica) useSoon(ctx context.Context) error {
 	d.svc.goroutine(func() { d.locate(d.svc.ctx) })
 	return d.openFiles(ctx)
 }
+
+// awaitCopy opens files that are not here yet: they are fetched whole before anybody opens them. Of a database that peers
+// say is deleted they never come; that ends when this node has decided it, too (RULES A5).
+func (d *replica) awaitCopy(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for asked := false; ; {
+		d.mu.Lock()
+		gone := d.deleted || d.removed
+		d.mu.Unlock()
+		if gone {
+			return d.deletedError()
+		}
+		if !d.absent() {
+			if err := d.useSoon(ctx); !errors.Is(err, errAbsent) {
+				return err
+			}
+		}
+		if !asked { // it may be that nobody has missed them before
+			asked = true
+			d.mu.Lock()
+			if !d.unreached && !d.known && d.live == nil && d.fenced == nil {
+				d.behind = true
+				d.kickLocked()
+			}
+			d.mu.Unlock()
+		}
+		if !d.svc.pauseFor(ctx, copyPoll) {
+			return fmt.Errorf("open database %q: %w", d.name, errAbsent)
+		}
+	}
+}
+
+// copyPoll is how often somebody who waits for files looks whether they are here.
+const copyPoll = 10 * time.Millisecond
 
 // settle waits until the files show what was decided when it is called. After a power failure they begin at some older
 // state, and an application that opens them then would not find what it was told before. A copy that cannot follow for

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// scrubInterval is how often every page of an open database is read and compared (RULES B8).
+// scrubInterval is how often every page of a database is read and compared (RULES B8), where the options do not say.
 const scrubInterval = 24 * time.Hour
 
 const (
@@ -35,19 +35,10 @@ func (s *Service) janitor() {
 			d.watchWAL()
 			d.closeIdle(s.opts.IdleClose)
 			d.mu.Lock()
-			due := d.live != nil && d.known && time.Since(d.lastScrub) > scrubInterval
+			due := d.live != nil && d.known && d.scrubDueLocked()
 			d.mu.Unlock()
 			if due {
-				d.beside(func() {
-					s.rereads.Lock() // one database at a time
-					defer s.rereads.Unlock()
-					if err := d.scrub(s.ctx); err != nil && s.ctx.Err() == nil {
-						d.log.Warn("scrub, will try again", "err", err)
-						d.mu.Lock()
-						d.lastScrub = time.Now().Add(time.Minute - scrubInterval)
-						d.mu.Unlock()
-					}
-				})
+				d.beside(func() { d.scrubInTurn(d.scrub) })
 			}
 			d.unlistIfIdle()
 		}
@@ -89,6 +80,37 @@ func (s *Service) Scrub(ctx context.Context, name string) error {
 		return err
 	}
 	return d.scrub(ctx)
+}
+
+func (d *replica) scrubDueLocked() bool { return time.Since(d.lastScrub) > d.svc.scrubInterval }
+
+// scrubInTurn runs a kind of scrub when no other database is read.
+func (d *replica) scrubInTurn(scrub func(context.Context) error) {
+	s := d.svc
+	s.rereads.Lock()
+	defer s.rereads.Unlock()
+	if err := scrub(s.ctx); err != nil && s.ctx.Err() == nil {
+		d.log.Warn("scrub, will try again", "err", err)
+		d.mu.Lock()
+		d.lastScrub = time.Now().Add(time.Minute - s.scrubInterval)
+		d.mu.Unlock()
+	}
+}
+
+// scrubIdle opens a database that nobody uses, reads every page and closes it again, unless somebody came meanwhile.
+func (d *replica) scrubIdle(ctx context.Context) error {
+	if err := d.useOrFetch(ctx); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	used := d.live == nil || d.fenced != nil
+	d.mu.Unlock()
+	if used {
+		return nil // it is healed, or was closed again
+	}
+	err := d.scrub(ctx)
+	d.closeIdle(0)
+	return err
 }
 
 // scrub reads every page and compares it with the table, in rounds and paced (RULES B8).

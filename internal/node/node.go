@@ -80,6 +80,9 @@ var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
 // forkPatience is for how long a majority may take to make its copies of a fork; 0: a default. Tests only.
 var forkPatience atomic.Int64
 
+// scrubInterval is how often every page of a database is read and compared; 0: a default. Tests only.
+var scrubInterval atomic.Int64
+
 // catchupStep hears of each step of a catch-up, nil: nobody does. Tests only.
 var catchupStep atomic.Pointer[func(cfg Config, database, step string)]
 
@@ -149,9 +152,10 @@ func (n *Node) start(ctx context.Context) (err error) {
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
-		BeforePart:   callBeforePart,
-		Drilled:      n.drills.told,
-		ForkPatience: time.Duration(forkPatience.Load()),
+		BeforePart:    callBeforePart,
+		Drilled:       n.drills.told,
+		ForkPatience:  time.Duration(forkPatience.Load()),
+		ScrubInterval: time.Duration(scrubInterval.Load()),
 		CatchupStep: func(database, step string) {
 			if f := catchupStep.Load(); f != nil {
 				(*f)(cfg, database, step)
