@@ -619,7 +619,7 @@ func (s *Service) serveHasFork(ctx context.Context, id DatabaseID) (bool, error)
 	}
 	d.mu.Lock()
 	f := d.forking
-	has := d.durable >= d.base.TXID && !d.forkingLocked()
+	has := d.durableLocked(d.base.TXID) && !d.forkingLocked()
 	d.mu.Unlock()
 	if f == nil || has {
 		return has, nil
