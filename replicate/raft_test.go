@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -74,27 +75,44 @@ func logNodes(t *testing.T) map[raft.ServerID]*logNode {
 	return nodes
 }
 
+func leaderOf(t *testing.T, nodes map[raft.ServerID]*logNode) (leader *logNode) {
+	t.Helper()
+	until(t, "there is a leader", func() bool {
+		for _, n := range nodes {
+			if n.raft.State() == raft.Leader {
+				leader = n
+				return true
+			}
+		}
+		return false
+	})
+	return leader
+}
+
+// stall lets the next write to the log wait for end; it finds that much room then. began is closed when it waits.
+func (n *logNode) stall(room int64) (began <-chan struct{}, end func()) {
+	at, over, stalled := make(chan struct{}), make(chan struct{}), false
+	n.free.Store(func() int64 { // of one write at a time
+		if stalled {
+			return math.MaxInt64
+		}
+		stalled = true
+		close(at)
+		<-over
+		return room
+	})
+	return at, sync.OnceFunc(func() { close(over) })
+}
+
 // A write that fails once leaves entries that raft takes for written, and room for them a moment later. The node steps down,
 // with nothing proposed but what it proposes itself, and the cluster goes on.
 func TestALeaderWhoseDiskWasFullForAMomentDoesNotStopTheCluster(t *testing.T) {
 	for name, handsOver := range map[string]bool{"it leads": false, "it hands over to a node that is gone": true} {
 		t.Run(name, func(t *testing.T) {
 			nodes := logNodes(t)
-			leader := func() (lead *logNode) {
-				until(t, "there is a leader", func() bool {
-					for _, n := range nodes {
-						if n.raft.State() == raft.Leader {
-							lead = n
-							return true
-						}
-					}
-					return false
-				})
-				return lead
-			}
 			commits := func() bool {
 				done := make(chan error, 1)
-				f := leader().raft.Apply([]byte("next"), time.Second)
+				f := leaderOf(t, nodes).raft.Apply([]byte("next"), time.Second)
 				go func() { done <- f.Error() }()
 				select {
 				case err := <-done:
@@ -104,18 +122,9 @@ func TestALeaderWhoseDiskWasFullForAMomentDoesNotStopTheCluster(t *testing.T) {
 				}
 			}
 			until(t, "the first is decided", commits)
-			lead := leader()
+			lead := leaderOf(t, nodes)
 			term := lead.raft.CurrentTerm()
-			writes, end, failed := make(chan struct{}), make(chan struct{}), false
-			lead.free.Store(func() int64 { // of one write at a time
-				if failed {
-					return math.MaxInt64
-				}
-				failed = true
-				close(writes)
-				<-end
-				return 0
-			})
+			writes, end := lead.stall(0)
 			lead.raft.Apply([]byte("x"), time.Second)
 			<-writes
 			if handsOver {
@@ -137,9 +146,57 @@ func TestALeaderWhoseDiskWasFullForAMomentDoesNotStopTheCluster(t *testing.T) {
 					}
 				}
 			}
-			close(end)
+			end()
 			until(t, "it does not lead any more, or again", func() bool { return lead.raft.State() != raft.Leader || lead.raft.CurrentTerm() > term })
 			until(t, "the next is decided", commits)
 		})
+	}
+}
+
+// A leader whose disk stalls answers when its caller's patience ends: nobody knows the outcome then. The write lock stays
+// with the proposal until raft has decided it.
+func TestACommitThatIsNotDecidedInTimeIsUnknownAndKeepsTheLock(t *testing.T) {
+	nodes := logNodes(t)
+	lead := leaderOf(t, nodes)
+	if err := lead.raft.Apply([]byte("first"), time.Second).Error(); err != nil {
+		t.Fatal(err)
+	}
+	term := lead.raft.CurrentTerm()
+	log := newScript(t, nil)
+	log.term = term - 1
+	log.startTerm()
+	lead.fsm, lead.now, lead.quotas, lead.locks = log.f, time.Now, newQuotas(nil), NewLockTable(nil, time.Minute)
+	lead.locks.Open(0)
+	id := log.create("shop.db")
+	commit := log.next(id)
+	owner, other := Owner{"n1", 1}, Owner{"n2", 1}
+	if err := lead.locks.Acquire(t.Context(), id, owner); err != nil {
+		t.Fatal(err)
+	}
+	writes, end := lead.stall(math.MaxInt64)
+	t.Cleanup(end)
+	ctx, cancel := context.WithCancel(t.Context())
+	answered := make(chan answer, 1)
+	go func() {
+		answered <- lead.leaderCommit(ctx, owner.Node, &proposal{db: id, id: commit.ID, handle: owner.Handle, term: term, pre: commit.Pre, entry: mustEncodeEntry(t, commit)})
+	}()
+	<-writes
+	cancel()
+	select {
+	case v := <-answered:
+		if v.outcome != OutcomeUnknown {
+			t.Fatalf("answered %+v", v)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the leader waits for its disk although nobody waits for the answer")
+	}
+	if holder, _, held := lead.locks.Holder(id); !held || holder != owner {
+		t.Fatalf("the lock of an undecided transaction is with %v, %v", holder, held)
+	}
+	end()
+	actx, acancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer acancel()
+	if err := lead.locks.Acquire(actx, id, other); err != nil {
+		t.Fatalf("the lock after the decision: %v", err)
 	}
 }
