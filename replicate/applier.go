@@ -317,15 +317,15 @@ func (d *replica) confirmIO(txn *wal.Txn) error {
 
 // applyDelete empties the database for the handles that are open and removes the files once none is.
 func (d *replica) applyDelete() error {
+	d.lockApplier()
+	defer d.unlockApplier()
 	d.mu.Lock()
 	open := len(d.handles) > 0
 	d.mu.Unlock()
 	if !open {
-		d.removeFiles()
+		d.removeFilesIO()
 		return nil
 	}
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
 	live, err := d.openIO()
 	if errors.Is(err, ErrDeleted) {
 		return nil // the last handle closed meanwhile
@@ -356,6 +356,10 @@ func (d *replica) applyDelete() error {
 func (d *replica) removeFiles() {
 	d.ioMu.Lock()
 	defer d.ioMu.Unlock()
+	d.removeFilesIO()
+}
+
+func (d *replica) removeFilesIO() {
 	d.mu.Lock()
 	if !d.deleted || d.removed || len(d.handles) > 0 {
 		d.mu.Unlock()

@@ -418,12 +418,11 @@ func (d *replica) forkSource(it item) *forkSource {
 	if d.position != it.position || d.behind {
 		return nil
 	}
-	r := &pinRequest{at: it.position.TXID, done: make(chan struct{})}
-	d.pinLocked(r)
-	if r.err != nil {
+	snap, err := d.tryPinLocked() // no checkpoint runs: this goroutine has the files
+	if err != nil {
 		return nil // an application publishes right now: the files are past it
 	}
-	return &forkSource{db: d, snap: r.snap, sums: slices.Clone(d.sums)}
+	return &forkSource{db: d, snap: snap, sums: slices.Clone(d.sums)}
 }
 
 // PastState is a state of a database that is not its newest.
@@ -617,7 +616,7 @@ func (s *Service) serveHasFork(ctx context.Context, id DatabaseID) (bool, error)
 	}
 	d.mu.Lock()
 	f := d.forking
-	has := d.durable >= d.base.TXID && !d.forkingLocked()
+	has := d.durableLocked(d.base.TXID) && !d.forkingLocked()
 	d.mu.Unlock()
 	if f == nil || has {
 		return has, nil

@@ -21,8 +21,7 @@ func (d *replica) fence(cause error) error {
 	d.fenced = fenced
 	d.fenceKnown = time.Now()
 	d.listLocked()
-	d.listLocked()
-	d.known = false
+	d.known, d.durable = false, 0
 	heal := !d.healing
 	d.healing = true
 	for r := range d.pins {

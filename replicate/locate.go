@@ -296,7 +296,7 @@ func (d *replica) settleFound() {
 
 func (d *replica) settleFoundLocked() {
 	if d.position.TXID < d.base.TXID { // the log begins after it
-		d.behind = true
+		d.behind, d.durable = true, 0
 		d.kickLocked()
 	}
 }

@@ -143,8 +143,8 @@ func (d *replica) makeDurable(ctx context.Context, txid TXID) (*capture, error) 
 	d.recordMu.Lock()
 	defer d.recordMu.Unlock()
 	d.mu.Lock()
-	live, done := d.live, d.durable >= txid
-	if done || live == nil { // closed in between: closing checkpoints, syncs and records
+	live := d.live
+	if d.fenced == nil && (live == nil || d.durableLocked(txid)) { // closed in between: closing checkpoints, syncs and records
 		d.mu.Unlock()
 		return nil, nil
 	}
@@ -171,7 +171,14 @@ func (d *replica) makeDurable(ctx context.Context, txid TXID) (*capture, error) 
 func (d *replica) isDurable(txid TXID) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.durable >= txid || d.removed || d.deleted
+	return d.durableLocked(txid) || d.removed || d.deleted
+}
+
+// durableLocked reports that this copy has a transaction durably, in the files or in pages that wait to be installed. One
+// that is fenced, or behind and without them, may be something else than it was when that was noted: it vouches for
+// nothing, and no log is compacted on its word (RULES A5).
+func (d *replica) durableLocked(txid TXID) bool {
+	return d.durable >= txid && d.fenced == nil && (!d.behind || d.pending != nil)
 }
 
 // durableNow is makeDurable with the sync of the record.

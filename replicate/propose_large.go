@@ -86,7 +86,7 @@ func (s *Service) leaderLarge(ctx context.Context, node string, p *largeProposal
 	if refusal != nil {
 		return *refusal
 	}
-	defer release()
+	defer func() { release() }()
 	room, err := s.reserveLog(ctx, int64(p.final.Size))
 	if err != nil {
 		return answer{outcome: refusalOf(err), text: err.Error()}
@@ -105,7 +105,11 @@ func (s *Service) leaderLarge(ctx context.Context, node string, p *largeProposal
 	final := p.final
 	final.Term, final.CommitTime = term, max(st.CommitTime+1, s.now().UnixMicro())
 	future := s.raft.Apply(EncodeFinal(nil, &final), enqueueTimeout)
-	v := decided(future)
+	v, over := decidedBy(ctx, future)
+	if over != nil {
+		s.releaseAfter(over, p.db, Owner{Node: node, Handle: p.handle})
+		release = func() {}
+	}
 	if v.outcome == OutcomeRefused && v.index == 0 {
 		s.abortLarge(p, term)
 	}

@@ -189,6 +189,7 @@ type positionWaiter struct {
 
 type pinRequest struct {
 	at   TXID
+	wait bool // for the next position, while the files are being written; under replica.mu
 	done chan struct{}
 	snap *wal.Snapshot
 	pos  Position
@@ -309,11 +310,7 @@ func (d *replica) advanceLocked(p Position, fp wal.Fingerprint) {
 			delete(d.waiters, w)
 		}
 	}
-	for r := range d.pins {
-		if r.at <= p.TXID {
-			d.pinLocked(r)
-		}
-	}
+	d.pinWaitingLocked()
 	d.ckpt.notice(fp.MaxFrame)
 	if fp.MaxFrame >= d.ckpt.next {
 		d.checkpointLocked()
@@ -417,59 +414,77 @@ func (d *replica) pin(ctx context.Context, at TXID) (*wal.Snapshot, Position, er
 	if err := d.waitPosition(ctx, at); err != nil {
 		return nil, Position{}, err
 	}
-	r := &pinRequest{at: at, done: make(chan struct{})}
+	// While an application publishes, the pin is taken where its end-write moves the position.
+	r := &pinRequest{at: at, wait: true, done: make(chan struct{})}
 	d.mu.Lock()
 	d.pinLocked(r)
-	if r.snap == nil && errors.Is(r.err, errMoved) {
-		// An application publishes right now: its end-write moves the position, and the pin is taken there.
-		r.err = nil
-		r.done = make(chan struct{})
-		if d.pins == nil {
-			d.pins = map[*pinRequest]struct{}{}
-		}
-		d.pins[r] = struct{}{}
-	}
 	d.mu.Unlock()
-	select {
-	case <-r.done:
-		return r.snap, r.pos, r.err
-	case <-time.After(pinPatience):
-	case <-ctx.Done():
+	for {
+		select {
+		case <-r.done:
+			return r.snap, r.pos, r.err
+		case <-time.After(pinPatience):
+		case <-ctx.Done():
+		case <-d.svc.ctx.Done():
+		}
+		d.mu.Lock()
+		if _, waits := d.pins[r]; waits {
+			if err := errors.Join(ctx.Err(), d.svc.ctx.Err()); err != nil {
+				delete(d.pins, r)
+				d.mu.Unlock()
+				return nil, Position{}, err
+			}
+			r.wait = false
+			d.pinLocked(r)
+		}
+		d.mu.Unlock()
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.pins, r)
-	if r.snap != nil || r.err != nil {
-		return r.snap, r.pos, r.err
-	}
-	if ctx.Err() != nil {
-		return nil, Position{}, ctx.Err()
-	}
-	d.pinLocked(r)
-	return r.snap, r.pos, r.err
 }
 
 var errMoved = errors.New("the files are being written")
 
-// pinLocked pins now, if the files show exactly the recorded position.
+// pinLocked answers a request now, or puts it among those that wait.
 func (d *replica) pinLocked(r *pinRequest) {
-	delete(d.pins, r)
-	defer close(r.done)
-	if d.live == nil || !d.known || d.fenced != nil {
-		r.err = errors.Join(errMoved, d.fenced)
+	snap, err := d.tryPinLocked()
+	if errors.Is(err, wal.ErrBusy) || r.wait && errors.Is(err, errMoved) {
+		if d.pins == nil {
+			d.pins = map[*pinRequest]struct{}{}
+		}
+		d.pins[r] = struct{}{}
 		return
 	}
-	snap, err := d.live.Pin()
+	delete(d.pins, r)
+	r.snap, r.err = snap, err
+	if err == nil {
+		r.pos = d.position
+	}
+	close(r.done)
+}
+
+// pinWaitingLocked tries the requests that wait: the position has moved, or a checkpoint has ended.
+func (d *replica) pinWaitingLocked() {
+	for r := range d.pins {
+		if r.at <= d.position.TXID {
+			d.pinLocked(r)
+		}
+	}
+}
+
+// tryPinLocked pins if the files show exactly the recorded position, else the error wraps errMoved; or wal.ErrBusy while a
+// checkpoint runs. That takes seconds where much is to be synced, and the state machine waits for mu.
+func (d *replica) tryPinLocked() (*wal.Snapshot, error) {
+	if d.live == nil || !d.known || d.fenced != nil {
+		return nil, errors.Join(errMoved, d.fenced)
+	}
+	snap, err := d.live.TryPin()
 	if err != nil {
-		r.err = err
-		return
+		return nil, err
 	}
 	if !snap.Fingerprint().Matches(d.fingerprint) {
 		snap.Close()
-		r.err = errMoved
-		return
+		return nil, errMoved
 	}
-	r.snap, r.pos = snap, d.position
+	return snap, nil
 }
 
 // use opens the files for somebody on this node and makes the position known, waiting for it until ctx ends.
