@@ -275,6 +275,7 @@ func (d *replica) appendIO(txn *wal.Txn, to Position, pageCount uint32, pages []
 	d.mu.Lock()
 	d.stepSumsLocked(delta)
 	d.advanceLocked(to, fp)
+	d.lastApply = d.lastUsed
 	d.mu.Unlock()
 	if d.svc.opts.VerifyFull {
 		return d.confirmIO(nil)

@@ -52,7 +52,7 @@ func (s *Service) openRaft() error {
 	cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: logWriter{s.log}, DisableTime: true})
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider: s.port, Logger: cfg.Logger, Stream: s.port.RaftLayer(),
-		MaxPool: 4, MaxRPCsInFlight: 8, Timeout: transportTimeout,
+		MaxPool: 4, MaxRPCsInFlight: 3, Timeout: transportTimeout,
 	})
 	// The deadline of InstallSnapshot is Timeout x size / TimeoutScale, at least Timeout.
 	transport.TimeoutScale = 1

@@ -153,6 +153,7 @@ type replica struct {
 	queue       []item
 	queueBytes  int
 	applying    bool
+	gathering   bool // see kickSoonLocked
 	local       *localCommit
 	handles     map[*Handle]struct{}
 	fenced      error
@@ -162,6 +163,7 @@ type replica struct {
 	deleted     bool
 	removed     bool
 	lastUsed    time.Time
+	lastApply   time.Time // when the applier last wrote
 	lastScrub   time.Time
 	late        time.Time // since when the applier waits for native slot 0; zero when it does not
 	waiters     map[*positionWaiter]struct{}
@@ -234,7 +236,7 @@ func (d *replica) enqueue(it item) {
 	}
 	d.queue = append(d.queue, it)
 	d.listLocked()
-	d.kickLocked()
+	d.kickSoonLocked()
 }
 
 // doomLocked notes that the database is deleted: what was decided before does not matter any more, and
@@ -357,6 +359,7 @@ func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
 	}
 	d.waiters[w] = struct{}{}
 	d.listLocked()
+	d.kickLocked() // it may be biding its time
 	needs := !d.known
 	d.mu.Unlock()
 	if needs {
