@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
 
+	"github.com/uglyer/ha-sqlite/snapshot"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -165,6 +167,10 @@ func (d *replica) trouble(err error) {
 	}
 }
 
+// decoders are those of the appliers, with the memory of the transactions that they decoded last: as many as appliers work
+// at a time, not as many as there are databases.
+var decoders = sync.Pool{New: func() any { return new(snapshot.Decoder) }}
+
 func (d *replica) applyItem(it item) error {
 	if it.deleted {
 		return d.applyDelete()
@@ -214,13 +220,15 @@ func (d *replica) applyItem(it item) error {
 			return err
 		}
 	}
-	hdr, pages, err := d.decoder.Decode(payload, maxSinglePages)
+	decoder := decoders.Get().(*snapshot.Decoder)
+	defer decoders.Put(decoder)
+	hdr, pages, err := decoder.Decode(payload, maxSinglePages)
 	if err != nil {
 		return err
 	}
 	d.mu.Lock()
 	d.lastUsed = time.Now()
-	delta, sum, err := d.sums.step(pos.Checksum, d.pageSize, hdr.PageCount, pages, d.decoder.Sums())
+	delta, sum, err := d.sums.step(pos.Checksum, d.pageSize, hdr.PageCount, pages, decoder.Sums())
 	d.mu.Unlock()
 	if err != nil {
 		return err

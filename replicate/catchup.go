@@ -18,6 +18,7 @@ import (
 func (d *replica) catchUp(ctx context.Context, hold bool) error {
 	d.catchMu.Lock()
 	defer d.catchMu.Unlock()
+	defer d.dropIfGone()
 	d.mu.Lock()
 	if d.deleted || d.removed {
 		d.mu.Unlock()

@@ -120,6 +120,7 @@ func (d *replica) makeFork(f *forking, from *forkSource) {
 			d.log.Info("copy of the fork is here", "txid", f.at.TXID.String(), "duration", time.Since(start).Round(time.Millisecond))
 			return
 		case errors.Is(err, ErrDeleted) || d.gone():
+			d.dropIfGone()
 			return
 		}
 		s.stopIfSyncFailed(err)
@@ -166,6 +167,15 @@ func (d *replica) takeFirst() *archiveImage {
 	img := &archiveImage{snap: f.first, position: f.at, time: f.time, pageSize: d.pageSize}
 	f.first = nil
 	return img
+}
+
+// dropIfGone removes what was fetched for a database that was deleted meanwhile: whoever removed its files was there first.
+func (d *replica) dropIfGone() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.deleted || d.removed {
+		d.dropCatchupLocked()
+	}
 }
 
 func (d *replica) gone() bool {

@@ -42,6 +42,7 @@ type merged struct {
 	images    map[uint32][]byte
 	free      [][]byte // of pages that were cut off
 	arena     []byte
+	grown     int // size of the last arena
 }
 
 func newMerged(base sumTable, pageSize uint32, at Position) *merged {
@@ -131,8 +132,9 @@ func (m *merged) image() []byte {
 		return b
 	}
 	size := int(m.pageSize)
-	if len(m.arena) < size {
-		m.arena = make([]byte, max(size, 256<<10))
+	if len(m.arena) < size { // most groups are small
+		m.grown = min(max(2*m.grown, 8*size), max(size, 256<<10))
+		m.arena = make([]byte, m.grown)
 	}
 	b := m.arena[:size:size]
 	m.arena = m.arena[size:]
@@ -229,12 +231,14 @@ func (d *replica) mergeItem(m *merged, it item) (int, error) {
 			return 0, err
 		}
 	}
-	hdr, pages, err := d.decoder.Decode(payload, maxSinglePages)
+	decoder := decoders.Get().(*snapshot.Decoder)
+	defer decoders.Put(decoder)
+	hdr, pages, err := decoder.Decode(payload, maxSinglePages)
 	if err != nil {
 		return 0, err
 	}
 	if hdr.PageSize != m.pageSize {
 		return 0, fmt.Errorf("pages of %d bytes, the database's have %d: %w", hdr.PageSize, m.pageSize, errDiverged)
 	}
-	return len(payload), m.add(it.position, hdr.PageCount, pages, d.decoder.Sums())
+	return len(payload), m.add(it.position, hdr.PageCount, pages, decoder.Sums())
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/replicate/pagesums"
-	"github.com/uglyer/ha-sqlite/snapshot"
 )
 
 // The durable record of a database (RULES A3, B9) says at which position its files are known to be durable, with the
@@ -222,7 +221,7 @@ func (d *replica) closeIdle(idle time.Duration) bool {
 		d.base, d.durable = d.position, max(d.durable, d.position.TXID)
 	}
 	d.live, d.known, d.sums, d.dirty = nil, false, nil, pageSet{}
-	d.decoder, d.oldPage = snapshot.Decoder{}, nil
+	d.oldPage = nil
 	if rec != nil && !d.svc.draining.Load() { // a catch-up that a restart cut off is not needed any more
 		d.dropCatchupLocked()
 	}

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/uglyer/ha-sqlite/snapshot"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -128,8 +127,7 @@ type replica struct {
 	recordMu sync.Mutex // one record at a time; taken after ioMu and before mu
 
 	ioMu    sync.Mutex
-	decoder snapshot.Decoder // of the applier; its memory is used again, under ioMu
-	oldPage []byte           // likewise
+	oldPage []byte // of the applier; its memory is used again, under ioMu
 
 	mu          sync.Mutex
 	provisional bool // found by its files, not decided yet
