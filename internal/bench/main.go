@@ -43,7 +43,7 @@ func main() {
 	var o options
 	flag.BoolVar(&o.compare, "compare", true, "compare with plain SQLite, and with -rqlited")
 	flag.IntVar(&o.rounds, "rounds", 5, "interleaved `rounds`")
-	flag.IntVar(&o.commits, "commits", 1000, "transactions in a round, on the leader and on a follower each")
+	flag.IntVar(&o.commits, "commits", 2000, "transactions in a round, on the leader and on a follower each")
 	flag.IntVar(&o.selects, "selects", 300000, "point SELECTs in a turn, with and without the VFS each")
 	flag.IntVar(&o.rows, "rows", 100_000, "rows of the table that is selected from")
 	flag.IntVar(&o.databases, "databases", 64, "databases with a writer each; 0 leaves that out")
@@ -51,7 +51,7 @@ func main() {
 	flag.IntVar(&o.failovers, "failovers", 20, "how often the leader is killed")
 	flag.IntVar(&o.catchup, "catchup", 30000, "transactions of one row that a stopped follower misses; 0 leaves that out")
 	flag.IntVar(&o.bulk, "bulk", 400, "`MiB` that a stopped follower misses; 0 leaves that out")
-	flag.IntVar(&o.idle, "idle", 0, "idle databases that a node starts with; takes long to prepare, 0 leaves it out")
+	flag.IntVar(&o.idle, "idle", 10000, "idle databases that a node starts with; 0 leaves it out")
 	flag.IntVar(&o.restore, "restore", 1024, "`MiB` of a database that is restored; 0 leaves that out")
 	flag.BoolVar(&o.archive, "archive", true, "compare writers with and without an archive")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`directory` on the file system to measure on")
@@ -117,7 +117,7 @@ func measure(ctx context.Context, r *Report, dir string, o options) error {
 		r.Skipped = append(r.Skipped, "comparison with plain SQLite: -compare is false")
 	}
 	if o.failovers > 0 {
-		if err := o.withCluster(ctx, filepath.Join(dir, "failover"), func(c *localcluster.Cluster) error { return failovers(ctx, r, c, o.failovers) }); err != nil {
+		if err := o.withNodes(ctx, filepath.Join(dir, "failover"), nil, func(c *localcluster.Cluster) error { return failovers(ctx, r, c, o.failovers) }); err != nil {
 			return err
 		}
 	} else {
@@ -148,12 +148,18 @@ func measure(ctx context.Context, r *Report, dir string, o options) error {
 	if o.idle > 0 {
 		return o.withCluster(ctx, filepath.Join(dir, "idle"), func(c *localcluster.Cluster) error { return idles(ctx, r, c, o.idle) })
 	}
-	r.Skipped = append(r.Skipped, "idle databases: ask for them with -idle 10000")
+	r.Skipped = append(r.Skipped, "idle databases: -idle is 0")
 	return nil
 }
 
-func (o options) withCluster(ctx context.Context, dir string, f func(*localcluster.Cluster) error) (err error) {
-	cluster, err := localcluster.Start(ctx, localcluster.Options{Command: []string{o.node}, Dir: dir, Args: []string{"--raft-log", o.raftLog, "--archive", "none"}})
+// withCluster is for what is compared with programs that keep no history.
+func (o options) withCluster(ctx context.Context, dir string, f func(*localcluster.Cluster) error) error {
+	return o.withNodes(ctx, dir, []string{"--archive", "none"}, f)
+}
+
+func (o options) withNodes(ctx context.Context, dir string, args []string, f func(*localcluster.Cluster) error) (err error) {
+	args = append([]string{"--raft-log", o.raftLog}, args...)
+	cluster, err := localcluster.Start(ctx, localcluster.Options{Command: []string{o.node}, Dir: dir, Args: args})
 	if err != nil {
 		return err
 	}

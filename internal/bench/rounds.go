@@ -178,9 +178,9 @@ func (b *bench) round(ctx context.Context, r *Report, number uint32) error {
 	if b.rqlite != nil {
 		steps = append(steps,
 			func() error {
-				return timed(r, rqliteOne, max(b.commits/4, 1), func() error { return b.rqlite.execute(ctx, 1) })
+				return timed(r, rqliteOne, max(b.commits/2, 1), func() error { return b.rqlite.execute(ctx, 1) })
 			},
-			func() error { return b.rqlite.batches(ctx, r, max(b.commits/50, 1)) })
+			func() error { return b.rqlite.batches(ctx, r, max(b.commits/10, 1)) })
 	}
 	if b.many != nil {
 		steps = append(steps, func() error { return b.many.round(ctx, r, b.options.many) })
