@@ -11,7 +11,8 @@ import (
 // Retain removes what is older than the options keep. A file goes only where
 // a file of a higher level has all of it, a chain of files to a later snapshot
 // only as a whole, and everything that stays can be reached as before. It
-// returns how many files went.
+// returns how many files went. An error that wraps errBlocked says that some
+// had to stay.
 func (w *Writer) Retain(ctx context.Context, now time.Time) (int, error) {
 	n, err := w.retain(ctx, now)
 	if err != nil {
@@ -21,17 +22,21 @@ func (w *Writer) Retain(ctx context.Context, now time.Time) (int, error) {
 }
 
 func (w *Writer) retain(ctx context.Context, now time.Time) (int, error) {
-	changes, segments, err := w.old(ctx, now)
-	if err != nil || len(changes) == 0 {
-		return 0, err
+	changes, segments, blocked := w.old(ctx, now)
+	if len(changes) == 0 {
+		return 0, blocked
 	}
-	return w.remove(ctx, changes, segments)
+	n, err := w.remove(ctx, changes, segments)
+	if err == nil {
+		err = blocked
+	}
+	return n, err
 }
 
 // Removable returns the files that Retain would remove.
 func (w *Writer) Removable(ctx context.Context, now time.Time) ([]Object, error) {
 	changes, files, err := w.old(ctx, now)
-	if err != nil {
+	if err != nil && !errors.Is(err, errBlocked) {
 		return nil, fmt.Errorf("look for old files of %s: %w", w.view.state.Name, err)
 	}
 	for _, c := range changes {
@@ -42,7 +47,11 @@ func (w *Writer) Removable(ctx context.Context, now time.Time) ([]Object, error)
 	return files, nil
 }
 
-// old finds what retention removes, and the files of segments that go.
+// errBlocked is returned where something that retention would remove stays, since without it there were a hole. The
+// rest of what is old goes nevertheless.
+var errBlocked = errors.New("files that are older than what is kept cannot be removed")
+
+// old finds what retention removes, and the files of segments that go. With errBlocked there may be some, too.
 func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, error) {
 	s := w.view.state
 	var cutoff [TopLevel + 1]int64
@@ -53,14 +62,9 @@ func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, er
 			cutoff[level] = max(cutoff[level], cutoff[level+1])
 		}
 	}
-	var chains []change // up to a snapshot
-	var files []change  // that others have
-	base := uint64(0)   // chains up to here may go
-	for _, o := range s.Snapshots {
-		if o.Time < cutoff[TopLevel] {
-			base = o.MaxTXID
-		}
-	}
+	base := s.retainBase(cutoff[TopLevel]) // chains up to here may go
+	var chains []change                    // up to a snapshot
+	var files []change                     // that others have
 	ranges := max(cutoff[0], now.Add(-keepRanges).UnixMicro())
 	for level := 0; level <= RangeLevel; level++ {
 		cut := cutoff
@@ -77,7 +81,7 @@ func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, er
 		}
 	}
 	files, chains = wholePacks(files, chains)
-	var segments []Object
+	segments := map[uint64][]Object{} // by last TXID
 	for _, seg := range s.Segments {
 		if seg.LastTime >= cutoff[0] {
 			break
@@ -86,44 +90,92 @@ func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, er
 		if err != nil {
 			return nil, nil, err
 		}
-		if slices.ContainsFunc(list, func(o Object) bool { return droppable(s, o, cutoff, base) == dropNot }) {
+		drops := [...]int{dropNot: 0, dropContained: 0, dropChain: 0}
+		for _, o := range list {
+			drops[droppable(s, o, cutoff, base)]++
+		}
+		if drops[dropNot] > 0 {
 			continue
 		}
-		segments = append(segments, list...)
-		chains = append(chains, change{kind: changeUnseal, segment: seg})
+		segments[seg.MaxTXID] = list
+		if unseal := (change{kind: changeUnseal, segment: seg}); drops[dropChain] == 0 {
+			files = append(files, unseal)
+		} else {
+			chains = append(chains, unseal)
+		}
 	}
-	old := now.Add(-w.opts.Snapshots).UnixMicro()
-	for i, o := range s.Snapshots {
-		if i == len(s.Snapshots)-1 || o.Time >= old || slices.ContainsFunc(s.Labels, func(l Label) bool { return l.TXID == o.MaxTXID }) {
+	snapshots, needless := w.oldSnapshots(now, base)
+	// What one group needs does not keep the others.
+	var changes []change
+	var going []Object
+	var blocked error
+	next := s
+	groups := [][]change{files, append(chains, snapshots...)}
+	for _, c := range needless {
+		groups = append(groups, []change{c})
+	}
+	for i, group := range groups {
+		if len(group) == 0 {
 			continue
 		}
-		chains = append(chains, change{kind: changeRemove, object: o})
-	}
-	if len(files)+len(chains) == 0 {
-		return nil, nil, nil
-	}
-	for _, changes := range [][]change{append(slices.Clone(files), chains...), files} {
-		if len(changes) == 0 {
-			continue
-		}
-		next := s.clone()
-		for _, c := range changes {
-			if err := next.apply(c); err != nil {
+		try := next.clone()
+		for _, c := range group {
+			if err := try.apply(c); err != nil {
 				return nil, nil, err
 			}
 		}
-		if lost, ok := next.unreachable(); ok {
-			if len(changes) == len(files) {
-				return nil, nil, fmt.Errorf("level %d file %s could not be reached any more", lost.Level, lost.name())
+		if lost, ok := try.unreachable(); ok {
+			if i < 2 {
+				blocked = errors.Join(blocked, fmt.Errorf("%d changes: level %d file %s could not be reached any more: %w", len(group), lost.Level, lost.name(), errBlocked))
 			}
-			continue
+			continue // a snapshot that leads over a gap is needed
 		}
-		if len(changes) == len(files) {
-			segments = nil
+		next, changes = try, append(changes, group...)
+		for _, c := range group {
+			if c.kind == changeUnseal {
+				going = append(going, segments[c.segment.MaxTXID]...)
+			}
 		}
-		return changes, segments, nil
 	}
-	return nil, nil, nil
+	return changes, going, blocked
+}
+
+// retainBase returns the last transaction of the snapshot with which the history is to begin: the newest one from before
+// a time, 0 where there is none. Commits of a segment stay or go together, so it is not in the middle of one.
+func (s *State) retainBase(cutoff int64) uint64 {
+	for _, o := range slices.Backward(s.Snapshots) {
+		if o.Time < cutoff && !slices.ContainsFunc(s.Segments, func(x Segment) bool { return x.MinTXID <= o.MaxTXID && o.MaxTXID < x.MaxTXID }) {
+			return o.MaxTXID
+		}
+	}
+	return 0
+}
+
+// oldSnapshots finds snapshots that are kept no longer: those before base, with which the history begins, and, where
+// snapshots are kept for a shorter time than the files of the highest level, needless ones behind it. Of these one in
+// that time stays, to be base later.
+func (w *Writer) oldSnapshots(now time.Time, base uint64) (before, needless []change) {
+	s := w.view.state
+	old := now.Add(-w.opts.Snapshots).UnixMicro()
+	stays := int64(0)
+	for i, o := range s.Snapshots {
+		labelled := slices.ContainsFunc(s.Labels, func(l Label) bool { return l.TXID == o.MaxTXID })
+		remove := change{kind: changeRemove, object: o}
+		switch {
+		case i == len(s.Snapshots)-1 || o.Time >= old:
+		case o.MaxTXID < base:
+			if !labelled {
+				before = append(before, remove)
+			}
+		case o.MaxTXID > base && stays != 0 && o.Time-stays < w.opts.Snapshots.Microseconds():
+			if !labelled {
+				needless = append(needless, remove)
+			}
+		default:
+			stays = o.Time
+		}
+	}
+	return before, needless
 }
 
 // keepRanges is for how long ranges are kept that files of level 1 have. Plans
@@ -164,7 +216,7 @@ func droppable(s *State, o Object, cutoff [TopLevel + 1]int64, base uint64) int 
 			if list[i].Time < cutoff[effective] {
 				return dropContained
 			}
-			return dropNot
+			break // nobody needs it for what it has before base
 		}
 		if s.Done[level] < o.MaxTXID {
 			return dropNot
@@ -184,7 +236,8 @@ func (s *State) unreachable() (Object, bool) {
 		all = append(all, list...)
 	}
 	for _, seg := range s.Segments {
-		all = append(all, Object{MinTXID: seg.MinTXID, MaxTXID: seg.MaxTXID})
+		// Its first commit has to be reached, then all are.
+		all = append(all, Object{MinTXID: seg.MinTXID, MaxTXID: seg.MinTXID}, Object{MinTXID: seg.MinTXID, MaxTXID: seg.MaxTXID})
 	}
 	slices.SortFunc(all, func(a, b Object) int {
 		if a.MaxTXID != b.MaxTXID {

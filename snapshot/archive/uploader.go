@@ -69,6 +69,7 @@ type UploadStatus struct {
 	Error    string    // of the last round, empty where it went well
 	Failed   time.Time // since when rounds fail, zero where the last one went well
 	Failures uint64    // rounds that failed
+	Blocked  string    // what retention could not remove, empty where it did
 	Gaps     uint64    // times that commits were missing and a snapshot was made
 	Settled  bool      // everything is archived and merged: nothing is to be done before the next commit
 }
@@ -298,6 +299,17 @@ func (u *Uploader) note(archived uint64, err error) {
 	}
 }
 
+// retained keeps for Status what retention could not do. It is no reason to try again before it is due.
+func (u *Uploader) retained(blocked error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.status.Blocked = ""
+	if blocked != nil {
+		u.status.Blocked = blocked.Error()
+		u.opts.Log.Error("the archive keeps more than it should: verify it, with hasqlite archive verify", "db", u.id.Name, "err", blocked)
+	}
+}
+
 // round archives what is there, and merges and removes what is due.
 func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextRetain *time.Time) error {
 	done, err := u.turn(ctx)
@@ -330,9 +342,11 @@ func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextReta
 		*nextCompact = now.Add(u.opts.Writer.Intervals[1])
 	}
 	if !now.Before(*nextRetain) {
-		if _, err := w.Retain(ctx, now); err != nil {
+		_, err := w.Retain(ctx, now)
+		if err != nil && !errors.Is(err, errBlocked) {
 			return err
 		}
+		u.retained(err)
 		*nextRetain = now.Add(retainEvery)
 	}
 	return w.Manifest(ctx, false)

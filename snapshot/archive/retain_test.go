@@ -1,0 +1,166 @@
+package archive
+
+import (
+	"bytes"
+	"encoding/binary"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// counter is a database of one page, whose commits each change it.
+type counter struct {
+	t    testing.TB
+	txid uint64
+	page []byte
+}
+
+func (c *counter) commits(count int, first time.Time, every time.Duration) []Commit {
+	c.t.Helper()
+	if c.page == nil {
+		c.page = make([]byte, 512)
+	}
+	list := make([]Commit, count)
+	for i := range list {
+		c.txid++
+		binary.BigEndian.PutUint64(c.page[100:], c.txid)
+		at := first.Add(time.Duration(i) * every).UnixMicro()
+		f, err := snapshot.EncodeTransaction(nil, snapshot.Header{PageSize: 512, PageCount: 1, TXID: c.txid, CommitTimeMillis: at / 1000}, []wal.Page{{Pgno: 1, Data: c.page}})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		list[i] = Commit{TXID: c.txid, Time: at, Post: snapshot.Roll(snapshot.ChecksumFlag, snapshot.PageSum(1, c.page)), LTX: bytes.NewReader(f)}
+	}
+	return list
+}
+
+// What is kept does not grow: for two months a database is written each hour, after so many commits at once that some of
+// them are in segments, and what is older than the options say goes, but for what the rest needs.
+func TestWhatIsKeptDoesNotGrow(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, tt := range []struct {
+		name      string
+		options   WriterOptions
+		snapshots int           // at most
+		first     time.Duration // the first state is at most so old
+		single    time.Duration // single commits are
+	}{
+		{"defaults", WriterOptions{}, 32, 31 * day, day + time.Hour},
+		{"snapshots for a week", WriterOptions{Snapshots: 7 * day}, 7 + 30/7 + 3, 39 * day, day + time.Hour},
+		{"snapshots for longer than files", WriterOptions{Snapshots: 40 * day}, 42, 41 * day, day + time.Hour},
+		{"all for 10 days", WriterOptions{Keep: [TopLevel + 1]time.Duration{10 * day, 10 * day, 10 * day, 10 * day}, Snapshots: 10 * day}, 12, 11 * day, 11 * day},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx := t.Context()
+			c := &counter{t: t}
+			w := openWriter(t, claim(t, newMemoryStore(), nil), tt.options)
+			for range 3 {
+				if err := w.Append(ctx, c.commits(sealCount, epoch.Add(time.Duration(c.txid)*time.Millisecond), time.Millisecond)); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Manifest(ctx, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(w.view.state.Segments) == 0 {
+				t.Fatal("no commit is in a segment")
+			}
+			for hour := 1; hour <= 60*24; hour++ {
+				now := epoch.Add(time.Duration(hour) * time.Hour)
+				if err := w.Append(ctx, c.commits(1, now, 0)); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Compact(ctx, now.Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := w.Retain(ctx, now.Add(time.Hour)); err != nil {
+					t.Fatalf("in hour %d: %v", hour, err)
+				}
+				if err := w.Manifest(ctx, false); err != nil {
+					t.Fatal(err)
+				}
+				if hour%24 != 0 {
+					continue
+				}
+				s := w.view.state
+				if len(s.Snapshots) > tt.snapshots {
+					t.Fatalf("on day %d there are %d snapshots, want at most %d", hour/24, len(s.Snapshots), tt.snapshots)
+				}
+				first, err := w.view.First(ctx)
+				if err != nil || now.Sub(first.Time) > tt.first {
+					t.Fatalf("on day %d the first state is of %s, %s ago, want at most %s: %v", hour/24, first.Time, now.Sub(first.Time), tt.first, err)
+				}
+				for _, x := range s.Segments {
+					if now.Sub(time.UnixMicro(x.LastTime)) > tt.single {
+						t.Fatalf("on day %d there are commits of %s in a segment", hour/24, time.UnixMicro(x.LastTime))
+					}
+				}
+				// Those of an hour stand in for a file of level 2.
+				if old := now.Add(-max(tt.single, 7*day+time.Hour)); len(s.Recent) > 0 && s.Recent[0].Time < old.UnixMicro() {
+					t.Fatalf("on day %d there is a commit of %s", hour/24, time.UnixMicro(s.Recent[0].Time))
+				}
+				if lost, bad := s.unreachable(); bad {
+					t.Fatalf("on day %d nothing leads to %s of level %d", hour/24, lost.name(), lost.Level)
+				}
+				if _, err := w.view.Plan(ctx, first); err != nil {
+					t.Fatalf("on day %d: %v", hour/24, err)
+				}
+			}
+			if err := w.view.Commits(ctx, 0, func(p Point) error {
+				_, err := w.view.Plan(ctx, p)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			report, err := w.view.Verify(ctx, nil)
+			if err != nil || len(report.Problems)+len(report.Unknown) > 0 {
+				t.Errorf("%+v, %v", report, err)
+			}
+		})
+	}
+}
+
+// What keeps retention from its work is said, and no reason to stop archiving.
+func TestRetentionThatIsBlockedSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newMemoryStore()
+		a := claim(t, s, nil)
+		n := newNode(t, 1<<30)
+		n.commit(8)
+		u := n.uploader(a)
+		var w *Writer
+		var compact, retain time.Time
+		if err := u.round(t.Context(), &w, &compact, &retain); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(2 * time.Hour)
+		n.commit(1)
+		if err := u.round(t.Context(), &w, &compact, &retain); err != nil {
+			t.Fatal(err)
+		}
+		broken := w.view.state.clone()
+		if len(broken.Levels[3]) != 1 || len(broken.Recent) != 9 {
+			t.Fatalf("%d files of level 3, %d commits", len(broken.Levels[3]), len(broken.Recent))
+		}
+		broken.Recent = append(broken.Recent[:4:4], broken.Recent[5:]...) // a hole that level 3 leads over
+		w.setState(broken)
+		<-time.After(40 * 24 * time.Hour)
+		n.commit(1)
+		w.opts.Keep[3] = 100 * 24 * time.Hour
+		if err := u.round(t.Context(), &w, &compact, &retain); err != nil {
+			t.Fatal(err)
+		}
+		u.note(w.Position(), nil)
+		if st := u.Status(); !strings.Contains(st.Blocked, "could not be reached") || st.Error != "" {
+			t.Errorf("status %+v", st)
+		}
+		n.commit(1)
+		if err := u.round(t.Context(), &w, &compact, &retain); err != nil || w.Position() != 11 {
+			t.Errorf("archived up to %d: %v", w.Position(), err)
+		}
+	})
+}
