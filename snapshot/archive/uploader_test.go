@@ -11,8 +11,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -443,6 +445,43 @@ func TestBacklogKeepsItsLimitAndSurvivesACrash(t *testing.T) {
 	if small.Status().Dropped == 0 {
 		t.Error("nothing was dropped")
 	}
+}
+
+// Whoever asks what a backlog has does not wait for a disk that does not answer.
+func TestBacklogAnswersWhileItIsSynced(t *testing.T) {
+	c := &counter{t: t}
+	b, err := OpenBacklog(t.TempDir(), 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Add("a", c.commits(1, epoch, 0)[0]); err != nil {
+		t.Fatal(err)
+	}
+	// The file cannot be opened before somebody writes to it.
+	if err := errors.Join(os.Remove(b.path("a", 1)), syscall.Mkfifo(b.path("a", 1), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = b.Sync() // a pipe cannot be synced
+	}()
+	for b.work.TryLock() {
+		b.work.Unlock()
+		runtime.Gosched()
+	}
+	if first, last, ok := b.Bounds("a"); !ok || first.TXID != 1 || last.TXID != 1 || b.Bytes("a") == 0 || b.Status().Databases != 1 || len(b.Databases()) != 1 {
+		t.Errorf("%+v to %+v, %v, %+v", first, last, ok, b.Status())
+	}
+	if batch, err := b.Range("a", 2, 1, 1); err != nil || len(batch.Commits) != 0 {
+		t.Errorf("%v, %v", batch, err)
+	}
+	f, err := os.OpenFile(b.path("a", 1), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	f.Close()
 }
 
 func TestBacklogCutsOffWhatACrashHasTorn(t *testing.T) {
