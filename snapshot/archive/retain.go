@@ -291,7 +291,7 @@ func (w *Writer) remove(ctx context.Context, changes []change, more []Object) (i
 		}
 		add(c.object)
 	}
-	if err := w.journal(ctx, changes...); err != nil {
+	if err := w.journalAlone(ctx, changes...); err != nil {
 		return 0, err
 	}
 	if err := w.view.store.Delete(ctx, keys...); err != nil {

@@ -51,6 +51,31 @@ type Writer struct {
 	changes  int    // in those that this Writer made
 	manifest uint64 // sequence number of the last manifest
 	broken   error
+
+	// That the next number of an entry is free proves that nobody else was here only while the numbers that others have
+	// taken are not free again: known is when this Writer last knew the newest entry, marks are the manifests since
+	// which time has passed.
+	known time.Time
+	marks []mark
+}
+
+// mark says that a manifest was there at a time.
+type mark struct {
+	seq uint64
+	at  time.Time
+}
+
+const (
+	// keepNumbers is for how long journal entries stay that a manifest has. An entry after which nothing was heard of
+	// the archive for half of that is looked after: its number may have been taken and be free again.
+	keepNumbers = time.Hour
+	knownFor    = keepNumbers / 2
+)
+
+// passed is the time since t by whichever clock says more: one of them stands still while a machine sleeps.
+func passed(t time.Time) time.Duration {
+	now := time.Now()
+	return max(now.Sub(t), now.Round(0).Sub(t.Round(0)))
 }
 
 // WriterOptions of a Writer. Zero values are the defaults.
@@ -102,6 +127,7 @@ func (a *Archive) Writer(ctx context.Context, id Identity, o WriterOptions) (*Wr
 		return nil, fmt.Errorf("write archive of %s: the database is of cluster %s, the archive of %s: %w", id.Name, id.Cluster, a.cluster, ErrForeign)
 	}
 	o.defaults()
+	known := time.Now()
 	v, err := a.Load(ctx, id)
 	if errors.Is(err, ErrNoDatabase) {
 		empty := encodeManifest(&State{Identity: id})
@@ -116,7 +142,7 @@ func (a *Archive) Writer(ctx context.Context, id Identity, o WriterOptions) (*Wr
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{view: v, opts: o, since: v.state.Seq - v.base, manifest: v.base}, nil
+	return &Writer{view: v, opts: o, since: v.state.Seq - v.base, manifest: v.base, known: known, marks: []mark{{v.base, time.Now()}}}, nil
 }
 
 // View returns what the archive has. It changes with the next write.
@@ -127,6 +153,16 @@ func (w *Writer) Position() uint64 { return w.view.state.Last.MaxTXID }
 
 // journal enters changes: with it they have happened, before it they have not.
 func (w *Writer) journal(ctx context.Context, changes ...change) error {
+	return w.enter(ctx, false, changes)
+}
+
+// journalAlone is journal for what cannot be taken back, as an answer or the end of an object: that no other writer was
+// here is looked up, however short the time was.
+func (w *Writer) journalAlone(ctx context.Context, changes ...change) error {
+	return w.enter(ctx, true, changes)
+}
+
+func (w *Writer) enter(ctx context.Context, alone bool, changes []change) error {
 	if w.broken != nil {
 		return w.broken
 	}
@@ -138,7 +174,11 @@ func (w *Writer) journal(ctx context.Context, changes ...change) error {
 	}
 	next.Seq++
 	b := encodeJournal(next.Seq, changes)
+	begun := time.Now()
 	_, err := w.view.put(ctx, w.view.seqKey(w.view.dir, journalDir, next.Seq), bytes.NewReader(b), int64(len(b)), time.Time{})
+	if err == nil && (alone || passed(w.known) > knownFor) {
+		err = w.newest(ctx, next.Seq)
+	}
 	if errors.Is(err, ErrForeign) {
 		w.broken = fmt.Errorf("write archive of %s: another writer was here: %w", next.Name, err)
 		return w.broken
@@ -146,10 +186,22 @@ func (w *Writer) journal(ctx context.Context, changes ...change) error {
 	if err != nil {
 		return err
 	}
+	w.known = begun // the number after it cannot have been taken before
 	w.setState(next)
 	w.since++
 	w.changes += len(changes)
 	return nil
+}
+
+// newest makes sure that an entry is the newest one: no manifest has one of that number.
+func (w *Writer) newest(ctx context.Context, seq uint64) error {
+	v := w.view
+	return v.store.List(ctx, store.Join(v.dir, manifestDir), fmt.Sprintf("%016x%s", w.manifest, v.ext()), func(i store.Info) error {
+		if i.Key >= v.seqKey(v.dir, manifestDir, seq) {
+			return &ObjectError{i.Key, fmt.Errorf("it has an entry %016x already: %w", seq, ErrForeign)}
+		}
+		return nil
+	})
 }
 
 // setState makes a new view, so that one that was handed out stays as it was.
@@ -370,6 +422,7 @@ func (w *Writer) Manifest(ctx context.Context, force bool) error {
 	}
 	before := w.manifest
 	w.since, w.changes, w.manifest = 0, 0, s.Seq
+	w.marks = append(w.marks, mark{s.Seq, time.Now()})
 	return w.sweep(ctx, before)
 }
 
@@ -403,7 +456,8 @@ func (w *Writer) seal(ctx context.Context) error {
 }
 
 // sweep removes manifests before the last two, and the journal up to the older
-// of them: a reader that has just found it needs what follows.
+// of them: a reader that has just found it needs what follows. Entries stay for
+// some time at least, so that their numbers are not free again.
 func (w *Writer) sweep(ctx context.Context, keep uint64) error {
 	v := w.view
 	var old []string
@@ -418,8 +472,13 @@ func (w *Writer) sweep(ctx context.Context, keep uint64) error {
 	if err := take(keep, manifestDir); err != nil {
 		return err
 	}
-	if err := take(keep+1, journalDir); err != nil {
-		return err
+	for len(w.marks) > 1 && passed(w.marks[1].at) > keepNumbers {
+		w.marks = w.marks[1:]
+	}
+	if first := w.marks[0]; passed(first.at) > keepNumbers {
+		if err := take(min(keep, first.seq)+1, journalDir); err != nil {
+			return err
+		}
 	}
 	return v.store.Delete(ctx, old...)
 }
