@@ -476,7 +476,11 @@ func (s *Service) ArchiveWriter(ctx context.Context, id DatabaseID, f func(conte
 	if up == nil {
 		return ErrNotFound
 	}
-	return up.u.Do(ctx, f)
+	err := up.u.Do(ctx, f)
+	if errors.Is(err, archive.ErrEnded) {
+		err = ErrNotLeader
+	}
+	return err
 }
 
 func (a *archiver) why() error {

@@ -2,7 +2,9 @@ package archive
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -134,12 +136,13 @@ func TestRetentionThatIsBlockedSaysSo(t *testing.T) {
 		u := n.uploader(a)
 		var w *Writer
 		var compact, retain time.Time
-		if err := u.round(t.Context(), &w, &compact, &retain); err != nil {
+		var seen evidence
+		if err := u.round(t.Context(), &w, &seen, &compact, &retain); err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(2 * time.Hour)
 		n.commit(1)
-		if err := u.round(t.Context(), &w, &compact, &retain); err != nil {
+		if err := u.round(t.Context(), &w, &seen, &compact, &retain); err != nil {
 			t.Fatal(err)
 		}
 		broken := w.view.state.clone()
@@ -151,7 +154,8 @@ func TestRetentionThatIsBlockedSaysSo(t *testing.T) {
 		<-time.After(40 * 24 * time.Hour)
 		n.commit(1)
 		w.opts.Keep[3] = 100 * 24 * time.Hour
-		if err := u.round(t.Context(), &w, &compact, &retain); err != nil {
+		seen = evidence{w.view.state.Last.Time, time.Now().Add(-believeClock)}
+		if err := u.round(t.Context(), &w, &seen, &compact, &retain); err != nil {
 			t.Fatal(err)
 		}
 		u.note(w.Position(), nil)
@@ -159,8 +163,81 @@ func TestRetentionThatIsBlockedSaysSo(t *testing.T) {
 			t.Errorf("status %+v", st)
 		}
 		n.commit(1)
-		if err := u.round(t.Context(), &w, &compact, &retain); err != nil || w.Position() != 11 {
+		if err := u.round(t.Context(), &w, &seen, &compact, &retain); err != nil || w.Position() != 11 {
 			t.Errorf("archived up to %d: %v", w.Position(), err)
+		}
+	})
+}
+
+// A new leader whose clock is ten days ahead removes nothing that is to be kept, though the commits that it makes have
+// times of that clock.
+func TestAClockThatIsAheadRemovesNoHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claim(t, newMemoryStore(), nil)
+		n := newNode(t, 1<<30)
+		stop := lead(n.uploader(a))
+		for range 10 {
+			n.commit(2)
+			settle(time.Hour)
+		}
+		stop()
+		kept := len(mustLoad(t, a).state.Recent)
+		if kept != 20 {
+			t.Fatalf("%d commits are there one by one", kept)
+		}
+		// For a process that starts it is the same whether that time has passed or the clock says so.
+		<-time.After(10 * 24 * time.Hour)
+		stop = lead(n.uploader(a))
+		defer func() { stop() }()
+		for range 10 {
+			n.commit(1)
+			settle(time.Hour)
+		}
+		if got := len(mustLoad(t, a).state.Recent); got != kept+10 {
+			t.Errorf("%d commits are left one by one, want %d", got, kept+10)
+		}
+		// It was right: what was idle for long is not kept for much longer.
+		for range 20 {
+			n.commit(1)
+			settle(time.Hour)
+		}
+		if s := mustLoad(t, a).state; s.Recent[0].MinTXID <= uint64(kept) {
+			t.Errorf("commit %d is still there", s.Recent[0].MinTXID)
+		}
+	})
+}
+
+func mustLoad(t testing.TB, a *Archive) *View {
+	t.Helper()
+	v, err := a.Load(t.Context(), testID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// Whoever has a job for an uploader that ends is told so at once, and nothing of the job runs any more when it is.
+func TestAJobOfAnUploaderThatHasEndedIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claim(t, newMemoryStore(), nil)
+		n := newNode(t, 1<<30)
+		u := n.uploader(a)
+		stop := lead(u)
+		n.commit(1)
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := false
+		if err := u.Do(ctx, func(ctx context.Context, _ *Writer) error {
+			cancel()
+			<-time.After(time.Second) // until it has noticed
+			ran = true
+			return ctx.Err()
+		}); !errors.Is(err, context.Canceled) || !ran {
+			t.Errorf("%v, ran %v", err, ran)
+		}
+		stop()
+		begun := time.Now()
+		if err := u.Do(t.Context(), func(context.Context, *Writer) error { return nil }); !errors.Is(err, ErrEnded) || time.Since(begun) != 0 {
+			t.Errorf("after %s: %v", time.Since(begun), err)
 		}
 	})
 }

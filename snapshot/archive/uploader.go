@@ -15,6 +15,8 @@ const (
 	minRetry     = time.Second
 	maxRetry     = 30 * time.Second
 	retainEvery  = time.Hour
+	retainFirst  = 5 * time.Minute
+	believeClock = 24 * time.Hour
 	roundTimeout = 10 * time.Minute
 )
 
@@ -57,6 +59,7 @@ type Uploader struct {
 	opts    UploaderOptions
 	wake    chan struct{}
 	jobs    chan job
+	ended   chan struct{} // closed when Run returns
 
 	mu     sync.Mutex
 	status UploadStatus
@@ -95,7 +98,7 @@ func NewUploader(a *Archive, id Identity, source Source, o UploaderOptions) *Upl
 		o.Interval = time.Second
 	}
 	o.Writer.defaults()
-	return &Uploader{archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1), jobs: make(chan job)}
+	return &Uploader{archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1), jobs: make(chan job), ended: make(chan struct{})}
 }
 
 // Notify says that there was a commit. It never waits.
@@ -106,17 +109,18 @@ func (u *Uploader) Notify() {
 	}
 }
 
-// Do calls f with the Writer, between two rounds of Run.
+// ErrEnded is returned by Do where Run has returned, or does before it comes to it: another node may archive the
+// database. f was not called, unless it was cut short.
+var ErrEnded = errors.New("the uploader has ended")
+
+// Do calls f with the Writer, between two rounds of Run. When it returns f has, too, or is never called.
 func (u *Uploader) Do(ctx context.Context, f func(context.Context, *Writer) error) error {
 	j := job{ctx, f, make(chan error, 1)}
 	select {
 	case u.jobs <- j:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case err := <-j.done:
-		return err
+		return <-j.done // f ends with ctx, or with Run
+	case <-u.ended:
+		return ErrEnded
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -129,11 +133,14 @@ func (u *Uploader) Status() UploadStatus {
 	return u.status
 }
 
-// Run archives until the context ends. The node runs it while it leads.
+// Run archives until the context ends. The node runs it while it leads, once.
 func (u *Uploader) Run(ctx context.Context) {
+	defer close(u.ended)
 	var w *Writer
 	retry := minRetry
-	var nextCompact, nextRetain time.Time
+	var nextCompact time.Time
+	nextRetain := time.Now().Add(retainFirst)
+	var seen evidence
 	var took time.Duration      // by the last round
 	archived := u.opts.Archived // as far as is known
 	for ctx.Err() == nil {
@@ -165,7 +172,7 @@ func (u *Uploader) Run(ctx context.Context) {
 		if j != nil {
 			err = u.do(round, j, &w)
 		} else {
-			err = u.round(round, &w, &nextCompact, &nextRetain)
+			err = u.round(round, &w, &seen, &nextCompact, &nextRetain)
 			took = time.Since(begun)
 		}
 		cancel()
@@ -176,6 +183,9 @@ func (u *Uploader) Run(ctx context.Context) {
 			w = nil // what it knows of the archive is not true any more
 		}
 		if j != nil {
+			if err != nil && ctx.Err() != nil {
+				err = fmt.Errorf("%w: %w", ErrEnded, err)
+			}
 			j.done <- err
 			continue
 		}
@@ -299,6 +309,31 @@ func (u *Uploader) note(archived uint64, err error) {
 	}
 }
 
+// evidence is what bounds the time by which retention goes: a clock that is days ahead, of a node that has just begun to
+// lead, must not remove what is to be kept for these days. The last commit that was archived before has the time of
+// another clock, or of this one before it went wrong; since then at least as much time has passed as this process has
+// seen. What is committed from now on proves nothing, it has the time of the same clock. So history is kept for as much
+// longer as the database was idle before, but for a day at most: by then a clock that was so wrong has been noticed.
+type evidence struct {
+	commit int64 // time of that commit, 0 where there was none
+	at     time.Time
+}
+
+// note takes what a Writer has found, the first time.
+func (e *evidence) note(w *Writer) {
+	if e.at.IsZero() {
+		e.commit, e.at = w.view.state.Last.Time, time.Now()
+	}
+}
+
+func (e *evidence) bound(now time.Time) time.Time {
+	passed := now.Sub(e.at) // monotonic, whatever the clock does meanwhile
+	if proven := time.UnixMicro(e.commit).Add(passed); e.commit != 0 && passed < believeClock && proven.Before(now) {
+		return proven
+	}
+	return now
+}
+
 // retained keeps for Status what retention could not do. It is no reason to try again before it is due.
 func (u *Uploader) retained(blocked error) {
 	u.mu.Lock()
@@ -311,7 +346,7 @@ func (u *Uploader) retained(blocked error) {
 }
 
 // round archives what is there, and merges and removes what is due.
-func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextRetain *time.Time) error {
+func (u *Uploader) round(ctx context.Context, wp **Writer, seen *evidence, nextCompact, nextRetain *time.Time) error {
 	done, err := u.turn(ctx)
 	if err != nil {
 		return err
@@ -321,6 +356,7 @@ func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextReta
 		return err
 	}
 	w := *wp
+	seen.note(w)
 	// What is committed meanwhile is for the next round, an interval later: a few commits at a time cost as many
 	// objects as there are commits.
 	for last, _ := u.source.Position(); w.Position() < last; {
@@ -342,7 +378,7 @@ func (u *Uploader) round(ctx context.Context, wp **Writer, nextCompact, nextReta
 		*nextCompact = now.Add(u.opts.Writer.Intervals[1])
 	}
 	if !now.Before(*nextRetain) {
-		_, err := w.Retain(ctx, now)
+		_, err := w.Retain(ctx, seen.bound(now))
 		if err != nil && !errors.Is(err, errBlocked) {
 			return err
 		}
