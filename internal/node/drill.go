@@ -45,7 +45,7 @@ type driller struct {
 func (n *Node) newDriller() *driller {
 	return &driller{
 		interval: n.cfg.DrillInterval, dir: filepath.Join(n.dir.Path(), "spool"), rate: drillRate, archive: n.svc.Archive, sample: n.svc.Sample,
-		lineage: func() uint64 { return n.dir.Record().Lineage }, room: n.room, failed: n.log.Error,
+		lineage: func() uint64 { return n.dir.Record().Lineage }, room: func(bytes int64) error { return n.room(bytes, 1) }, failed: n.log.Error,
 		rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		st:   api.DrillStatus{IntervalMS: max(0, n.cfg.DrillInterval).Milliseconds()},
 	}

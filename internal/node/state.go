@@ -135,7 +135,7 @@ func (n *Node) restore(ctx context.Context, w *wanted, f *os.File, progress func
 		return nil, err
 	}
 	s := &stateFile{f: f, pageSize: w.found.View.State().PageSize, pageCount: w.found.Point.PageCount}
-	if err := n.room(int64(s.pageCount) * int64(s.pageSize)); err != nil {
+	if err := n.room(int64(s.pageCount)*int64(s.pageSize), 1); err != nil {
 		return nil, err
 	}
 	report := steps(progress)
