@@ -70,3 +70,59 @@ func TestWhoeverAsksForTheArchiveDoesNotHoldUpCommitsWhileTheDiskWrites(t *testi
 		t.Errorf("status %+v", st)
 	}
 }
+
+// A database that was deleted between the last entry of a node and the manifest that it was sent: what is not archived of
+// it goes into the backlog as that of any other.
+func TestWhatADeletedDatabaseLeavesIsKeptBehindAManifest(t *testing.T) {
+	a := newTestArchiver(t, nil, ArchiveOptions{})
+	leader, follower := newScript(t, nil), newScript(t, nil)
+	id := leader.create("shop.db")
+	follower.create("shop.db")
+	leader.apply(&Delete{DB: id, CommitTime: 5000})
+	a.s.fsm = follower.f
+	a.add(id, 2, keptCommit{index: 3, time: 2000, size: 1})
+	a.s.fsm = leader.f
+	a.rebase(leader.f.List())
+	if k := a.kept[id]; k == nil || !k.deleted || len(k.entries) != 1 {
+		t.Errorf("kept: %+v", k)
+	}
+}
+
+// A leader that leads no more before it has told what it has archived tells it when it leads again.
+func TestWhatIsArchivedAndNotToldIsToldInALaterTerm(t *testing.T) {
+	a := newTestArchiver(t, nil, ArchiveOptions{Local: true})
+	s := newScript(t, nil)
+	a.s.fsm, a.tag = s.f, 77
+	told, untold := s.create("told.db"), s.create("untold.db")
+	for _, id := range []DatabaseID{told, untold} {
+		s.commit(id)
+	}
+	s.apply(&Archived{Archive: 77, Positions: []ArchivedPosition{{told, 2}}})
+	a.proposals[told], a.proposals[untold], a.proposals[DatabaseID{9}] = 2, 2, 5
+	a.survey()
+	if len(a.proposals) != 1 || a.proposals[untold] != 2 {
+		t.Errorf("to be told: %v", a.proposals)
+	}
+}
+
+func TestAnArchiveIsTheSameByWhereItIs(t *testing.T) {
+	const at = "s3://bucket/prefix?endpoint=https://store:9000"
+	for _, tt := range []struct {
+		url  string
+		same bool
+	}{
+		{at, true},
+		{at + "&ca=/etc/ca.pem&profile=backup", true},
+		{at + "&region=eu-central-1&path-style=true", true},
+		{"s3://bucket/prefix/?profile=x&endpoint=https%3A%2F%2Fstore%3A9000", true},
+		{"s3://bucket/prefix?endpoint=https://other:9000", false},
+		{"s3://bucket/prefix", false},
+		{"s3://bucket/other?endpoint=https://store:9000", false},
+		{"s3://other/prefix?endpoint=https://store:9000", false},
+		{"file:///bucket/prefix", false},
+	} {
+		if got := archivePlace(tt.url) == archivePlace(at); got != tt.same {
+			t.Errorf("%s is %s, %s is %s", at, archivePlace(at), tt.url, archivePlace(tt.url))
+		}
+	}
+}
