@@ -11,7 +11,6 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/uglyer/ha-sqlite/snapshot/archive"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -305,7 +304,7 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if a == nil || !ok {
 		return errors.New("the archive of this node cannot be read")
 	}
-	v, err := a.Choose(ctx, source.Name, func(v *archive.View) (bool, error) { return v.State().Database == f.source.String(), nil })
+	v, err := a.ChooseID(ctx, source.Name, f.source.String())
 	if err != nil {
 		return err
 	}

@@ -108,10 +108,15 @@ type Found struct {
 // Find chooses the database and the state.
 func (m Moment) Find(ctx context.Context, a *archive.Archive, name string) (Found, error) {
 	var f Found
-	v, err := a.Choose(ctx, name, func(v *archive.View) (bool, error) {
-		if m.Database != "" {
-			return v.State().Database == m.Database, nil
+	if m.Database != "" {
+		// A damaged one that had the name before is not in the way.
+		if v, err := a.ChooseID(ctx, name, m.Database); err == nil {
+			return m.in(ctx, v, name)
+		} else if !errors.Is(err, archive.ErrNoDatabase) {
+			return f, err
 		}
+	}
+	v, err := a.Choose(ctx, name, func(v *archive.View) (bool, error) {
 		if !m.ByTime() {
 			return true, nil
 		}
@@ -121,6 +126,11 @@ func (m Moment) Find(ctx context.Context, a *archive.Archive, name string) (Foun
 	if err != nil {
 		return f, err
 	}
+	return m.in(ctx, v, name)
+}
+
+// in finds the state in a database.
+func (m Moment) in(ctx context.Context, v *archive.View, name string) (f Found, err error) {
 	f.View = v
 	switch {
 	case m.ByTime():
@@ -157,6 +167,9 @@ func TimeText(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.0
 // found by the time that was given.
 func (m Moment) Remarks(f Found) []string {
 	var lines []string
+	if err := f.View.Damage(); err != nil {
+		lines = append(lines, fmt.Sprintf("the manifest before it was read, and nothing is missing: %v", err))
+	}
 	if m.ByTime() && f.Last() {
 		lines = append(lines, "it is the last commit of the archive: what was committed later and not archived is not in it")
 	}

@@ -533,6 +533,81 @@ func TestLabelledStatesStay(t *testing.T) {
 }
 
 // A list of all databases has all of them, or says which object is at fault.
+// A damaged manifest costs nothing where the one before it is there, and a writer replaces it.
+func TestTheManifestBeforeADamagedOneServes(t *testing.T) {
+	ctx := t.Context()
+	m := newMemoryStore()
+	a := claim(t, m, nil)
+	c := &counter{t: t}
+	w := openWriter(t, a, WriterOptions{})
+	for i := range 3 {
+		if err := errors.Join(w.Append(ctx, c.commits(5, epoch.Add(time.Duration(i)*time.Minute), time.Second)), w.Manifest(ctx, true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newest := a.seqKey(testID.dir(), manifestDir, w.view.state.Seq)
+	m.objs[newest].b[20] ^= 1
+	v := mustLoad(t, a)
+	var at *ObjectError
+	if !errors.As(v.Damage(), &at) || at.Key != newest || v.Last().TXID != 15 {
+		t.Errorf("%v, last %+v", v.Damage(), v.Last())
+	}
+	if report, err := v.Verify(ctx, nil); err != nil || len(report.Problems) != 1 || !strings.Contains(report.Problems[0], newest) || report.Points != 15 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	w = openWriter(t, a, WriterOptions{})
+	if err := w.Manifest(ctx, true); err != nil {
+		t.Errorf("before the next entry: %v", err)
+	}
+	if err := errors.Join(w.Append(ctx, c.commits(5, epoch.Add(time.Hour), time.Second)), w.Manifest(ctx, true)); err != nil {
+		t.Fatal(err)
+	}
+	if v := mustLoad(t, a); v.Damage() != nil || v.Last().TXID != 20 {
+		t.Errorf("%v, last %+v", v.Damage(), v.Last())
+	}
+	// Without the entries that it had it is what is missing.
+	newest = a.seqKey(testID.dir(), manifestDir, w.view.state.Seq)
+	m.objs[newest].b[20] ^= 1
+	delete(m.objs, a.seqKey(testID.dir(), journalDir, w.view.state.Seq))
+	if _, err := a.Load(ctx, testID); !errors.As(err, &at) || at.Key != newest || !errors.Is(err, ErrDamaged) {
+		t.Errorf("with a hole: %v", err)
+	}
+}
+
+// A damaged database that had the name before is not in the way of one that is asked for by its id.
+func TestADamagedNamesakeIsNotInTheWay(t *testing.T) {
+	ctx := t.Context()
+	m := newMemoryStore()
+	a := claim(t, m, nil)
+	ids := []Identity{testID, testID}
+	ids[1].Database = strings.Repeat("e", 32)
+	for _, id := range ids {
+		w, err := a.Writer(ctx, id, WriterOptions{})
+		if err == nil {
+			c := &counter{t: t}
+			err = w.Append(ctx, c.commits(3, epoch, time.Second))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	bad := a.seqKey(ids[0].dir(), manifestDir, 0)
+	m.objs[bad].b[20] ^= 1
+	if v, err := a.ChooseID(ctx, testID.Name, ids[1].Database); err != nil || v.state.Database != ids[1].Database || v.Last().TXID != 3 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	var at *ObjectError
+	if _, err := a.ChooseID(ctx, testID.Name, ids[0].Database); !errors.As(err, &at) || at.Key != bad {
+		t.Errorf("the damaged one: %v", err)
+	}
+	if _, err := a.ChooseID(ctx, testID.Name, strings.Repeat("f", 32)); !errors.Is(err, ErrNoDatabase) {
+		t.Errorf("none: %v", err)
+	}
+	if _, err := a.Choose(ctx, testID.Name, func(*View) (bool, error) { return true, nil }); !errors.As(err, &at) || at.Key != bad || !strings.Contains(err.Error(), "bookmark") {
+		t.Errorf("by name: %v", err)
+	}
+}
+
 func TestEveryDatabaseIsListedOrMissed(t *testing.T) {
 	ctx := t.Context()
 	root := filepath.Join(t.TempDir(), "archive")
@@ -574,7 +649,8 @@ func TestEveryDatabaseIsListedOrMissed(t *testing.T) {
 				}
 			}
 			var at *ObjectError
-			if list, err := a.Databases(ctx); !errors.As(err, &at) || at.Key != a.identityKey(id) {
+			list, err := a.Databases(ctx)
+			if !errors.As(err, &at) || at.Key != a.identityKey(id) || len(list) != len(ids)-1 || slices.Contains(list, id) {
 				t.Errorf("%s is %s: got %v, %v", a.identityKey(id), what, list, err)
 			}
 			if err := os.WriteFile(path(id), b, 0o600); err != nil {

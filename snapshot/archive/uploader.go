@@ -239,6 +239,9 @@ func (u *Uploader) open(ctx context.Context, wp **Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := w.view.Damage(); err != nil {
+		u.opts.Log.Warn("the newest manifest is damaged, the one before it serves; nothing is missing, the next one replaces it", "db", u.id.Name, "err", err)
+	}
 	*wp = w
 	u.source.Archived(w.Position())
 	return nil

@@ -30,6 +30,9 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 		r.Problems = append(r.Problems, err.Error())
 		return nil
 	}
+	if v.damage != nil {
+		r.Problems = append(r.Problems, v.damage.Error())
+	}
 	var all []Object
 	for _, list := range v.state.lists() {
 		all = append(all, list...)
@@ -163,7 +166,8 @@ func (a *Archive) Choose(ctx context.Context, name string, at func(*View) (bool,
 			continue // it is just being made
 		}
 		if err != nil {
-			return nil, err
+			// It may be the one that is meant.
+			return nil, fmt.Errorf("%w; a state of another database that had the name is found by its bookmark", err)
 		}
 		if !v.Empty() {
 			views = append(views, v)
@@ -190,6 +194,34 @@ func (a *Archive) Choose(ctx context.Context, name string, at func(*View) (bool,
 				best = v
 			}
 		}
+	}
+	return best, nil
+}
+
+// ChooseID finds the database of an id among those that had a name, in its last lineage. Of the others it reads nothing.
+func (a *Archive) ChooseID(ctx context.Context, name, database string) (*View, error) {
+	list, err := a.Find(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	var best *View
+	for _, id := range list {
+		if id.Database != database {
+			continue
+		}
+		v, err := a.Load(ctx, id)
+		if errors.Is(err, ErrNoDatabase) {
+			continue // it is just being made
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !v.Empty() && (best == nil || v.state.Last.Time > best.state.Last.Time) {
+			best = v
+		}
+	}
+	if best == nil {
+		return nil, fmt.Errorf("nothing is archived of database %s under the name %s: %w", database, name, ErrNoDatabase)
 	}
 	return best, nil
 }

@@ -209,7 +209,7 @@ func (w *Writer) setState(s *State) {
 	old := w.view
 	old.mu.Lock()
 	defer old.mu.Unlock()
-	w.view = &View{Archive: old.Archive, state: s, base: old.base, dir: old.dir, segments: old.segments}
+	w.view = &View{Archive: old.Archive, state: s, base: old.base, dir: old.dir, segments: old.segments, damagedKey: old.damagedKey, damage: old.damage}
 	old.segments = map[uint64][]Object{}
 }
 
@@ -416,8 +416,12 @@ func (w *Writer) Manifest(ctx context.Context, force bool) error {
 		return err
 	}
 	s := w.view.state
+	key := w.view.seqKey(w.view.dir, manifestDir, s.Seq)
+	if key == w.view.damagedKey {
+		return nil // there is one, which is damaged: the next entry makes room for another
+	}
 	b := encodeManifest(s)
-	if _, err := w.view.put(ctx, w.view.seqKey(w.view.dir, manifestDir, s.Seq), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
+	if _, err := w.view.put(ctx, key, bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
 		return fmt.Errorf("write manifest of %s: %w", s.Name, err)
 	}
 	before := w.manifest
