@@ -94,6 +94,7 @@ const format = 1
 type Archive struct {
 	objects
 	cluster string
+	strays  strays
 }
 
 // Options of an archive.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -175,11 +176,16 @@ func TestAClockThatIsAheadRemovesNoHistory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := claim(t, newMemoryStore(), nil)
 		n := newNode(t, 1<<30)
-		stop := lead(n.uploader(a))
-		for range 10 {
-			n.commit(2)
-			settle(time.Hour)
+		u := n.uploader(a)
+		stop := lead(u)
+		write := func(hours, commits int) {
+			for range hours {
+				n.commit(commits)
+				u.Notify()
+				settle(time.Hour)
+			}
 		}
+		write(10, 2)
 		stop()
 		kept := len(mustLoad(t, a).state.Recent)
 		if kept != 20 {
@@ -187,20 +193,15 @@ func TestAClockThatIsAheadRemovesNoHistory(t *testing.T) {
 		}
 		// For a process that starts it is the same whether that time has passed or the clock says so.
 		<-time.After(10 * 24 * time.Hour)
-		stop = lead(n.uploader(a))
+		u = n.uploader(a)
+		stop = lead(u)
 		defer func() { stop() }()
-		for range 10 {
-			n.commit(1)
-			settle(time.Hour)
-		}
+		write(10, 1)
 		if got := len(mustLoad(t, a).state.Recent); got != kept+10 {
 			t.Errorf("%d commits are left one by one, want %d", got, kept+10)
 		}
 		// It was right: what was idle for long is not kept for much longer.
-		for range 20 {
-			n.commit(1)
-			settle(time.Hour)
-		}
+		write(20, 1)
 		if s := mustLoad(t, a).state; s.Recent[0].MinTXID <= uint64(kept) {
 			t.Errorf("commit %d is still there", s.Recent[0].MinTXID)
 		}
@@ -238,6 +239,78 @@ func TestAJobOfAnUploaderThatHasEndedIsRefused(t *testing.T) {
 		begun := time.Now()
 		if err := u.Do(t.Context(), func(context.Context, *Writer) error { return nil }); !errors.Is(err, ErrEnded) || time.Since(begun) != 0 {
 			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+	})
+}
+
+// What could not be deleted after it was removed from the manifest goes later, and so does what a writer did not come to
+// enter; an idle database costs nothing for it.
+func TestWhatNothingListsIsDeletedAfterADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		m := newMemoryStore()
+		s := storetest.NewFaulty(m, 1)
+		a := claim(t, s, nil)
+		c := &counter{t: t}
+		w := openWriter(t, a, WriterOptions{})
+		if err := errors.Join(w.Append(ctx, c.commits(20, time.Now(), time.Second)), w.Compact(ctx, time.Now().Add(2*time.Hour))); err != nil {
+			t.Fatal(err)
+		}
+		s.Hook(func(op, _ string) error {
+			if op == "delete" {
+				return storetest.ErrInjected
+			}
+			return nil
+		})
+		<-time.After(8 * 24 * time.Hour)
+		if n, err := w.Retain(ctx, time.Now()); n == 0 || !errors.Is(err, storetest.ErrInjected) {
+			t.Fatalf("%d files went: %v", n, err)
+		}
+		s.Hook(nil)
+		left := func() []string {
+			report, err := w.view.Verify(ctx, nil)
+			if err != nil || len(report.Problems) > 0 {
+				t.Fatalf("%+v, %v", report, err)
+			}
+			return report.Unknown
+		}
+		before := left()
+		if len(before) == 0 {
+			t.Fatal("all was deleted")
+		}
+		tidy := func() int {
+			lists := s.Calls("list")
+			if err := w.Tidy(ctx); err != nil {
+				t.Fatal(err)
+			}
+			return s.Calls("list") - lists
+		}
+		if n := tidy(); n == 0 || len(left()) != len(before) {
+			t.Errorf("at first, in %d listings: %q", n, left())
+		}
+		<-time.After(23 * time.Hour)
+		if n := tidy(); n != 0 {
+			t.Errorf("%d listings within a day", n)
+		}
+		<-time.After(2 * time.Hour)
+		w = openWriter(t, a, WriterOptions{}) // another one knows what was found
+		if err := w.Append(ctx, c.commits(1, time.Now(), 0)); err != nil {
+			t.Fatal(err)
+		}
+		stray := w.view.Key(Object{Level: 2, MinTXID: 1, MaxTXID: 7})
+		if err := m.Put(ctx, stray, strings.NewReader("x"), 1, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if n := tidy(); n == 0 || len(left()) != 1 || left()[0] != stray {
+			t.Errorf("after a day, in %d listings: %q", n, left())
+		}
+		<-time.After(25 * time.Hour)
+		if tidy(); len(left()) != 0 {
+			t.Errorf("after another day: %q", left())
+		}
+		<-time.After(1000 * time.Hour)
+		if n := tidy(); n != 0 {
+			t.Errorf("%d listings of what was not written", n)
 		}
 	})
 }

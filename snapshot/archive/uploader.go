@@ -386,6 +386,9 @@ func (u *Uploader) round(ctx context.Context, wp **Writer, seen *evidence, nextC
 			return err
 		}
 		u.retained(err)
+		if err := w.Tidy(ctx); err != nil {
+			return err
+		}
 		*nextRetain = now.Add(retainEvery)
 	}
 	return w.Manifest(ctx, false)
