@@ -1,6 +1,8 @@
 package replicate
 
 import (
+	"context"
+	"errors"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -188,23 +190,43 @@ func (w *idleSweep) step(s *Service) {
 }
 
 // checkIdle compares the stat of an idle database with its record. A change means that somebody wrote it: it is
-// opened, which checks every page.
+// opened, which checks every page. Without one that is done when its scrub is due, of one idle database at a time.
 func (d *replica) checkIdle() {
+	s := d.svc
 	d.mu.Lock()
 	idle := d.live == nil && d.fenced == nil && !d.deleted && !d.removed && len(d.queue) == 0
+	due := idle && d.pending == nil && !d.behind && !d.unreached && !d.provisional && !d.forkingLocked() && d.scrubDueLocked()
+	first := d.base.TXID <= 1
 	d.mu.Unlock()
 	if !idle || !d.ioMu.TryLock() {
 		return
 	}
 	_, _, changed := d.closedRecord()
 	d.ioMu.Unlock()
-	if !changed {
+	if changed {
+		d.log.Warn("an idle database changed on disk, checking it")
+		d.beside(func() {
+			if err := d.useOrFetch(s.ctx); err != nil && s.ctx.Err() == nil {
+				d.log.Warn("check a changed idle database", "err", err)
+			}
+		})
 		return
 	}
-	d.log.Warn("an idle database changed on disk, checking it")
-	d.beside(func() {
-		if err := d.use(d.svc.ctx); err != nil && d.svc.ctx.Err() == nil {
-			d.log.Warn("check a changed idle database", "err", err)
-		}
+	if !due || !s.replayed() || first && d.absent() || s.scrubbingIdle.Swap(true) {
+		return
+	}
+	s.goroutine(func() {
+		defer s.scrubbingIdle.Store(false)
+		d.scrubInTurn(d.scrubIdle)
 	})
+}
+
+// useOrFetch is use that has files fetched which are gone.
+func (d *replica) useOrFetch(ctx context.Context) error {
+	err := d.use(ctx)
+	if errors.Is(err, errAbsent) {
+		d.locate(ctx)
+		return nil
+	}
+	return err
 }

@@ -87,8 +87,8 @@ func (d *replica) apply(w *worker) {
 			d.svc.pauseFor(d.svc.ctx, wait)
 			wait = min(2*wait, maxApplyRetry)
 			continue
-		case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, errIncomplete), errors.Is(err, errSpoolLost):
-			// The log was cut off while this copy was blocked: a peer has the pages (RULES A4).
+		case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, errIncomplete), errors.Is(err, errSpoolLost), d.awaited(err):
+			// The log was cut off while this copy was blocked, or before it was here: a peer has the pages (RULES A4).
 			d.mu.Lock()
 			d.behind = true
 			d.mu.Unlock()
@@ -120,6 +120,9 @@ func (d *replica) applyPages(wait time.Duration) time.Duration {
 		d.mu.Lock()
 		d.behind = d.behind && err != nil && !errors.Is(err, ErrDeleted)
 		d.mu.Unlock()
+		if err != nil { // this node decides it soon
+			d.svc.pauseFor(d.svc.ctx, minApplyRetry)
+		}
 		return minApplyRetry
 	}
 	d.trouble(fmt.Errorf("catch up from a peer: %w", err))
@@ -272,6 +275,7 @@ func (d *replica) appendIO(txn *wal.Txn, to Position, pageCount uint32, pages []
 	d.mu.Lock()
 	d.stepSumsLocked(delta)
 	d.advanceLocked(to, fp)
+	d.lastApply = d.lastUsed
 	d.mu.Unlock()
 	if d.svc.opts.VerifyFull {
 		return d.confirmIO(nil)
@@ -314,15 +318,15 @@ func (d *replica) confirmIO(txn *wal.Txn) error {
 
 // applyDelete empties the database for the handles that are open and removes the files once none is.
 func (d *replica) applyDelete() error {
+	d.lockApplier()
+	defer d.unlockApplier()
 	d.mu.Lock()
 	open := len(d.handles) > 0
 	d.mu.Unlock()
 	if !open {
-		d.removeFiles()
+		d.removeFilesIO()
 		return nil
 	}
-	d.ioMu.Lock()
-	defer d.ioMu.Unlock()
 	live, err := d.openIO()
 	if errors.Is(err, ErrDeleted) {
 		return nil // the last handle closed meanwhile
@@ -353,6 +357,10 @@ func (d *replica) applyDelete() error {
 func (d *replica) removeFiles() {
 	d.ioMu.Lock()
 	defer d.ioMu.Unlock()
+	d.removeFilesIO()
+}
+
+func (d *replica) removeFilesIO() {
 	d.mu.Lock()
 	if !d.deleted || d.removed || len(d.handles) > 0 {
 		d.mu.Unlock()
@@ -383,7 +391,9 @@ func (d *replica) removeFiles() {
 	}
 	errs = append(errs, d.svc.files.Remove(d.path), d.svc.sums.Forget(d.id))
 	d.svc.forget(d)
-	if err := errors.Join(errs...); err != nil {
+	err := errors.Join(errs...)
+	d.svc.stopIfSyncFailed(err)
+	if err != nil {
 		d.log.Warn("files of a deleted database stay behind", "err", err)
 	}
 }

@@ -47,7 +47,12 @@ type ArchiveFile struct {
 	Key   string `json:"key"`
 }
 
-const archiveJobPoll = 50 * time.Millisecond
+const (
+	archiveJobPoll = 50 * time.Millisecond
+	// archiveJobLate is for how long a job waits until the archive has what was acknowledged before it. The job itself
+	// takes as long as it takes, as long as it gets on.
+	archiveJobLate = 10 * time.Minute
+)
 
 // ArchiveJob changes the archive of a database: on the node that writes it or, where each node has its own, on all. There
 // the answers of nodes that did not do it say why; an error means that none did.
@@ -109,6 +114,8 @@ func (s *Service) ArchiveJob(ctx context.Context, j ArchiveJob) ([]ArchiveDone, 
 // archiveJob does a job on this node.
 func (s *Service) archiveJob(ctx context.Context, j ArchiveJob) (ArchiveDone, error) {
 	done := ArchiveDone{Node: s.opts.NodeID}
+	patience, cancel := context.WithTimeout(ctx, archiveJobLate)
+	defer cancel()
 	for {
 		late := false
 		err := s.ArchiveWriter(ctx, j.DB, func(ctx context.Context, w *archive.Writer) error {
@@ -120,8 +127,8 @@ func (s *Service) archiveJob(ctx context.Context, j ArchiveJob) (ArchiveDone, er
 		if err != nil || !late {
 			return done, err
 		}
-		if !s.pauseFor(ctx, archiveJobPoll) {
-			return done, fmt.Errorf("wait until transaction %s is archived: %w", j.From, cmp.Or(context.Cause(ctx), error(ErrShutdown)))
+		if !s.pauseFor(patience, archiveJobPoll) {
+			return done, fmt.Errorf("wait until transaction %s is archived: %w", j.From, cmp.Or(context.Cause(patience), error(ErrShutdown)))
 		}
 	}
 }

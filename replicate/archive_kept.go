@@ -231,7 +231,7 @@ func (a *archiver) moveOut(ctx context.Context, k *kept, upTo TXID) error {
 		if from > upTo {
 			return nil
 		}
-		if err := a.room(); err != nil {
+		if err := a.room(0); err != nil {
 			a.s.metrics.error("archive_backlog")
 			a.s.log.Warn("commits are not kept for the archive: a snapshot stands in for them", "id", k.id.String(), "txid", from.String(), "err", err)
 			return nil

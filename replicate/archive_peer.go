@@ -24,7 +24,7 @@ const (
 	// commitsAsked is how much is fetched at a time.
 	commitsAsked      = 1024
 	commitsAskedBytes = 16 << 20
-	// commitsPatience is for how long one peer may take.
+	// commitsPatience is for how long one peer may send nothing.
 	commitsPatience = 2 * time.Minute
 )
 
@@ -105,10 +105,10 @@ func (a *archiver) fromPeers(ctx context.Context, id DatabaseID, from TXID) (*ar
 }
 
 func (a *archiver) fromPeer(ctx context.Context, peer string, id DatabaseID, from TXID) (*archive.Batch, error) {
-	ctx, cancel := context.WithTimeout(ctx, commitsPatience)
-	defer cancel()
+	ctx, tick, stop := watchProgress(ctx, commitsPatience, nil)
+	defer stop()
 	req := binary.LittleEndian.AppendUint64(append(make([]byte, 0, commitsRequestSize), id[:]...), uint64(from))
-	stream, err := a.s.port.Stream(ctx, peer, methodCommits, req)
+	stream, err := a.s.bulk(ctx, peer, methodCommits, req)
 	if err != nil {
 		return nil, remoteError(err)
 	}
@@ -124,12 +124,24 @@ func (a *archiver) fromPeer(ctx context.Context, peer string, id DatabaseID, fro
 		f.Close()
 		_ = os.Remove(f.Name()) // the next start clears the directory
 	}
-	commits, err := readCommits(bufio.NewReaderSize(stream, 256<<10), f, from)
+	commits, err := readCommits(bufio.NewReaderSize(ticking{stream, tick}, 256<<10), f, from)
 	if err != nil || len(commits) == 0 {
 		release()
 		return nil, remoteError(err)
 	}
 	return archive.NewBatch(commits, release), nil
+}
+
+// ticking tells of each read, so that only a peer that sends nothing is given up.
+type ticking struct {
+	io.Reader
+	tick func()
+}
+
+func (t ticking) Read(p []byte) (int, error) {
+	n, err := t.Reader.Read(p)
+	t.tick()
+	return n, err
 }
 
 // commitsFile is a file that commits are read into.

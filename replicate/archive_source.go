@@ -36,6 +36,9 @@ func (s *archiveSource) Archived(txid uint64) { s.a.archived(s.id, TXID(txid)) }
 
 // Commits implements archive.Source: what this node has, else what a peer has.
 func (s *archiveSource) Commits(ctx context.Context, from uint64, count int, size int64) (*archive.Batch, error) {
+	if from == 1 {
+		return s.beginning(ctx, count, size)
+	}
 	batch, err := s.a.local(ctx, s.id, TXID(from), count, size)
 	if !errors.Is(err, archive.ErrNotInBacklog) {
 		return batch, err
@@ -46,11 +49,22 @@ func (s *archiveSource) Commits(ctx context.Context, from uint64, count int, siz
 	return nil, err
 }
 
+// beginning returns the creation of a database with the commits that follow it. An archive does not begin with an empty
+// database where nobody has these any more: it would be the state of all times up to the snapshot that stands in.
+func (s *archiveSource) beginning(ctx context.Context, count int, size int64) (*archive.Batch, error) {
+	made, last, err := s.a.creation(s.id)
+	if err != nil || last == 1 {
+		return archive.NewBatch([]archive.Commit{made}, nil), err
+	}
+	batch, err := s.Commits(ctx, 2, max(1, count-1), size)
+	if err != nil {
+		return nil, err
+	}
+	return archive.NewBatch(append([]archive.Commit{made}, batch.Commits...), batch.Close), nil
+}
+
 // local returns commits that this node has.
 func (a *archiver) local(ctx context.Context, id DatabaseID, from TXID, count int, size int64) (*archive.Batch, error) {
-	if from == 1 {
-		return a.creation(id)
-	}
 	batch, err := a.backlog.Range(id.String(), uint64(from), count, size)
 	if err == nil && len(batch.Commits) > 0 || err != nil && !errors.Is(err, archive.ErrNotInBacklog) {
 		return batch, err
@@ -58,35 +72,37 @@ func (a *archiver) local(ctx context.Context, id DatabaseID, from TXID, count in
 	return a.fromLog(ctx, id, from, count, size)
 }
 
-// creation returns the first commit of a database, which is in no log entry but follows from one.
-func (a *archiver) creation(id DatabaseID) (*archive.Batch, error) {
+// creation returns the first commit of a database, which is in no log entry but follows from one, and the last one that
+// is decided.
+func (a *archiver) creation(id DatabaseID) (made archive.Commit, last TXID, err error) {
 	st, ok := a.s.fsm.Get(id)
+	last = st.Position.TXID
 	if !ok {
 		a.mu.Lock()
 		if k := a.kept[id]; k != nil {
-			st, ok = k.made, k.made.PageSize != 0
+			st, ok, last = k.made, k.made.PageSize != 0, k.last
 		}
 		a.mu.Unlock()
 	}
 	if ok && !st.Source.IsZero() {
-		return nil, fmt.Errorf("database %s begins as a fork, with a snapshot: %w", id, archive.ErrNotInBacklog)
+		return made, 0, fmt.Errorf("database %s begins as a fork, with a snapshot: %w", id, archive.ErrNotInBacklog)
 	}
 	if !ok {
-		return nil, fmt.Errorf("the creation of database %s: %w", id, archive.ErrNotInBacklog)
+		return made, 0, fmt.Errorf("the creation of database %s: %w", id, archive.ErrNotInBacklog)
 	}
 	image, err := wal.EmptyDatabase(st.PageSize, st.AutoVacuum)
 	if err != nil {
-		return nil, err
+		return made, 0, err
 	}
 	ltx, err := snapshot.EncodeTransaction(nil, snapshot.Header{
 		PageSize: st.PageSize, PageCount: 1, TXID: 1, CommitTimeMillis: commitTimeMillis(st.CreatedTime),
 	}, []wal.Page{{Pgno: 1, Data: image}})
 	if err != nil {
-		return nil, err
+		return made, 0, err
 	}
-	return archive.NewBatch([]archive.Commit{{
+	return archive.Commit{
 		TXID: 1, Time: st.CreatedTime, Post: snapshot.Roll(snapshot.ChecksumFlag, snapshot.PageSum(1, image)), LTX: bytes.NewReader(ltx),
-	}}, nil), nil
+	}, last, nil
 }
 
 // fromLog returns commits that are in the log.

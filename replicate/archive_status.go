@@ -23,7 +23,7 @@ type ArchiveStatus struct {
 	LagBytes    int64
 	Backlog     archive.BacklogStatus
 	Failures    uint64 // uploads, since the start
-	Gaps        uint64 // commits that were missing, so that a snapshot stands in
+	Gaps        uint64 // ranges of commits that were missing, so that a snapshot stands in
 	Fetched     uint64 // commits that came from a peer
 }
 

@@ -42,6 +42,9 @@ const (
 	openArchiveRetry = 5 * time.Second
 	// roundsAtOnce is how many databases are uploaded at a time.
 	roundsAtOnce = 8
+	// upkeepsAtOnce is how many databases are merged, made snapshots of or removed from at a time, beside the uploads.
+	// That reads and writes whole databases and may take hours.
+	upkeepsAtOnce = 2
 	// lookingAtOnce is for how many databases it is found out at a time how far the archive is.
 	lookingAtOnce = 64
 	// An archive on the node's own disk rests for so many times as long as it worked: while there are commits, while
@@ -69,11 +72,15 @@ type archiver struct {
 	begun   int64 // microseconds since 1970
 	backlog *archive.Backlog
 	slots   chan struct{} // of uploads to a store elsewhere
+	upkeeps chan struct{} // of upkeep of a store elsewhere
 	gate    *localGate    // of uploads to the node's own disk
-	applied atomic.Uint64 // by the state machine when the gate was closed last
+	merging *localGate    // of upkeep of an archive on it
 	wake    chan struct{}
 
 	keepMu sync.Mutex // one move into the backlog at a time
+
+	roomMu  sync.Mutex
+	claimed int64 // bytes of temporary files that are being made
 
 	mu        sync.Mutex
 	archive   *archive.Archive // nil before it is open
@@ -94,7 +101,8 @@ func newArchiver(s *Service, o ArchiveOptions) (*archiver, error) {
 		return nil, err
 	}
 	a := &archiver{
-		s: s, opts: o, begun: s.now().UnixMicro(), backlog: backlog, slots: make(chan struct{}, roundsAtOnce), wake: make(chan struct{}, 1),
+		s: s, opts: o, begun: s.now().UnixMicro(), backlog: backlog, slots: make(chan struct{}, roundsAtOnce),
+		upkeeps: make(chan struct{}, upkeepsAtOnce), wake: make(chan struct{}, 1),
 		kept: map[DatabaseID]*kept{}, trims: map[DatabaseID]TXID{}, proposals: map[DatabaseID]TXID{},
 	}
 	for _, name := range backlog.Databases() {
@@ -105,7 +113,8 @@ func newArchiver(s *Service, o ArchiveOptions) (*archiver, error) {
 		_, last, _ := backlog.Bounds(name)
 		a.kept[id] = &kept{id: id, last: TXID(last.TXID), lastTime: last.Time} // the state machine is not there yet
 	}
-	a.gate = newLocalGate(roundsAtOnce, a.rest)
+	a.opts.Writer.Room = a.claim
+	a.gate, a.merging = newLocalGate(roundsAtOnce, a.rest()), newLocalGate(upkeepsAtOnce, a.rest())
 	return a, nil
 }
 
@@ -126,6 +135,10 @@ func (a *archiver) open() bool {
 			a.mu.Unlock()
 			switch {
 			case err == nil:
+				a.s.log.Info("the archive is open", "archive", a.opts.URL, "conditional", opened.Store().Conditional())
+				if !opened.Store().Conditional() {
+					a.s.log.Warn("the store of the archive replaces objects where it is told not to: this node looks before it writes, two leaders at the same moment are not kept apart", "archive", a.opts.URL)
+				}
 				return true
 			case a.s.ctx.Err() != nil:
 				return false
@@ -283,7 +296,9 @@ func (a *archiver) startLocked(k *kept) {
 	up.u = archive.NewUploader(a.archive, archive.Identity{
 		Cluster: a.archive.Cluster(), Lineage: a.opts.Lineage(), Database: k.id.String(), Name: name,
 	}, &archiveSource{a: a, id: k.id}, archive.UploaderOptions{
-		Writer: a.opts.Writer, Interval: a.opts.Interval, Archived: uint64(k.archived), Log: a.s.log, Turn: a.turn,
+		Writer: a.opts.Writer, Interval: a.opts.Interval, Archived: uint64(k.archived), Log: a.s.log,
+		Turn:       func(ctx context.Context) (func(), error) { return a.turn(ctx, a.slots, a.gate) },
+		UpkeepTurn: func(ctx context.Context) (func(), error) { return a.turn(ctx, a.upkeeps, a.merging) },
 	})
 	k.uploader = up
 	a.s.goroutine(func() {
@@ -294,52 +309,40 @@ func (a *archiver) startLocked(k *kept) {
 
 // turn bounds how many databases are uploaded at a time. An archive on the node's own disk is synced there, which the
 // log has to wait for: it gets a small part of the time, and more of it where commits wait for long. They lose nothing
-// by it, the log has them.
-func (a *archiver) turn(ctx context.Context) (func(), error) {
+// by it, the log has them. Upkeep has turns of its own: it may take long, and no upload waits for it.
+func (a *archiver) turn(ctx context.Context, slots chan struct{}, gate *localGate) (func(), error) {
 	if !a.opts.Local {
 		select {
-		case a.slots <- struct{}{}:
-			return func() { <-a.slots }, nil
+		case slots <- struct{}{}:
+			return func() { <-slots }, nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
-	if err := a.gate.enter(ctx); err != nil {
+	if err := gate.enter(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.room(); err != nil {
-		a.gate.leave()
+	if err := a.room(0); err != nil {
+		gate.leave()
 		return nil, err
 	}
-	return a.gate.leave, nil
+	return gate.leave, nil
 }
 
-// rest is how long an archive on the node's own disk does nothing after it wrote for a time.
-func (a *archiver) rest(took time.Duration) time.Duration {
-	factor := localRest
-	now := a.s.fsm.Applied()
-	switch before := a.applied.Swap(now); {
-	case before == now:
-		factor = localRestIdle
-	case a.s.ArchiveStatus().Lag > localLate:
-		factor = localRestLate
+// rest returns how long an archive on the node's own disk does nothing after it wrote for a time, for one gate.
+func (a *archiver) rest() func(took time.Duration) time.Duration {
+	var applied atomic.Uint64 // by the state machine when the gate was closed last
+	return func(took time.Duration) time.Duration {
+		factor := localRest
+		now := a.s.fsm.Applied()
+		switch before := applied.Swap(now); {
+		case before == now:
+			factor = localRestIdle
+		case a.s.ArchiveStatus().Lag > localLate:
+			factor = localRestLate
+		}
+		return min(time.Duration(factor)*took, localPause)
 	}
-	return min(time.Duration(factor)*took, localPause)
-}
-
-// ErrNoRoom is what an archive on the node's own disk says when it waits because that disk has little room left.
-var ErrNoRoom = errors.New("the disk has little room left, the archive on it waits")
-
-// room leaves the last of the disk to the log and the databases.
-func (a *archiver) room() error {
-	if a.s.opts.Space == nil {
-		return nil
-	}
-	free, err := a.s.opts.Space.Free()
-	if least := archiveSpare * (a.s.opts.SegmentBytes + workBytes); err == nil && free < least {
-		err = fmt.Errorf("%d bytes are free, %d are left to the log: %w", free, least, ErrNoRoom)
-	}
-	return err
 }
 
 // endUploaders ends those that over says yes to, and forgets what is archived.
@@ -463,7 +466,7 @@ func (a *archiver) forgetLocked(id DatabaseID, txid TXID) {
 	}
 }
 
-// ArchiveWriter calls f with what writes the archive of a database, between two uploads. It fails with ErrNotLeader where
+// ArchiveWriter calls f with what writes the archive of a database, as a part of its upkeep. It fails with ErrNotLeader where
 // another node writes it.
 func (s *Service) ArchiveWriter(ctx context.Context, id DatabaseID, f func(context.Context, *archive.Writer) error) error {
 	a := s.archiver

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 )
 
@@ -17,12 +16,6 @@ import (
 // A restore may not wait for an application that holds native slot 0: with hold set, and when the lock cannot be
 // had within a moment, what was fetched is kept, durably, and installed once the application lets go.
 func (d *replica) catchUp(ctx context.Context, hold bool) error {
-	select {
-	case d.svc.catchups <- struct{}{}:
-		defer func() { <-d.svc.catchups }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	d.catchMu.Lock()
 	defer d.catchMu.Unlock()
 	d.mu.Lock()
@@ -42,21 +35,38 @@ func (d *replica) catchUp(ctx context.Context, hold bool) error {
 			return err
 		}
 	}
-	pages, err := d.openFetched()
+	t, pages, err := d.collect(ctx, at)
 	if err != nil {
 		return err
 	}
 	defer pages.file.Close()
-	t, err = d.fetch(ctx, at, pages)
-	if err != nil {
-		return err
-	}
 	d.step("fetched")
 	err = d.install(ctx, t, pages, hold)
 	if errors.Is(err, errHeld) && hold {
 		return d.keep(t, pages)
 	}
 	return err
+}
+
+// collect brings what the files lack into the spool. So many databases do that at a time, and not longer than it takes:
+// one whose application holds native slot 0 waits for that beside them, and delays nobody else (RULES A4).
+func (d *replica) collect(ctx context.Context, at TXID) (*target, *fetched, error) {
+	select {
+	case d.svc.catchups <- struct{}{}:
+		defer func() { <-d.svc.catchups }()
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	pages, err := d.openFetched()
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := d.fetch(ctx, at, pages)
+	if err != nil {
+		pages.file.Close()
+		return nil, nil, err
+	}
+	return t, pages, nil
 }
 
 // step tells a test how far a catch-up is.
@@ -101,6 +111,12 @@ func (d *replica) fetch(ctx context.Context, at TXID, pages *fetched) (*target, 
 func (d *replica) fetchFrom(ctx context.Context, peer string, at TXID, have sumTable, pages *fetched) (*target, error) {
 	readBack := uint32(len(have)) // pages beyond are sent, and read for that
 	for {
+		// Its checksums are paid for before: the time of a round is for pages, however few the rate allows.
+		if st, ok := d.svc.fsm.Get(d.id); ok {
+			if err := d.svc.catchup.spend(ctx, 8*int(st.PageCount)); err != nil {
+				return nil, err
+			}
+		}
 		r, err := d.openRound(ctx, peer, at, readBack)
 		if err != nil {
 			return nil, err
@@ -164,7 +180,7 @@ func (d *replica) fetchPages(ctx context.Context, r *round, missing []uint32, pa
 
 // fetchRuns sends one request and reads its answer. What came is compared and spooled behind the reader.
 func (d *replica) fetchRuns(ctx context.Context, r *round, req []byte, asked []uint32, pages *fetched) (done int, err error) {
-	stream, err := d.svc.port.Stream(ctx, r.peer, methodPages, req)
+	stream, err := d.svc.bulk(ctx, r.peer, methodPages, req)
 	if err != nil {
 		return 0, remoteError(err)
 	}
@@ -189,7 +205,7 @@ func (d *replica) fetchRuns(ctx context.Context, r *round, req []byte, asked []u
 			empty <- data[:cap(data)]
 		}
 	}()
-	err = d.readPages(ctx, r, stream, asked, empty, came)
+	err = readPages(r, stream, asked, empty, came)
 	close(came)
 	<-ended
 	if spoolErr != nil {
@@ -199,14 +215,11 @@ func (d *replica) fetchRuns(ctx context.Context, r *round, req []byte, asked []u
 }
 
 // readPages reads the pages that were asked for, as many as the peer sends, each time as many as lie side by side.
-func (d *replica) readPages(ctx context.Context, r *round, stream io.Reader, asked []uint32, empty <-chan []byte, came chan<- []byte) error {
+func readPages(r *round, stream io.Reader, asked []uint32, empty <-chan []byte, came chan<- []byte) error {
 	size := int(r.pageSize)
 	for len(asked) > 0 {
 		buf := <-empty
 		n := sideBySide(asked, len(buf)/size)
-		if err := d.svc.catchup.wait(ctx, n*size); err != nil {
-			return err
-		}
 		got, err := io.ReadFull(stream, buf[:n*size])
 		over := errors.Is(err, io.EOF) || err == io.ErrUnexpectedEOF && got%size == 0
 		if err != nil && !over {
@@ -300,40 +313,3 @@ func (d *replica) localSums(ctx context.Context) (sumTable, error) {
 
 // localPin is how long the local copy is held still at a time.
 const localPin = time.Second
-
-// throttle bounds what a node fetches from its peers, of all databases together.
-type throttle struct {
-	rate int64 // bytes per second; 0: no bound
-
-	mu   sync.Mutex
-	next time.Time // when what was granted so far is used up
-}
-
-// throttleBurst is how much may come at once after a pause.
-const throttleBurst = 100 * time.Millisecond
-
-// wait returns when n more bytes may be fetched.
-func (t *throttle) wait(ctx context.Context, n int) error {
-	if t.rate <= 0 {
-		return ctx.Err()
-	}
-	t.mu.Lock()
-	now := time.Now()
-	if least := now.Add(-throttleBurst); t.next.Before(least) {
-		t.next = least
-	}
-	pause := t.next.Sub(now)
-	t.next = t.next.Add(time.Duration(float64(n) / float64(t.rate) * float64(time.Second)))
-	t.mu.Unlock()
-	if pause <= 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}

@@ -95,6 +95,7 @@ func (d *replica) runCheckpoint() {
 	defer func() {
 		d.mu.Lock()
 		d.ckpt.running = false
+		d.pinWaitingLocked()
 		d.mu.Unlock()
 	}()
 	if d.takeCopierIO() != nil {

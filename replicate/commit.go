@@ -73,8 +73,11 @@ func (h *Handle) Commit(ctx context.Context, pageSize, pageCount uint32, pages [
 	return outcome, text
 }
 
-// admit asks this node's quota.
+// admit asks this node's limit and quota.
 func (h *Handle) admit(pageCount uint32, size int64) error {
+	if limit := h.svc.MaxTransaction(); size > limit {
+		return &FullError{Size: size, Limit: limit}
+	}
 	q := h.db.quota
 	if err := q.admitSize(h.db.pageSize, h.basefp.PageCount, pageCount); err != nil {
 		return err

@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
+	"github.com/uglyer/ha-sqlite/replicate/logstore"
+	"github.com/uglyer/ha-sqlite/replicate/pagesums"
+	"github.com/uglyer/ha-sqlite/snapshot/archive"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -20,10 +24,22 @@ func syncFile(f *os.File) error {
 	return nil
 }
 
+// syncErrors are wrapped by the errors of failed syncs, of all that a Service writes.
+var syncErrors = []error{wal.ErrSync, pagesums.ErrSync, logstore.ErrSync, archive.ErrSync}
+
+// DeviceError wraps ErrDevice around the error of a failed sync, and returns any other as it is.
+func DeviceError(err error) error {
+	failed := slices.ContainsFunc(syncErrors, func(kind error) bool { return errors.Is(err, kind) })
+	if failed && !errors.Is(err, ErrDevice) {
+		return fmt.Errorf("%w: %w", ErrDevice, err)
+	}
+	return err
+}
+
 // stopIfSyncFailed stops the node after an error of a sync: a second sync would succeed without the data.
 func (s *Service) stopIfSyncFailed(err error) {
-	if errors.Is(err, wal.ErrSync) {
-		s.stop(fmt.Errorf("%w: %w", ErrDevice, err))
+	if err = DeviceError(err); errors.Is(err, ErrDevice) {
+		s.stop(err)
 	}
 }
 

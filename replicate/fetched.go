@@ -96,6 +96,7 @@ type fetched struct {
 	file     *os.File
 	pageSize uint32
 	sums     []uint64 // of the pages that are there, 0 where none is; by page number minus one
+	placed   bool     // the file is the database file now, and closed here
 }
 
 // openFetched opens the pages file, and reads what an earlier attempt or life of this node has left in it.
@@ -103,7 +104,7 @@ func (d *replica) openFetched() (_ *fetched, err error) {
 	if err := os.MkdirAll(d.svc.spoolDir(), 0o770); err != nil {
 		return nil, fmt.Errorf("open the spool: %w", err)
 	}
-	f, err := openSpoolFile(d.pagesPath())
+	f, err := d.openPages()
 	if err != nil {
 		return nil, err
 	}
@@ -170,11 +171,43 @@ func (d *replica) openTarget(t *target) (*fetched, error) {
 	if !t.cloned {
 		return d.openFetched()
 	}
-	f, err := openSpoolFile(d.pagesPath())
+	f, err := d.openPages()
 	if err != nil {
 		return nil, err
 	}
 	return &fetched{file: f, pageSize: d.pageSize, sums: append([]uint64{}, t.sums...)}, nil
+}
+
+// openPages opens the pages file for reading and writing, and makes it if there is none.
+func (d *replica) openPages() (*os.File, error) {
+	if err := d.disownPlaced(); err != nil {
+		return nil, err
+	}
+	return openSpoolFile(d.pagesPath())
+}
+
+// disownPlaced takes the name in the spool from a file that is the database file, too. What is written by that name goes
+// into the database under everybody who reads it, and who closes a descriptor of it drops this process's locks (RULES
+// A6). A node that was killed before it could do this finds both names.
+func (d *replica) disownPlaced() error {
+	pages, err := os.Lstat(d.pagesPath())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at the spool: %w", err)
+	}
+	db, err := os.Lstat(d.path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(pages, db) {
+		return nil
+	}
+	if err == nil {
+		err = os.Remove(d.pagesPath())
+	}
+	if err != nil {
+		return fmt.Errorf("look at the spool: %w", err)
+	}
+	return nil
 }
 
 // openSpoolFile opens a file of the spool for reading and writing, and makes it if there is none.

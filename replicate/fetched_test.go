@@ -2,14 +2,12 @@ package replicate
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 func someTarget(n int) *target {
@@ -100,41 +98,6 @@ func FuzzRoundAnswer(f *testing.F) {
 			t.Fatal("a round whose checksums do not give its position")
 		}
 	})
-}
-
-// What all databases fetch together stays within the rate.
-func TestThrottle(t *testing.T) {
-	th := throttle{rate: 1 << 20}
-	start := time.Now()
-	done := make(chan error, 4)
-	for range 4 {
-		go func() {
-			var err error
-			for range 4 {
-				if err == nil {
-					err = th.wait(context.Background(), 32<<10)
-				}
-			}
-			done <- err
-		}()
-	}
-	for range 4 {
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-	}
-	// 512 KiB at 1 MiB a second, of which the first tenth of a second and the last piece are free.
-	if took := time.Since(start); took < 300*time.Millisecond {
-		t.Errorf("%v", took)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if th.wait(ctx, 1<<30) == nil {
-		t.Error("a wait goes on after its context has ended")
-	}
-	if err := (&throttle{}).wait(context.Background(), 1<<40); err != nil {
-		t.Error(err)
-	}
 }
 
 // Pages are read ahead in their order, and one that is not what it should be is found before it is used.

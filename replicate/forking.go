@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/uglyer/ha-sqlite/snapshot/archive"
 	"github.com/uglyer/ha-sqlite/wal"
 )
 
@@ -304,19 +305,15 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if a == nil || !ok {
 		return errors.New("the archive of this node cannot be read")
 	}
-	v, err := a.ChooseID(ctx, source.Name, f.source.String())
-	if err != nil {
+	var v *archive.View
+	var p archive.Point
+	if err := archive.Again(ctx, func() error {
+		views, err := a.Views(ctx, source.Name, func(id archive.Identity) bool { return id.Database == f.source.String() })
+		if err == nil {
+			v, p, err = archive.FindState(ctx, views, uint64(f.at.TXID), uint64(f.at.Checksum))
+		}
 		return err
-	}
-	p, err := v.PointOf(ctx, uint64(f.at.TXID))
-	if err != nil {
-		return err
-	}
-	if Checksum(p.Checksum) != f.at.Checksum {
-		return fmt.Errorf("the archive has checksum %016x at transaction %s, the fork begins at %s", p.Checksum, f.at.TXID, f.at)
-	}
-	plan, err := v.Plan(ctx, p)
-	if err != nil {
+	}); err != nil {
 		return err
 	}
 	d.catchMu.Lock()
@@ -324,14 +321,16 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if err := os.MkdirAll(d.svc.spoolDir(), 0o770); err != nil {
 		return fmt.Errorf("open the spool: %w", err)
 	}
-	file, err := openSpoolFile(d.pagesPath())
+	file, err := d.openPages()
 	if err != nil {
 		return err
 	}
-	err = file.Truncate(0)
-	if err == nil {
-		err = v.Restore(ctx, plan, file, nil)
-	}
+	err = v.Planned(ctx, p, func(v *archive.View, plan *archive.Plan) error {
+		if err := file.Truncate(0); err != nil {
+			return err
+		}
+		return v.Restore(ctx, plan, file, nil)
+	})
 	if cerr := file.Close(); err == nil {
 		err = cerr
 	}
@@ -419,12 +418,11 @@ func (d *replica) forkSource(it item) *forkSource {
 	if d.position != it.position || d.behind {
 		return nil
 	}
-	r := &pinRequest{at: it.position.TXID, done: make(chan struct{})}
-	d.pinLocked(r)
-	if r.err != nil {
+	snap, err := d.tryPinLocked() // no checkpoint runs: this goroutine has the files
+	if err != nil {
 		return nil // an application publishes right now: the files are past it
 	}
-	return &forkSource{db: d, snap: r.snap, sums: slices.Clone(d.sums)}
+	return &forkSource{db: d, snap: snap, sums: slices.Clone(d.sums)}
 }
 
 // PastState is a state of a database that is not its newest.
@@ -618,7 +616,7 @@ func (s *Service) serveHasFork(ctx context.Context, id DatabaseID) (bool, error)
 	}
 	d.mu.Lock()
 	f := d.forking
-	has := d.durable >= d.base.TXID && !d.forkingLocked()
+	has := d.durableLocked(d.base.TXID) && !d.forkingLocked()
 	d.mu.Unlock()
 	if f == nil || has {
 		return has, nil

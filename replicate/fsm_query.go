@@ -3,6 +3,7 @@ package replicate
 import (
 	"cmp"
 	"slices"
+	"sort"
 )
 
 // Lookup returns the database that has the name.
@@ -49,6 +50,23 @@ func (f *FSM) Page(prefix, after string, limit int) (page []DatabaseState, more 
 		page = append(page, f.s.byName[name].DatabaseState)
 	}
 	return page, false
+}
+
+// positionsAt returns the transaction that each database was at when a log index was decided, or a later one where that
+// is not known any more. Forks whose copies are being made are left out.
+func (f *FSM) positionsAt(index uint64) []durablePosition {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	out := make([]durablePosition, 0, len(f.s.byID))
+	for _, db := range f.s.byID {
+		if db.Pending {
+			continue
+		}
+		w := db.accepted.window(f.s.applied)
+		after := sort.Search(len(w), func(i int) bool { return w[i].index > index })
+		out = append(out, durablePosition{db.ID, db.Position.TXID - TXID(len(w)-after)})
+	}
+	return out
 }
 
 // Count returns how many databases there are.

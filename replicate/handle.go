@@ -108,6 +108,9 @@ func (s *Service) OpenHandle(ctx context.Context, id DatabaseID, opts HandleOpti
 	d.attendLocked()
 	d.mu.Unlock()
 	err := d.useSoon(ctx)
+	if errors.Is(err, errAbsent) {
+		err = d.awaitCopy(ctx, opts.LockTimeout)
+	}
 	if err == nil {
 		d.settle(ctx)
 	}
@@ -551,17 +554,37 @@ func (h *Handle) Position() (Position, bool) {
 	return h.db.position, h.db.known
 }
 
+// Lineage is how often the cluster was recovered by force, as this node knows it.
+func (h *Handle) Lineage() uint64 { return h.svc.lineage() }
+
 // WaitPosition waits until this node's files show the bookmarked transaction. A bookmark of another
 // database, or of another history, is an error.
 func (h *Handle) WaitPosition(ctx context.Context, b Bookmark) error {
 	if !b.DB.IsZero() && b.DB != h.db.id {
 		return fmt.Errorf("bookmark %s is of another database than %q (id %s)", b, h.db.name, h.db.id)
 	}
+	lineage := h.svc.lineage()
+	if b.Lineage > lineage {
+		return fmt.Errorf("bookmark %s is of another history: the cluster is of lineage %d", b, lineage)
+	}
+	if b.Lineage < lineage {
+		// What its lineage had and this one does not have was lost: it will never come.
+		at, _, err := h.svc.readIndex(ctx, h.db.id)
+		if err != nil {
+			return &BusyError{err}
+		}
+		if b.Position.TXID > at.TXID {
+			return fmt.Errorf("bookmark %s is of another history: the cluster was recovered without its transaction, database %q is at %s", b, h.db.name, at)
+		}
+	}
 	if err := h.db.waitPosition(ctx, b.Position.TXID); err != nil {
 		return err
 	}
-	if sum, ok := h.svc.fsm.ChecksumAt(h.db.id, b.Position.TXID); ok && sum != b.Position.Checksum {
+	switch sum, ok := h.svc.fsm.ChecksumAt(h.db.id, b.Position.TXID); {
+	case ok && sum != b.Position.Checksum:
 		return fmt.Errorf("bookmark %s is of another history: transaction %s of database %q left checksum %s", b, b.Position.TXID, h.db.name, sum)
+	case !ok && b.Lineage < lineage:
+		return fmt.Errorf("bookmark %s may be of another history: the cluster was recovered since, and transaction %s of database %q is too long ago to tell whether that lost it", b, b.Position.TXID, h.db.name)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package replicate
 import (
 	"errors"
 	"fmt"
-	"os"
 	"time"
 )
 
@@ -22,8 +21,7 @@ func (d *replica) fence(cause error) error {
 	d.fenced = fenced
 	d.fenceKnown = time.Now()
 	d.listLocked()
-	d.listLocked()
-	d.known = false
+	d.known, d.durable = false, 0
 	heal := !d.healing
 	d.healing = true
 	for r := range d.pins {
@@ -100,7 +98,8 @@ func (d *replica) settleLocal() {
 	}
 }
 
-// discardIO removes a file that cannot be opened at all. Nobody has it open.
+// discardIO removes a file that cannot be opened at all, unless somebody has it open: who did would go on with a file that
+// has no name any more.
 func (d *replica) discardIO(cause error) error {
 	d.mu.Lock()
 	open := len(d.handles)
@@ -108,10 +107,8 @@ func (d *replica) discardIO(cause error) error {
 	if open > 0 {
 		return fmt.Errorf("%w; %d handles have it open and must close first", cause, open)
 	}
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
-		if err := os.Remove(d.path + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%w; set the damaged file aside: %w", cause, err)
-		}
+	if err := d.svc.files.Discard(d.path); err != nil {
+		return fmt.Errorf("%w; set the damaged file aside: %w", cause, err)
 	}
 	return nil
 }

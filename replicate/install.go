@@ -40,7 +40,10 @@ func (d *replica) install(ctx context.Context, t *target, pages *fetched, hold b
 
 // keep makes what was fetched durable, and the database wait for it: this node may acknowledge what follows (RULES A5).
 func (d *replica) keep(t *target, pages *fetched) error {
-	err := syncFile(pages.file)
+	var err error
+	if !pages.placed { // synced before
+		err = syncFile(pages.file)
+	}
 	if err == nil {
 		err = d.writeTarget(t)
 	}
@@ -99,7 +102,7 @@ func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) erro
 	}
 	live, err := d.openFileIO(true)
 	if err != nil {
-		if !errors.Is(err, ErrUnusable) {
+		if !errors.Is(err, ErrUnusable) || placed {
 			return err
 		}
 		if err := d.discardIO(err); err != nil {
@@ -262,5 +265,12 @@ func (d *replica) placeIO(t *target, pages *fetched) (bool, error) {
 		return false, deviceError{fmt.Errorf("place database %q: %w", d.name, err)}
 	}
 	d.step("placed")
+	// Closing it drops every lock that this process holds on the database file (RULES A6): now, while there is none, and
+	// before anybody here opens that.
+	pages.placed = true
+	pages.file.Close()
+	if err := d.disownPlaced(); err != nil {
+		return true, deviceError{err}
+	}
 	return true, nil
 }

@@ -19,12 +19,12 @@ const maxSinglePages = 8 << 20
 // FullError says that a transaction is larger than this node takes. Nothing was proposed.
 type FullError struct {
 	Size, Limit int64 // bytes of pages
-	Cause       error // a device without space, nil: the limit
+	Cause       error // a device or a log without space, nil: the limit
 }
 
 func (e *FullError) Error() string {
 	if e.Cause != nil {
-		return fmt.Sprintf("transaction of %d bytes or more cannot be kept on this node: %v", e.Size, e.Cause)
+		return fmt.Sprintf("transaction of %d bytes or more cannot be kept: %v", e.Size, e.Cause)
 	}
 	return fmt.Sprintf("transaction of %d bytes or more is over the limit of %d bytes (--max-transaction)", e.Size, e.Limit)
 }
@@ -95,9 +95,27 @@ func (w *partWriter) flush() error {
 // Part takes a piece of the transaction that the next Commit ends. Its pages follow those of the piece before and
 // are used until Part returns. An error refuses the transaction: nothing of it was proposed.
 func (h *Handle) Part(ctx context.Context, pageSize, pageCount uint32, pages []wal.Page) error {
+	return h.part(ctx, pageSize, pageCount, func(p *pieces) error { return h.add(p, pageSize, pageCount, pages) })
+}
+
+// PartPacked is Part for n pages that packed returns one by one, each to be used until the next one.
+func (h *Handle) PartPacked(ctx context.Context, pageSize, pageCount uint32, n int, packed func(i int) (snapshot.PackedPage, error)) error {
+	return h.part(ctx, pageSize, pageCount, func(p *pieces) error {
+		return h.addPages(p, pageSize, pageCount, n, func(i int) (uint32, uint64, error) {
+			f, err := packed(i)
+			if err != nil {
+				return 0, 0, err
+			}
+			sum, err := p.enc.Packed(f)
+			return f.Pgno, sum, err
+		})
+	})
+}
+
+func (h *Handle) part(ctx context.Context, pageSize, pageCount uint32, add func(*pieces) error) error {
 	p, err := h.pieces(pageSize, pageCount)
 	if err == nil {
-		err = h.add(p, pageSize, pageCount, pages)
+		err = add(p)
 	}
 	if err != nil {
 		h.dropPieces()
@@ -172,10 +190,18 @@ var errLostBase = errors.New("other transactions were committed since this one b
 
 // add encodes the pages of a piece.
 func (h *Handle) add(p *pieces, pageSize, pageCount uint32, pages []wal.Page) error {
+	return h.addPages(p, pageSize, pageCount, len(pages), func(i int) (uint32, uint64, error) {
+		sum, err := p.enc.Page(pages[i])
+		return pages[i].Pgno, sum, err
+	})
+}
+
+// addPages is add for n pages that encode writes one by one.
+func (h *Handle) addPages(p *pieces, pageSize, pageCount uint32, n int, encode func(i int) (pgno uint32, sum uint64, err error)) error {
 	if pageSize != p.pageSize || pageCount != p.pageCount {
 		return fmt.Errorf("a piece for %d pages of %d bytes after one for %d of %d", pageCount, pageSize, p.pageCount, p.pageSize)
 	}
-	p.size += int64(len(pages)) * int64(pageSize)
+	p.size += int64(n) * int64(pageSize)
 	if err := h.db.quota.admitTransaction(p.size); err != nil {
 		return err
 	}
@@ -185,17 +211,16 @@ func (h *Handle) add(p *pieces, pageSize, pageCount uint32, pages []wal.Page) er
 	if err := h.svc.diskFull(); err != nil {
 		return &FullError{Size: p.size, Limit: h.svc.MaxTransaction(), Cause: err}
 	}
-	sums := make([]uint64, len(pages))
-	for i := range pages {
-		sum, err := p.enc.Page(pages[i])
-		if err != nil {
+	pgnos, sums := make([]uint32, n), make([]uint64, n)
+	for i := range n {
+		var err error
+		if pgnos[i], sums[i], err = encode(i); err != nil {
 			return h.full(p, err)
 		}
-		sums[i] = sum
 	}
 	return h.onBase(p, func(t sumTable) error {
-		for i := range pages {
-			if err := p.steps.add(t, pages[i].Pgno, sums[i]); err != nil {
+		for i, pgno := range pgnos {
+			if err := p.steps.add(t, pgno, sums[i]); err != nil {
 				return err
 			}
 		}
@@ -302,9 +327,15 @@ func (p *pieces) single() bool { return p.out.parts == 0 && p.size <= maxSingleP
 func (h *Handle) proposePieces(ctx context.Context, p *pieces, tick func()) (Outcome, string) {
 	d, l := h.db, p.local
 	d.mu.Lock()
-	live := d.live
+	live, verified := d.live, d.verified
 	d.mu.Unlock()
 	meanwhile := func() error { return d.checkOldSums(live, h.basefp, l) }
+	if !verified { // see Commit: nothing is built on what nobody has compared
+		if err := meanwhile(); err != nil {
+			d.svc.goroutine(func() { d.suspectAfterCommit(err) })
+			return OutcomeRefused, err.Error()
+		}
+	}
 	if p.single() {
 		entry, err := EncodeTransaction(nil, &Transaction{
 			DB: d.id, ID: l.id, Pre: l.pre, Post: l.post, PageSize: p.pageSize, PageCount: p.pageCount, LTX: p.out.buf,

@@ -93,7 +93,18 @@ func (d *replica) locateOrFenceIO(ctx context.Context) error {
 	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFenced) || errors.Is(err, ErrDeleted) || errors.Is(err, ErrForking) || errors.Is(err, errIncomplete) || errors.As(err, &device) {
 		return err
 	}
+	if d.awaited(err) {
+		return err
+	}
 	return d.fence(fmt.Errorf("find the position of the local copy: %w", err))
+}
+
+// awaited reports that err is of files that a peer has been asked for: they come, or the log says next that the database
+// is deleted (RULES A5).
+func (d *replica) awaited(err error) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Is(err, errAbsent) && (d.unreached || d.behind)
 }
 
 func (d *replica) locateIO(ctx context.Context) error {
@@ -285,7 +296,7 @@ func (d *replica) settleFound() {
 
 func (d *replica) settleFoundLocked() {
 	if d.position.TXID < d.base.TXID { // the log begins after it
-		d.behind = true
+		d.behind, d.durable = true, 0
 		d.kickLocked()
 	}
 }

@@ -3,7 +3,6 @@ package replicate
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"sync"
 	"time"
@@ -19,8 +18,12 @@ import (
 //	slow      makes the leader slow down the grants of write locks
 //	full      makes it give none
 //
-// What is in flight when the last grant is given has the room from full to the limit.
+//	least     stays however much room large transactions need
+//
+// What is in flight when the last grant is given has the room from full to the limit. Large transactions reserve theirs:
+// logroom.go.
 const (
+	leastShare    = 0.125
 	trailShare    = 0.25
 	snapshotShare = 0.25
 	holdShare     = 0.625
@@ -37,13 +40,7 @@ const (
 	holdGrace = 3 * time.Second
 	// snapshotRetry is the pause after a snapshot that could not be taken.
 	snapshotRetry = time.Second
-	// logPause is the longest that one grant waits while the log is only nearly full.
-	logPause = 100 * time.Millisecond
 )
-
-// ErrLogFull is returned for writes that begin while the raft log has reached its limit and cannot be
-// compacted. It says what is in the way.
-var ErrLogFull = errors.New("the raft log is full")
 
 // logBound is what a node knows of the growth of its log.
 type logBound struct {
@@ -56,6 +53,8 @@ type logBound struct {
 	holding    time.Time
 	holdFrom   uint64
 	progress   map[string]memberProgress
+	reserved   int64 // bytes that large transactions under way will still add
+	waiting    int64 // bytes of those that wait for room
 	slowed     uint64
 	refused    uint64
 	heldBefore bool
@@ -125,12 +124,13 @@ func (s *Service) boundLog() {
 }
 
 func (s *Service) snapshotDue() bool {
-	if s.store.BytesAfter(s.store.CoveredIndex()) < share(s.opts.LogLimit, snapshotShare) {
-		return false
-	}
+	after := s.store.BytesAfter(s.store.CoveredIndex())
 	b := &s.logBound
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if after == 0 || b.waiting == 0 && after < share(s.opts.LogLimit, snapshotShare) {
+		return false
+	}
 	if b.taking || time.Now().Before(b.next) {
 		return false
 	}
@@ -162,16 +162,18 @@ func (s *Service) compactLog() {
 	b := &s.logBound
 	held := s.heldFrom(time.Now())
 	b.mu.Lock()
+	hold := min(share(limit, holdShare), share(limit, slowShare)-b.reserved-b.waiting)
+	hold = max(hold, share(limit, leastShare))
 	// Between two snapshots there is nothing to do, unless a member that was waited for has come along.
-	due := covered != b.compacted || b.heldBefore && held == 0 || s.store.Bytes() > share(limit, holdShare)
+	due := covered != b.compacted || b.heldBefore && held == 0 || s.store.Bytes() > hold
 	b.compacted, b.heldBefore = covered, held != 0
 	b.mu.Unlock()
 	if !due {
 		return
 	}
-	from := s.store.Newest(share(limit, trailShare), s.opts.TrailingEntries)
+	from := s.store.Newest(min(share(limit, trailShare), hold), s.opts.TrailingEntries)
 	if held != 0 && held < from {
-		from = max(held, s.store.Newest(share(limit, holdShare), math.MaxUint64))
+		from = max(held, s.store.Newest(hold, math.MaxUint64))
 	}
 	if err := s.store.Compact(from); err != nil && s.ctx.Err() == nil {
 		s.metrics.error("compact")
@@ -205,17 +207,25 @@ func (s *Service) heldFrom(now time.Time) uint64 {
 	return from
 }
 
-// reportProgress tells the leader how far this node's log is.
+// reportProgress tells the leader how far this node's log is, and at once when it can no longer be compacted: from
+// what it is sent after that the leader knows by itself how full it is.
 func (s *Service) reportProgress() {
-	for s.pauseFor(s.ctx, progressInterval) {
+	var told time.Time
+	said := false // that it is blocked
+	for s.pauseFor(s.ctx, progressInterval/10) {
+		st := s.logStatus()
+		blocked := st.Blocked != ""
+		if blocked == said && time.Since(told) < progressInterval {
+			continue
+		}
+		told, said = time.Now(), blocked
 		leader, _ := s.leader()
 		if leader == "" || leader == s.opts.NodeID {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, time.Second)
-		st := s.logStatus()
 		_, err := callJSON[progressReport, bool](ctx, s, leader, methodProgress, progressReport{
-			Last: s.raft.LastIndex(), Full: float64(st.Bytes) / float64(st.Limit), Blocked: st.Blocked != "",
+			Last: st.Last, Full: float64(st.Bytes) / float64(st.Limit), Blocked: blocked,
 		})
 		cancel()
 		if err != nil && s.ctx.Err() == nil {
@@ -233,51 +243,6 @@ func (s *Service) serveProgress(_ context.Context, from string, r progressReport
 	}
 	b.progress[from] = memberProgress{r, s.now()}
 	return true, nil
-}
-
-// awaitLogRoom holds a grant back while the leader's log is nearly full, and refuses it while it is full. It is
-// held back for a moment also while another member's log is full, unless that one cannot be compacted: one node
-// does not stop the others.
-func (s *Service) awaitLogRoom(ctx context.Context) error {
-	limit, bytes := s.opts.LogLimit, s.store.Bytes()
-	slow := share(limit, slowShare)
-	if bytes < slow {
-		if s.logBound.memberFull(time.Now()) {
-			s.logBound.count(&s.logBound.slowed)
-			s.pauseFor(ctx, logPause)
-		}
-		return nil
-	}
-	full := share(limit, fullShare)
-	if bytes < full {
-		s.logBound.count(&s.logBound.slowed)
-		s.pauseFor(ctx, time.Duration(float64(logPause)*float64(bytes-slow)/float64(full-slow)))
-		return nil
-	}
-	for s.pauseFor(ctx, logPause) {
-		if s.store.Bytes() < full {
-			return nil
-		}
-	}
-	s.logBound.count(&s.logBound.refused)
-	st := s.logStatus()
-	why := st.Blocked
-	if why == "" {
-		why = "a snapshot is being taken"
-	}
-	return fmt.Errorf("%w: it has %d of at most %d bytes on node %s, and cannot be compacted: %s: %w", ErrLogFull, st.Bytes, st.Limit, s.opts.NodeID, why, ErrLockBusy)
-}
-
-// memberFull reports a member whose log is full and about to be compacted.
-func (b *logBound) memberFull(now time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, p := range b.progress {
-		if p.Full >= slowShare && !p.Blocked && now.Sub(p.at) < 5*progressInterval {
-			return true
-		}
-	}
-	return false
 }
 
 func (b *logBound) count(n *uint64) {

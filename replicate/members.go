@@ -179,7 +179,18 @@ func (s *Service) serveHello(_ context.Context, _ string, _ struct{}) (Hello, er
 	return Hello{ID: s.opts.NodeID, Raft: s.port.Addr(), Cluster: s.opts.Cluster()}, nil
 }
 
-// serveJoin admits a node. A member that bootstrapped it already answers at once; any other asks the leader.
+// lineage is how often the cluster was recovered by force; 0 also before the node looks for its cluster.
+func (s *Service) lineage() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.membership.Lineage == nil {
+		return 0
+	}
+	return s.membership.Lineage()
+}
+
+// serveJoin admits a node. While there was no leader yet the one that bootstrapped the cluster answers at once, since a
+// leader needs the answer; any other asks the leader, who alone knows who was a member before.
 func (s *Service) serveJoin(ctx context.Context, _ string, q JoinRequest) (JoinReply, error) {
 	cluster := s.opts.Cluster()
 	if cluster == [16]byte{} {
@@ -192,13 +203,28 @@ func (s *Service) serveJoin(ctx context.Context, _ string, q JoinRequest) (JoinR
 		return JoinReply{}, errors.New("this node is starting")
 	}
 	reply := JoinReply{Cluster: cluster, Lineage: lineage()}
-	for _, srv := range s.servers() {
-		if string(srv.ID) == q.ID && string(srv.Address) == q.Raft {
-			return reply, nil
+	if s.bootstrapping() {
+		for _, srv := range s.servers() {
+			if string(srv.ID) == q.ID && string(srv.Address) == q.Raft {
+				return reply, nil
+			}
 		}
 	}
 	_, err := s.changeMember(ctx, memberRequest{Op: "join", ID: q.ID, Raft: q.Raft, Voter: q.Voter})
 	return reply, err
+}
+
+// bootstrapping says that this node has bootstrapped the cluster and nobody has led it: its log has the entry with the
+// members alone. That of another member may be as short when the cluster is old.
+func (s *Service) bootstrapping() bool {
+	if s.raft.LastIndex() != 1 {
+		return false
+	}
+	ids := make([]string, 0, 3)
+	for _, srv := range s.servers() {
+		ids = append(ids, string(srv.ID))
+	}
+	return len(ids) > 0 && slices.Min(ids) == s.opts.NodeID // see findCluster
 }
 
 // memberRequest is a change of membership on its way to the leader.
@@ -253,8 +279,13 @@ func (s *Service) leaderMember(ctx context.Context, q memberRequest) (struct{}, 
 		if q.Raft == "" {
 			q.Raft = string(current.Address)
 		}
-		if q.Op == "join" && current != nil && s.reachable(ctx, q.ID) {
-			return none, fmt.Errorf("a member with id %q is alive at %s: %w", q.ID, current.Address, ErrConflict)
+		if q.Op == "join" && current != nil {
+			if s.reachable(ctx, q.ID) {
+				return none, fmt.Errorf("a member with id %q is alive at %s: %w", q.ID, current.Address, ErrConflict)
+			}
+			if current.Suffrage == raft.Voter {
+				return none, s.rejoin(q, current)
+			}
 		}
 		return none, s.admit(q, current)
 	case "remove":
@@ -267,6 +298,13 @@ func (s *Service) leaderMember(ctx context.Context, q memberRequest) (struct{}, 
 		if current.Suffrage == raft.Voter && !q.Force {
 			if err := s.quorumWithout(ctx, q.ID); err != nil {
 				return none, fmt.Errorf("remove member %q: %w", q.ID, err)
+			}
+		}
+		// The vote goes first: a voter that is no announced member may join with nothing, see rejoin. A leader that took
+		// its own would lead no more.
+		if current.Suffrage == raft.Voter && q.ID != s.opts.NodeID {
+			if err := s.raftChange(s.raft.DemoteVoter(raft.ServerID(q.ID), 0, 10*time.Second)); err != nil {
+				return none, err
 			}
 		}
 		if err := s.proposeMember(ctx, &Member{ID: q.ID, Removed: true}); err != nil {
@@ -348,12 +386,28 @@ func (s *Service) admit(q memberRequest, current *raft.Server) error {
 	return nil
 }
 
-// promote makes a non-voter a voter when it has decided what the leader had committed, and stored it.
+// rejoin lets a voter in that belongs to no cluster. One that never announced itself is a voter by the bootstrap and
+// enters for the first time. Any other has lost its log, and must not vote before it has a new one: it could elect a
+// leader that lacks what it has acknowledged (decision 028).
+func (s *Service) rejoin(q memberRequest, current *raft.Server) error {
+	if _, announced := s.member(q.ID); announced {
+		return fmt.Errorf("member %q has a vote and comes back without its log, against which it could vote: remove it first (hasqlite cluster remove %s); then it joins as a new one and gets its vote when it has caught up: %w", q.ID, q.ID, ErrConflict)
+	}
+	if string(current.Address) == q.Raft {
+		return nil
+	}
+	return s.admit(q, current)
+}
+
+// promote makes a non-voter a voter when it has announced itself, has decided what the leader had committed, and stored it.
 func (s *Service) promote(id string) {
 	target := s.raft.CommitIndex()
 	for s.pauseFor(s.ctx, 100*time.Millisecond) {
 		if _, ok := s.leading(); !ok {
 			return // the node asks the next leader again
+		}
+		if _, announced := s.member(id); !announced {
+			continue // see rejoin
 		}
 		if up, err := s.caughtUp(s.ctx, id, target); err != nil || !up.Done {
 			continue
@@ -432,14 +486,15 @@ func (s *Service) announceTo(ctx context.Context, q memberRequest) error {
 	return errors.Join(errs...)
 }
 
+// reachable says whether a member answers as one: a node with its id and an empty directory is none.
 func (s *Service) reachable(ctx context.Context, id string) bool {
 	if id == s.opts.NodeID {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	_, err := s.port.Call(ctx, id, methodHello, []byte("{}"))
-	return err == nil
+	h, err := callJSON[struct{}, Hello](ctx, s, id, methodHello, struct{}{})
+	return err == nil && h.Cluster == s.opts.Cluster()
 }
 
 // pause waits a moment before another try; false when ctx or the service ended.

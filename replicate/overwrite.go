@@ -31,7 +31,7 @@ type Overwrite struct {
 	// no connection has seen (RULES A7).
 	Import Position
 	// Hold bounds for how long the write lock is held before the transaction is proposed. When that is over the
-	// lock is let go, and another round begins. 0: no bound.
+	// lock is let go, and another round begins, with what was put together before. 0: no bound.
 	Hold time.Duration
 	// Wait is for how long other writers are waited for.
 	Wait time.Duration
@@ -92,7 +92,7 @@ func (s *Service) Overwrite(ctx context.Context, id DatabaseID, content Content,
 		return nil, fmt.Errorf("overwrite database %q: %w", d.name, err)
 	}
 	defer h.Close()
-	w := &overwriter{h: h, d: d, content: content, o: o, buf: make([]byte, o.PageSize)}
+	w := &overwriter{h: h, d: d, content: content, o: o, buf: make([]byte, o.PageSize), packer: snapshot.NewPacker(o.PageSize)}
 	if o.Import != (Position{}) {
 		err = w.fill(ctx)
 	} else {
@@ -114,6 +114,8 @@ type overwriter struct {
 	content Content
 	o       Overwrite
 	buf     []byte
+	packer  *snapshot.Packer
+	ready   *readyPages // of pages that differ, made without the lock
 	done    Overwritten
 
 	sent Position // that the last transaction proposed leads to
@@ -188,7 +190,14 @@ func (w *overwriter) replace(ctx context.Context) error {
 	if w.o.DryRun {
 		return w.count(ctx, want)
 	}
+	if w.ready, err = newReadyPages(w.h.svc.spools); err != nil {
+		return err
+	}
+	defer w.ready.close()
 	for w.done.Rounds = 1; ; w.done.Rounds++ {
+		if err := w.prepare(ctx, want); err != nil {
+			return err
+		}
 		err := w.round(ctx, want)
 		again := errors.Is(err, errHeldLong) || errors.Is(err, errRefused) // nothing has happened
 		if !again || w.done.Rounds == overwriteRounds || ctx.Err() != nil {
@@ -237,10 +246,78 @@ func (w *overwriter) count(ctx context.Context, want sumTable) error {
 	if err != nil {
 		return err
 	}
-	snap.Close()
+	defer snap.Close()
 	w.done.Before, w.done.After, w.done.PageCount = pos, pos, uint32(len(want))
-	w.done.Pages = uint32(len(differing(want, have)))
+	pages := differing(want, have)
+	first := make([]byte, w.o.PageSize)
+	if err := snap.ReadPage(1, first); err != nil {
+		return err
+	}
+	if same, err := w.same(pages, want, have, first); err != nil || same {
+		return err
+	}
+	w.done.Pages = uint32(len(pages))
 	return nil
+}
+
+// same says whether a state has the content already, but for the counters in page 1, which is now. Those count what was
+// done to a file, a replacement too, and are no content.
+func (w *overwriter) same(pages []uint32, want, have sumTable, now []byte) (bool, error) {
+	if len(pages) > 1 || len(want) != len(have) {
+		return false, nil
+	}
+	if err := w.content.ReadPage(1, w.buf); err != nil {
+		return false, fmt.Errorf("read page 1: %w", err)
+	}
+	for _, at := range []int{pageChangeCounter, pageSchemaCookie, pageValidFor} {
+		copy(w.buf[at:at+4], now[at:at+4])
+	}
+	return bytes.Equal(w.buf, now), nil
+}
+
+// prepare puts together, without any lock, the pages that differ now and are not ready yet, so that under the lock only
+// those remain that have changed since (RULES A7).
+func (w *overwriter) prepare(ctx context.Context, want sumTable) error {
+	pctx, cancel := context.WithTimeout(ctx, pinPatience)
+	snap, _, have, err := w.d.pinSums(pctx, 0)
+	cancel()
+	if err != nil {
+		return err
+	}
+	snap.Close()
+	pages := differing(want, have)
+	size := int64(w.o.PageSize)
+	if limit := w.h.svc.MaxTransaction(); int64(len(pages))*size > limit {
+		return &FullError{Size: int64(len(pages)) * size, Limit: limit}
+	}
+	for i, pgno := range pages[1:] {
+		if w.ready.has(pgno) {
+			continue
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := w.h.svc.diskFull(); err != nil {
+			return &FullError{Size: int64(len(pages)) * size, Limit: w.h.svc.MaxTransaction(), Cause: err}
+		}
+		f, err := w.pack(pgno)
+		if err == nil {
+			err = w.ready.put(f)
+		}
+		if err != nil {
+			return err
+		}
+		w.o.Progress("prepare", int64(i+1)*size, int64(len(pages)-1)*size)
+	}
+	return nil
+}
+
+// pack reads a page of the content.
+func (w *overwriter) pack(pgno uint32) (snapshot.PackedPage, error) {
+	if err := w.content.ReadPage(pgno, w.buf); err != nil {
+		return snapshot.PackedPage{}, fmt.Errorf("read page %d: %w", pgno, err)
+	}
+	return w.packer.Pack(wal.Page{Pgno: pgno, Data: w.buf})
 }
 
 func (w *overwriter) round(ctx context.Context, want sumTable) error {
@@ -251,7 +328,12 @@ func (w *overwriter) round(ctx context.Context, want sumTable) error {
 	held := time.Now()
 	w.done.Before = base
 	pages := differing(want, have)
-	if len(pages) == 1 && len(want) == len(have) && want[0] == have[0] {
+	same, err := w.same(pages, want, have, now)
+	if err != nil {
+		w.end()
+		return err
+	}
+	if same {
 		w.end()
 		w.done.After, w.done.PageCount = base, uint32(len(have))
 		w.stamp(base)
@@ -389,53 +471,39 @@ func imported(first, now []byte) {
 func (w *overwriter) commit(ctx context.Context, pages []uint32, pageCount uint32, first []byte, check func() error) error {
 	size := int(w.o.PageSize)
 	total := int64(w.content.PageCount()) * int64(size)
-	batch := make([]byte, max(1, pieceBytes/size)*size)
+	last := pages[len(pages)-1]
 	for len(pages) > 0 {
-		n := min(len(pages), len(batch)/size)
-		list := make([]wal.Page, n)
-		for i, pgno := range pages[:n] {
-			buf := batch[i*size : (i+1)*size]
-			list[i] = wal.Page{Pgno: pgno, Data: buf}
-			if pgno == 1 {
-				copy(buf, first)
-			} else if err := w.content.ReadPage(pgno, buf); err != nil {
-				w.end()
-				return fmt.Errorf("read page %d: %w", pgno, err)
+		n := min(len(pages), max(1, pieceBytes/size))
+		err := w.h.PartPacked(ctx, w.o.PageSize, pageCount, n, func(i int) (snapshot.PackedPage, error) {
+			switch pgno := pages[i]; {
+			case pgno == 1:
+				return w.packer.Pack(wal.Page{Pgno: 1, Data: first})
+			case w.ready.has(pgno):
+				return w.ready.get(pgno)
+			default:
+				return w.pack(pgno)
 			}
+		})
+		done := pages[n-1]
+		if pages = pages[n:]; err == nil && len(pages) > 0 {
+			err = check()
 		}
-		last := pages[n-1]
-		if pages = pages[n:]; len(pages) > 0 {
-			err := w.h.Part(ctx, w.o.PageSize, pageCount, list)
-			if err == nil {
-				err = check()
-			}
-			if err != nil {
-				w.end()
-				return err
-			}
-			w.o.Progress("write", int64(last)*int64(size), total)
-			continue
+		if err != nil {
+			w.end()
+			return err
 		}
-		if !w.h.HasParts() { // Part gives it the shape that CommitParts wants
-			if err := w.h.Part(ctx, w.o.PageSize, pageCount, list); err != nil {
-				w.end()
-				return err
-			}
-			list = nil
-		}
-		return w.propose(ctx, pageCount, list, last)
+		w.o.Progress("write", int64(done)*int64(size), total)
 	}
-	w.end()
-	return errors.New("a transaction without pages")
+	return w.propose(ctx, pageCount, last)
 }
 
-func (w *overwriter) propose(ctx context.Context, pageCount uint32, list []wal.Page, last uint32) error {
+func (w *overwriter) propose(ctx context.Context, pageCount, last uint32) error {
 	w.d.mu.Lock()
 	local := w.h.parts.local
 	w.d.mu.Unlock()
 	total := int64(w.content.PageCount()) * int64(w.o.PageSize)
 	defer func() { w.sent = local.post }()
-	outcome, text := w.h.CommitParts(ctx, w.o.PageSize, pageCount, list, func() { w.o.Progress("replicate", int64(last)*int64(w.o.PageSize), total) })
+	outcome, text := w.h.CommitParts(ctx, w.o.PageSize, pageCount, nil, func() { w.o.Progress("replicate", int64(last)*int64(w.o.PageSize), total) })
 	w.end()
 	switch outcome {
 	case OutcomeAccepted:

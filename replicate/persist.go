@@ -32,47 +32,22 @@ func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) err
 	ctx, cancel := context.WithTimeout(ctx, persistPatience)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	var (
-		mu       sync.Mutex
-		captures []durableCapture
-		blocked  []durablePosition
-		failed   error
-		wg       sync.WaitGroup
-	)
-	work := make(chan DatabaseState)
-	for range min(persistWorkers, len(states)) {
-		wg.Go(func() {
-			for st := range work {
-				d, ok := s.replica(st.ID)
-				if !ok {
-					continue // deleted since
-				}
-				c, err := d.makeDurable(ctx, st.Position.TXID)
-				mu.Lock()
-				switch {
-				case err == nil:
-					if c != nil {
-						captures = append(captures, durableCapture{d, c})
-					}
-				case errors.Is(err, ErrDeleted):
-				case errors.Is(err, errBlocked):
-					blocked = append(blocked, durablePosition{st.ID, st.Position.TXID})
-				case failed == nil:
-					failed = err
-				}
-				mu.Unlock()
-			}
-		})
-	}
+	var positions []durablePosition
 	for _, st := range states {
 		if !st.Pending { // nobody was told of it
-			work <- st
+			positions = append(positions, durablePosition{st.ID, st.Position.TXID})
 		}
 	}
-	close(work)
-	wg.Wait()
-	if err := s.settleCaptures(captures); err != nil && failed == nil {
-		failed = err
+	var blocked []durablePosition
+	errs, failed := s.makeAllDurable(ctx, positions)
+	for i, err := range errs {
+		switch {
+		case err == nil || errors.Is(err, ErrDeleted) || errors.Is(err, ErrNotFound):
+		case errors.Is(err, errBlocked):
+			blocked = append(blocked, positions[i])
+		case failed == nil:
+			failed = err
+		}
 	}
 	if failed == nil && len(blocked) > 0 {
 		failed = s.majorityHas(s.ctx, blocked)
@@ -90,11 +65,49 @@ func (s *Service) beforePersist(ctx context.Context, states []DatabaseState) err
 		}
 	}
 	s.goroutine(func() {
-		if err := s.sums.Compact(); err != nil && s.ctx.Err() == nil {
+		err := s.sums.Compact()
+		s.stopIfSyncFailed(err)
+		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("compact the page checksums, will try again", "err", err)
 		}
 	})
 	return nil
+}
+
+// makeAllDurable makes the files and records of many databases durable at their positions, some at a time, with one sync
+// for all records. It returns why each is not, ErrDeleted or ErrNotFound for those that are gone since, and why that
+// sync failed.
+func (s *Service) makeAllDurable(ctx context.Context, positions []durablePosition) ([]error, error) {
+	errs := make([]error, len(positions))
+	var (
+		mu       sync.Mutex
+		captures []durableCapture
+		wg       sync.WaitGroup
+	)
+	work := make(chan int)
+	for range min(persistWorkers, len(positions)) {
+		wg.Go(func() {
+			for i := range work {
+				d, ok := s.replica(positions[i].ID)
+				if !ok {
+					errs[i] = ErrNotFound
+					continue
+				}
+				c, err := d.makeDurable(ctx, positions[i].TXID)
+				if errs[i] = err; err == nil && c != nil {
+					mu.Lock()
+					captures = append(captures, durableCapture{d, c})
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for i := range positions {
+		work <- i
+	}
+	close(work)
+	wg.Wait()
+	return errs, s.settleCaptures(captures)
 }
 
 // durableCapture is a record that was stored, and is durable after the next sync of the store.
@@ -121,10 +134,7 @@ func (s *Service) settleCaptures(captures []durableCapture) error {
 // makeDurable returns when the files show at least TXID txid, are synced and recorded; the record is durable after
 // the next sync of the store. It needs no turn at the files: an applier may hold that while it waits for an application.
 func (d *replica) makeDurable(ctx context.Context, txid TXID) (*capture, error) {
-	d.mu.Lock()
-	done := d.durable >= txid || d.removed || d.deleted
-	d.mu.Unlock()
-	if done {
+	if d.isDurable(txid) {
 		return nil, nil
 	}
 	if err := d.waitUnblocked(ctx, txid); err != nil {
@@ -133,8 +143,8 @@ func (d *replica) makeDurable(ctx context.Context, txid TXID) (*capture, error) 
 	d.recordMu.Lock()
 	defer d.recordMu.Unlock()
 	d.mu.Lock()
-	live, done := d.live, d.durable >= txid
-	if done || live == nil { // closed in between: closing checkpoints, syncs and records
+	live := d.live
+	if d.fenced == nil && (live == nil || d.durableLocked(txid)) { // closed in between: closing checkpoints, syncs and records
 		d.mu.Unlock()
 		return nil, nil
 	}
@@ -155,6 +165,20 @@ func (d *replica) makeDurable(ctx context.Context, txid TXID) (*capture, error) 
 		return nil, fmt.Errorf("sync the log of database %q: %w", d.name, err)
 	}
 	return c, d.store(c)
+}
+
+// isDurable reports that files and record are known to be durable at TXID txid or later, or matter no more.
+func (d *replica) isDurable(txid TXID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.durableLocked(txid) || d.removed || d.deleted
+}
+
+// durableLocked reports that this copy has a transaction durably, in the files or in pages that wait to be installed. One
+// that is fenced, or behind and without them, may be something else than it was when that was noted: it vouches for
+// nothing, and no log is compacted on its word (RULES A5).
+func (d *replica) durableLocked(txid TXID) bool {
+	return d.durable >= txid && d.fenced == nil && (!d.behind || d.pending != nil)
 }
 
 // durableNow is makeDurable with the sync of the record.
@@ -257,23 +281,12 @@ func (s *Service) serveDurable(ctx context.Context, positions []durablePosition)
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
 	yes := make([]bool, len(positions))
-	var captures []durableCapture
-	for i, p := range positions {
-		d, ok := s.replica(p.ID)
-		if !ok {
-			continue
-		}
-		c, err := d.makeDurable(ctx, p.TXID)
-		if err != nil {
-			continue
-		}
-		yes[i] = true
-		if c != nil {
-			captures = append(captures, durableCapture{d, c})
-		}
-	}
-	if err := s.settleCaptures(captures); err != nil {
+	errs, err := s.makeAllDurable(ctx, positions)
+	if err != nil {
 		return nil, err
+	}
+	for i, err := range errs {
+		yes[i] = err == nil
 	}
 	return yes, nil
 }

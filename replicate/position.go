@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -172,13 +173,20 @@ func (id EntryID) IsZero() bool { return id == EntryID{} }
 type Bookmark struct {
 	Position
 	DB DatabaseID
+	// Lineage is how often the cluster had been recovered by force when the state was its newest; 0 also where that is
+	// not known. A later recovery may have lost the state.
+	Lineage uint64
 }
 
-// String returns the bookmark as <txid>/<checksum>@<database id>.
+// String returns the bookmark as <txid>/<checksum>@<database id>, with -<lineage> behind it unless that is 0.
 func (b Bookmark) String() string {
-	out := appendHex64(make([]byte, 0, 66), uint64(b.TXID))
+	out := appendHex64(make([]byte, 0, 72), uint64(b.TXID))
 	out = appendHex64(append(out, '/'), uint64(b.Checksum))
-	return string(hex.AppendEncode(append(out, '@'), b.DB[:]))
+	out = hex.AppendEncode(append(out, '@'), b.DB[:])
+	if b.Lineage > 0 {
+		out = strconv.AppendUint(append(out, '-'), b.Lineage, 10)
+	}
+	return string(out)
 }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -208,11 +216,18 @@ func ParseBookmark(s string) (Bookmark, error) {
 	if p.TXID == 0 {
 		return Bookmark{}, fmt.Errorf("parse bookmark %q: transaction 0 does not exist: %w", s, ErrInvalidPosition)
 	}
+	id, lineage, hasLineage := strings.Cut(id, "-")
 	db, err := ParseDatabaseID(id)
 	if err != nil {
 		return Bookmark{}, fmt.Errorf("parse bookmark %q: %w", s, err)
 	}
-	return Bookmark{Position: p, DB: db}, nil
+	b := Bookmark{Position: p, DB: db}
+	if hasLineage {
+		if b.Lineage, err = strconv.ParseUint(lineage, 10, 64); err != nil || b.Lineage == 0 || b.String() != strings.ToLower(s) {
+			return Bookmark{}, fmt.Errorf("parse bookmark %q: lineage %q: %w", s, lineage, ErrInvalidPosition)
+		}
+	}
+	return b, nil
 }
 
 func appendHex64(dst []byte, v uint64) []byte {

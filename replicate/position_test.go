@@ -25,6 +25,19 @@ func TestBookmarkSurvivesText(t *testing.T) {
 	}
 }
 
+func TestBookmarkOfALineage(t *testing.T) {
+	b, err := ParseBookmark(bookmarkText + "-12")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plain, _ := ParseBookmark(bookmarkText); b.Lineage != 12 || b.Position != plain.Position || b.DB != plain.DB || plain.Lineage != 0 {
+		t.Errorf("got %+v and %+v", b, plain)
+	}
+	if got := b.String(); got != bookmarkText+"-12" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestPositionIsStringsInJSON(t *testing.T) {
 	p := Position{TXID: 1 << 60, Checksum: 1<<63 | 5}
 	b, err := json.Marshal(p)
@@ -54,6 +67,10 @@ func TestParseBookmarkRefuses(t *testing.T) {
 		"long id":                     bookmarkText + "0",
 		"plus sign":                   "+" + bookmarkText[1:],
 		"two ids":                     bookmarkText + "@" + bookmarkText[34:],
+		"lineage 0":                   bookmarkText + "-0",
+		"no lineage":                  bookmarkText + "-",
+		"a lineage of letters":        bookmarkText + "-x",
+		"a lineage with zeros":        bookmarkText + "-01",
 		"transaction 0":               strings.Replace(bookmarkText, "2a", "00", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -82,6 +99,7 @@ func TestDatabaseIDDependsOnClusterNameAndIncarnation(t *testing.T) {
 
 func FuzzParseBookmark(f *testing.F) {
 	f.Add(bookmarkText)
+	f.Add(bookmarkText + "-1")
 	f.Add("@/")
 	f.Fuzz(func(t *testing.T, s string) {
 		b, err := ParseBookmark(s)

@@ -137,7 +137,11 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	s.metrics.proposedBytes.Add(uint64(len(p.entry)))
 	future := s.raft.Apply(p.entry, enqueueTimeout)
 	s.checkMeanwhile(p)
-	v := decided(future)
+	v, over := decidedBy(ctx, future)
+	if over != nil {
+		finished = true
+		s.releaseAfter(over, p.db, Owner{Node: node, Handle: p.handle})
+	}
 	if v.outcome == OutcomeAccepted {
 		finished = true
 		v.kept = s.locks.Finish(p.db, Owner{Node: node, Handle: p.handle}, p.keep && s.mayKeep(p.db))
@@ -145,11 +149,40 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	return v
 }
 
+// decidedBy is decided, unless ctx ends first. The outcome is unknown then, and over is closed when raft says something after
+// all; it is nil otherwise.
+func decidedBy(ctx context.Context, future raft.ApplyFuture) (v answer, over <-chan struct{}) {
+	var said answer
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		said = decided(future)
+	}()
+	select {
+	case <-done:
+		return said, nil
+	case <-ctx.Done():
+		return answer{text: fmt.Sprintf("wait for the decision: %v", ctx.Err())}, done
+	}
+}
+
+// releaseAfter ends the hold of a handle on the write lock, which nobody gets before raft has decided its proposal.
+func (s *Service) releaseAfter(over <-chan struct{}, db DatabaseID, owner Owner) {
+	s.locks.Release(db, owner)
+	s.goroutine(func() {
+		<-over
+		s.locks.CommitDone(db, owner)
+	})
+}
+
 // mayKeep reports whether a handle may begin again without asking. Whatever delays or refuses a grant (leaderAcquire)
 // has to be looked at here too, or a writer in a loop would never meet it.
 func (s *Service) mayKeep(db DatabaseID) bool {
-	return !s.draining.Load() && s.diskFull() == nil && s.pressure.count(db, s.now()) == 0 &&
-		s.store.Bytes() < share(s.opts.LogLimit, slowShare)
+	if s.draining.Load() || s.diskFull() != nil || s.pressure.count(db, s.now()) != 0 || s.memberFull(s.now()) {
+		return false
+	}
+	bytes, _ := s.logUsed()
+	return bytes < share(s.opts.LogLimit, slowShare)
 }
 
 // startCommit says whether a transaction of a handle of node may be proposed now, in which term, and stops

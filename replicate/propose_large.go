@@ -86,11 +86,13 @@ func (s *Service) leaderLarge(ctx context.Context, node string, p *largeProposal
 	if refusal != nil {
 		return *refusal
 	}
-	defer release()
-	if p.final.Size > uint64(s.opts.LogLimit) {
-		return answer{outcome: OutcomeRefused, text: fmt.Sprintf("%d bytes are more than the leader's log may hold (--log-limit %d)", p.final.Size, s.opts.LogLimit)}
+	defer func() { release() }()
+	room, err := s.reserveLog(ctx, int64(p.final.Size))
+	if err != nil {
+		return answer{outcome: refusalOf(err), text: err.Error()}
 	}
-	if err := s.proposeParts(ctx, p, term, src); err != nil {
+	defer room.release()
+	if err := s.proposeParts(ctx, p, term, src, room); err != nil {
 		s.abortLarge(p, term)
 		return answer{outcome: OutcomeRefused, text: err.Error()}
 	}
@@ -103,7 +105,11 @@ func (s *Service) leaderLarge(ctx context.Context, node string, p *largeProposal
 	final := p.final
 	final.Term, final.CommitTime = term, max(st.CommitTime+1, s.now().UnixMicro())
 	future := s.raft.Apply(EncodeFinal(nil, &final), enqueueTimeout)
-	v := decided(future)
+	v, over := decidedBy(ctx, future)
+	if over != nil {
+		s.releaseAfter(over, p.db, Owner{Node: node, Handle: p.handle})
+		release = func() {}
+	}
 	if v.outcome == OutcomeRefused && v.index == 0 {
 		s.abortLarge(p, term)
 	}
@@ -135,7 +141,7 @@ func decided(future raft.ApplyFuture) answer {
 }
 
 // proposeParts reads the LTX file from src and returns when all its parts are decided.
-func (s *Service) proposeParts(ctx context.Context, p *largeProposal, term uint64, src io.Reader) error {
+func (s *Service) proposeParts(ctx context.Context, p *largeProposal, term uint64, src io.Reader, room *logReserve) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	window := make(chan raft.ApplyFuture, partWindow-2)
@@ -146,6 +152,7 @@ func (s *Service) proposeParts(ctx context.Context, p *largeProposal, term uint6
 			if v := decided(f); v.outcome != OutcomeAccepted {
 				cancel(fmt.Errorf("a part was not accepted: %s", v.text))
 			}
+			room.use(PartBytes)
 		}
 	}()
 	err := s.sendParts(ctx, p, term, src, window)
@@ -277,7 +284,7 @@ func (s *Service) fetchParts(ctx context.Context, r Running, w io.WriterAt) erro
 }
 
 func (s *Service) fetchPartsFrom(ctx context.Context, node string, r Running, w io.WriterAt) error {
-	stream, err := s.port.Stream(ctx, node, methodParts, partsRequest(r.ID, r.Bytes))
+	stream, err := s.bulk(ctx, node, methodParts, partsRequest(r.ID, r.Bytes))
 	if err != nil {
 		return remoteError(err)
 	}

@@ -208,8 +208,11 @@ func (s *Service) MaxTransactionOf(name string) int64 {
 }
 
 // admitCommit is what the leader asks before it proposes a transaction. What the application's node said before may
-// have been by other quotas.
+// have been by other quotas and another limit.
 func (s *Service) admitCommit(st DatabaseState, pageCount uint32, size int64) error {
+	if limit := s.MaxTransaction(); size > limit {
+		return &FullError{Size: size, Limit: limit}
+	}
 	if len(s.quotas.rules) == 0 {
 		return nil
 	}

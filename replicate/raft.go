@@ -30,6 +30,8 @@ const (
 	// restoreTimeout is what raft allows for a snapshot of the scale's size; ours are small manifests whose
 	// restore fetches pages for as long as it takes (RULES A5).
 	transportTimeout = 10 * time.Second
+	// giveUpInterval is between two attempts to step down.
+	giveUpInterval = 50 * time.Millisecond
 )
 
 func (s *Service) openRaft() error {
@@ -50,7 +52,7 @@ func (s *Service) openRaft() error {
 	cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: logWriter{s.log}, DisableTime: true})
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider: s.port, Logger: cfg.Logger, Stream: s.port.RaftLayer(),
-		MaxPool: 4, MaxRPCsInFlight: 8, Timeout: transportTimeout,
+		MaxPool: 4, MaxRPCsInFlight: 3, Timeout: transportTimeout,
 	})
 	// The deadline of InstallSnapshot is Timeout x size / TimeoutScale, at least Timeout.
 	transport.TimeoutScale = 1
@@ -78,12 +80,27 @@ func (s *Service) leadsOthers() bool {
 	return s.raft.State() == raft.Leader && s.voters() > 1
 }
 
-// giveUp makes raft notice that an entry it takes for written was not: its next entry, this one, is refused by
-// the log store, and a leader that cannot write steps down.
+// giveUp makes raft notice that entries it takes for written were not: the log store refuses what raft hands it next,
+// and a leader that cannot write steps down. That has to be a command, because the store tries the failed write again for
+// everything else. Where something does so meanwhile, and it succeeds, nothing is lost, and the node may stay the
+// leader. What raft refuses, as while it hands over leadership, is proposed again.
 func (s *Service) giveUp(err error) {
 	s.log.Error("write the raft log", "err", err)
-	if s.raft.State() == raft.Leader {
-		s.log.Warn("step down: the raft log takes no entries", "err", s.raft.Barrier(enqueueTimeout).Error())
+	nothing, err := EncodeVersion(nil, &Version{Cluster: 1}) // every cluster is at 1 or later
+	if err != nil {
+		panic(fmt.Sprintf("encode an entry that changes nothing: %v", err))
+	}
+	tick := time.NewTicker(giveUpInterval)
+	defer tick.Stop()
+	for s.raft.State() == raft.Leader && s.raftLog.Unwritten() != nil {
+		if err := s.raft.Apply(nothing, enqueueTimeout).Error(); err != nil {
+			s.log.Warn("step down: the raft log takes no entries", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return
+		}
 	}
 }
 

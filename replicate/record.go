@@ -71,6 +71,7 @@ func (d *replica) store(c *capture) error {
 	} else {
 		err = d.svc.sums.PutChanges(c.record, uint64(c.prev), c.changes)
 	}
+	d.svc.stopIfSyncFailed(err)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.table != c.table { // replaced meanwhile
@@ -115,15 +116,8 @@ func (d *replica) recordNow() error {
 // all is well when it is not.
 func (s *Service) syncRecords() error {
 	err := s.sums.Sync()
-	s.stopIfBroken(err)
+	s.stopIfSyncFailed(err)
 	return err
-}
-
-// stopIfBroken stops the node when the store of page checksums can take nothing any more.
-func (s *Service) stopIfBroken(err error) {
-	if errors.Is(err, pagesums.ErrSync) && s.ctx.Err() == nil {
-		s.stop(fmt.Errorf("%w: %w", ErrDevice, err))
-	}
 }
 
 // closedRecord returns the record of files that were closed and are unchanged since, by size, times and inode
@@ -151,7 +145,7 @@ func (d *replica) openRecord() (_ pagesums.Record, sums sumTable, err error) {
 			sums = nil
 		}
 		err = d.svc.sums.Opened(d.id)
-		d.svc.stopIfBroken(err)
+		d.svc.stopIfSyncFailed(err)
 	case changed: // what the record says of pages that the log does not touch means nothing: all are read
 		d.log.Warn("the files of a database changed while nobody had it open, all of it is read")
 		if err = d.svc.sums.Forget(d.id); err == nil {

@@ -40,6 +40,7 @@ const (
 	methodFork       uint8 = 45
 	methodHasFork    uint8 = 46
 	methodArchiveJob uint8 = 50
+	methodDrilled    uint8 = 51
 )
 
 // Codes of errors that the caller has to tell apart.
@@ -164,6 +165,7 @@ func (s *Service) registerMethods() {
 	})
 	handle(methodLeaderGone, jsonMethod(s.judgeLeader))
 	handle(methodArchiveJob, jsonMethod(s.archiveJob))
+	handle(methodDrilled, jsonMethod(s.drilled))
 	s.port.OnRaftEnded(s.raftEnded)
 	s.port.OnDisconnect(func(id string) { s.locks.DropNode(id) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -11,6 +12,9 @@ import (
 
 // caughtUpPatience is how long a member that is asked whether it has caught up waits for its files.
 const caughtUpPatience = 5 * time.Second
+
+// caughtUpBatch is how many databases are made durable before it looks whether there is time for more.
+const caughtUpBatch = 256
 
 // caughtUpReply says whether a member has decided and stored everything up to the index that it was asked for.
 type caughtUpReply struct {
@@ -20,7 +24,8 @@ type caughtUpReply struct {
 }
 
 // serveCaughtUp answers whether this node has decided index, and every database is durable here at what was
-// decided then: only what its files have does a vote stand for (RULES A5).
+// decided then: only what its files have does a vote stand for (RULES A5). What was stored when the time is over counts
+// when it is asked the next time: a member of many databases, and with a slow disk, gets there too.
 func (s *Service) serveCaughtUp(ctx context.Context, index uint64) (caughtUpReply, error) {
 	r := caughtUpReply{Applied: s.fsm.Applied()}
 	if r.Applied < index {
@@ -29,18 +34,37 @@ func (s *Service) serveCaughtUp(ctx context.Context, index uint64) (caughtUpRepl
 	}
 	ctx, cancel := context.WithTimeout(ctx, caughtUpPatience)
 	defer cancel()
-	for _, st := range s.fsm.List() {
-		d, ok := s.replica(st.ID)
-		if !ok || st.Pending {
-			continue // deleted since, or nobody was told of it
+	missing := s.notDurable(s.fsm.positionsAt(index))
+	for some := range slices.Chunk(missing, caughtUpBatch) {
+		errs, err := s.makeAllDurable(ctx, some)
+		if err != nil {
+			r.Detail = err.Error()
+			return r, nil
 		}
-		if err := d.durableNow(ctx, st.Position.TXID); err != nil && !errors.Is(err, ErrDeleted) {
-			r.Detail = fmt.Sprintf("database %q is not stored up to transaction %s: %v", st.Name, st.Position.TXID, err)
+		for i, err := range errs {
+			if err != nil && !errors.Is(err, ErrDeleted) && !errors.Is(err, ErrNotFound) {
+				st, _ := s.fsm.Get(some[i].ID)
+				r.Detail = fmt.Sprintf("database %q is not stored up to transaction %s: %v", st.Name, some[i].TXID, err)
+				return r, nil
+			}
+		}
+		if ctx.Err() != nil {
+			r.Detail = fmt.Sprintf("%d databases are not stored yet", len(s.notDurable(missing)))
 			return r, nil
 		}
 	}
 	r.Done = true
 	return r, nil
+}
+
+// notDurable returns the positions that are not known to be durable here.
+func (s *Service) notDurable(positions []durablePosition) (missing []durablePosition) {
+	for _, p := range positions {
+		if d, ok := s.replica(p.ID); ok && !d.isDurable(p.TXID) {
+			missing = append(missing, p)
+		}
+	}
+	return missing
 }
 
 // caughtUp asks a member.
@@ -148,6 +172,10 @@ func (s *Service) leaderReplace(ctx context.Context, q replaceRequest) (Replacem
 		return r, nil
 	}
 	if fresh.Suffrage != raft.Voter {
+		if _, announced := s.member(h.ID); !announced { // see rejoin
+			r.State, r.Detail = ReplaceCatchingUp, "it has not announced itself yet"
+			return r, nil
+		}
 		up, err := s.caughtUp(ctx, h.ID, s.raft.CommitIndex())
 		if err != nil {
 			return r, fmt.Errorf("replace member %q: ask %s whether it has caught up: %v: %w", q.Old, h.ID, err, ErrConflict)

@@ -67,6 +67,9 @@ type Files interface {
 	// Clone makes a file of the blocks of a database file, which nobody writes meanwhile, without copying them. The
 	// error wraps ErrNoClone where the file system cannot do that.
 	Clone(ctx context.Context, path, file string) error
+	// Discard removes a file that cannot be opened as a database. It fails, and changes nothing, if somebody has it open,
+	// an application that was attached before this node started, too.
+	Discard(path string) error
 	// Remove deletes the database's directory. Nothing has it open.
 	Remove(path string) error
 }
@@ -150,6 +153,7 @@ type replica struct {
 	queue       []item
 	queueBytes  int
 	applying    bool
+	gathering   bool // see kickSoonLocked
 	local       *localCommit
 	handles     map[*Handle]struct{}
 	fenced      error
@@ -159,6 +163,7 @@ type replica struct {
 	deleted     bool
 	removed     bool
 	lastUsed    time.Time
+	lastApply   time.Time // when the applier last wrote
 	lastScrub   time.Time
 	late        time.Time // since when the applier waits for native slot 0; zero when it does not
 	waiters     map[*positionWaiter]struct{}
@@ -186,6 +191,7 @@ type positionWaiter struct {
 
 type pinRequest struct {
 	at   TXID
+	wait bool // for the next position, while the files are being written; under replica.mu
 	done chan struct{}
 	snap *wal.Snapshot
 	pos  Position
@@ -230,7 +236,7 @@ func (d *replica) enqueue(it item) {
 	}
 	d.queue = append(d.queue, it)
 	d.listLocked()
-	d.kickLocked()
+	d.kickSoonLocked()
 }
 
 // doomLocked notes that the database is deleted: what was decided before does not matter any more, and
@@ -306,11 +312,7 @@ func (d *replica) advanceLocked(p Position, fp wal.Fingerprint) {
 			delete(d.waiters, w)
 		}
 	}
-	for r := range d.pins {
-		if r.at <= p.TXID {
-			d.pinLocked(r)
-		}
-	}
+	d.pinWaitingLocked()
 	d.ckpt.notice(fp.MaxFrame)
 	if fp.MaxFrame >= d.ckpt.next {
 		d.checkpointLocked()
@@ -357,6 +359,7 @@ func (d *replica) waitPosition(ctx context.Context, txid TXID) error {
 	}
 	d.waiters[w] = struct{}{}
 	d.listLocked()
+	d.kickLocked() // it may be biding its time
 	needs := !d.known
 	d.mu.Unlock()
 	if needs {
@@ -414,59 +417,77 @@ func (d *replica) pin(ctx context.Context, at TXID) (*wal.Snapshot, Position, er
 	if err := d.waitPosition(ctx, at); err != nil {
 		return nil, Position{}, err
 	}
-	r := &pinRequest{at: at, done: make(chan struct{})}
+	// While an application publishes, the pin is taken where its end-write moves the position.
+	r := &pinRequest{at: at, wait: true, done: make(chan struct{})}
 	d.mu.Lock()
 	d.pinLocked(r)
-	if r.snap == nil && errors.Is(r.err, errMoved) {
-		// An application publishes right now: its end-write moves the position, and the pin is taken there.
-		r.err = nil
-		r.done = make(chan struct{})
-		if d.pins == nil {
-			d.pins = map[*pinRequest]struct{}{}
-		}
-		d.pins[r] = struct{}{}
-	}
 	d.mu.Unlock()
-	select {
-	case <-r.done:
-		return r.snap, r.pos, r.err
-	case <-time.After(pinPatience):
-	case <-ctx.Done():
+	for {
+		select {
+		case <-r.done:
+			return r.snap, r.pos, r.err
+		case <-time.After(pinPatience):
+		case <-ctx.Done():
+		case <-d.svc.ctx.Done():
+		}
+		d.mu.Lock()
+		if _, waits := d.pins[r]; waits {
+			if err := errors.Join(ctx.Err(), d.svc.ctx.Err()); err != nil {
+				delete(d.pins, r)
+				d.mu.Unlock()
+				return nil, Position{}, err
+			}
+			r.wait = false
+			d.pinLocked(r)
+		}
+		d.mu.Unlock()
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.pins, r)
-	if r.snap != nil || r.err != nil {
-		return r.snap, r.pos, r.err
-	}
-	if ctx.Err() != nil {
-		return nil, Position{}, ctx.Err()
-	}
-	d.pinLocked(r)
-	return r.snap, r.pos, r.err
 }
 
 var errMoved = errors.New("the files are being written")
 
-// pinLocked pins now, if the files show exactly the recorded position.
+// pinLocked answers a request now, or puts it among those that wait.
 func (d *replica) pinLocked(r *pinRequest) {
-	delete(d.pins, r)
-	defer close(r.done)
-	if d.live == nil || !d.known || d.fenced != nil {
-		r.err = errors.Join(errMoved, d.fenced)
+	snap, err := d.tryPinLocked()
+	if errors.Is(err, wal.ErrBusy) || r.wait && errors.Is(err, errMoved) {
+		if d.pins == nil {
+			d.pins = map[*pinRequest]struct{}{}
+		}
+		d.pins[r] = struct{}{}
 		return
 	}
-	snap, err := d.live.Pin()
+	delete(d.pins, r)
+	r.snap, r.err = snap, err
+	if err == nil {
+		r.pos = d.position
+	}
+	close(r.done)
+}
+
+// pinWaitingLocked tries the requests that wait: the position has moved, or a checkpoint has ended.
+func (d *replica) pinWaitingLocked() {
+	for r := range d.pins {
+		if r.at <= d.position.TXID {
+			d.pinLocked(r)
+		}
+	}
+}
+
+// tryPinLocked pins if the files show exactly the recorded position, else the error wraps errMoved; or wal.ErrBusy while a
+// checkpoint runs. That takes seconds where much is to be synced, and the state machine waits for mu.
+func (d *replica) tryPinLocked() (*wal.Snapshot, error) {
+	if d.live == nil || !d.known || d.fenced != nil {
+		return nil, errors.Join(errMoved, d.fenced)
+	}
+	snap, err := d.live.TryPin()
 	if err != nil {
-		r.err = err
-		return
+		return nil, err
 	}
 	if !snap.Fingerprint().Matches(d.fingerprint) {
 		snap.Close()
-		r.err = errMoved
-		return
+		return nil, errMoved
 	}
-	r.snap, r.pos = snap, d.position
+	return snap, nil
 }
 
 // use opens the files for somebody on this node and makes the position known, waiting for it until ctx ends.
@@ -503,6 +524,41 @@ func (d *replica) useSoon(ctx context.Context) error {
 	d.svc.goroutine(func() { d.locate(d.svc.ctx) })
 	return d.openFiles(ctx)
 }
+
+// awaitCopy opens files that are not here yet: they are fetched whole before anybody opens them. Of a database that peers
+// say is deleted they never come; that ends when this node has decided it, too (RULES A5).
+func (d *replica) awaitCopy(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for asked := false; ; {
+		d.mu.Lock()
+		gone := d.deleted || d.removed
+		d.mu.Unlock()
+		if gone {
+			return d.deletedError()
+		}
+		if !d.absent() {
+			if err := d.useSoon(ctx); !errors.Is(err, errAbsent) {
+				return err
+			}
+		}
+		if !asked { // it may be that nobody has missed them before
+			asked = true
+			d.mu.Lock()
+			if !d.unreached && !d.known && d.live == nil && d.fenced == nil {
+				d.behind = true
+				d.kickLocked()
+			}
+			d.mu.Unlock()
+		}
+		if !d.svc.pauseFor(ctx, copyPoll) {
+			return fmt.Errorf("open database %q: %w", d.name, errAbsent)
+		}
+	}
+}
+
+// copyPoll is how often somebody who waits for files looks whether they are here.
+const copyPoll = 10 * time.Millisecond
 
 // settle waits until the files show what was decided when it is called. After a power failure they begin at some older
 // state, and an application that opens them then would not find what it was told before. A copy that cannot follow for

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// catchupsAtOnce is how many databases a node brings up to date from peers at a time.
+// catchupsAtOnce is how many databases a node fetches pages of from peers at a time.
 const catchupsAtOnce = 4
 
 // afterRestore follows the state machine to a snapshot's state. At start the files already have it; when

@@ -49,6 +49,10 @@ type Options struct {
 	CatchupStep func(database, step string)
 	// ForkPatience is for how long a majority may take to make its copies of a fork. 0: a default.
 	ForkPatience time.Duration
+	// Drilled, if not nil, is called when another node has restored a state from the archive that all nodes share.
+	Drilled func(DrillNote)
+	// ScrubInterval is how often every page of each database is read and compared. 0: a default.
+	ScrubInterval time.Duration
 	// VerifyFull reads the whole file after every transaction. For tests.
 	VerifyFull bool
 	// BeforePart is called before this node, as the leader, proposes a part of a large transaction, and with
@@ -127,7 +131,9 @@ type Service struct {
 	promoting   sync.Map // member id -> true
 	driven      sync.Map // id of a fork that this node, as the leader, sees to -> true
 
-	forkPatience time.Duration
+	forkPatience  time.Duration
+	scrubInterval time.Duration
+	scrubbingIdle atomic.Bool // of one database that nobody uses at a time
 }
 
 // Start opens raft on the stores and begins to replicate. The caller bootstraps or joins afterwards.
@@ -141,6 +147,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 	}
 	s.quotas = newQuotas(opts.Quotas)
 	s.forkPatience = cmp.Or(opts.ForkPatience, forkPatience)
+	s.scrubInterval = cmp.Or(opts.ScrubInterval, scrubInterval)
 	s.appliers = newPool(applierWidth(), s.goroutine)
 	s.files = watchedFiles{opts.Files, s}
 	s.catchups, s.catchup.rate = make(chan struct{}, catchupsAtOnce), opts.CatchupRate

@@ -57,7 +57,7 @@ type spool struct {
 	id   EntryID
 	file *os.File // set once; nil: not made yet
 
-	ops     []spoolOp
+	ops     []*spoolOp
 	working bool
 	written int64
 	own     bool  // an application of this node is writing, or wrote, the whole file
@@ -136,7 +136,7 @@ func (s *spools) part(index uint64, before Running, data []byte) {
 		sp.notifyLocked()
 		return
 	}
-	op := spoolOp{index: index, size: int64(len(data))}
+	op := &spoolOp{index: index, size: int64(len(data))}
 	if s.queued+op.size <= maxSpoolQueueBytes {
 		s.queued += op.size
 		op.data = data
@@ -144,7 +144,7 @@ func (s *spools) part(index uint64, before Running, data []byte) {
 	sp.addLocked(op)
 }
 
-func (sp *spool) addLocked(op spoolOp) {
+func (sp *spool) addLocked(op *spoolOp) {
 	if sp.broken != nil {
 		sp.s.unqueueLocked(op)
 		return
@@ -156,7 +156,7 @@ func (sp *spool) addLocked(op spoolOp) {
 	}
 }
 
-func (s *spools) unqueueLocked(op spoolOp) { s.queued -= int64(len(op.data)) }
+func (s *spools) unqueueLocked(op *spoolOp) { s.queued -= int64(len(op.data)) }
 
 // accept ends a transaction that was accepted and returns its spool, to be released by the caller.
 func (s *spools) accept(index uint64, id EntryID) *spool {
@@ -257,13 +257,13 @@ func (sp *spool) work() {
 		s.mu.Unlock()
 		at, err := sp.do(op)
 		s.mu.Lock()
-		if len(sp.ops) == 0 { // dropped meanwhile
+		if len(sp.ops) == 0 || sp.ops[0] != op { // dropped meanwhile, and a restore may be in its place
 			s.mu.Unlock()
 			continue
 		}
 		if err == nil || errors.Is(err, errSpoolLost) {
 			s.unqueueLocked(op)
-			sp.ops[0] = spoolOp{}
+			sp.ops[0] = nil
 			sp.ops = sp.ops[1:]
 			if err == nil {
 				sp.written = at
@@ -294,7 +294,7 @@ func (sp *spool) work() {
 }
 
 // do executes one operation and returns how far the file is whole then.
-func (sp *spool) do(op spoolOp) (int64, error) {
+func (sp *spool) do(op *spoolOp) (int64, error) {
 	if sp.file == nil {
 		f, err := sp.s.open(sp.id, os.O_CREATE)
 		if err != nil {
@@ -524,7 +524,7 @@ func (s *spools) restore(ctx context.Context, running []Running, wait bool) erro
 		sp.running = true
 		sp.own = false
 		sp.dropOpsLocked()
-		sp.addLocked(spoolOp{restore: r})
+		sp.addLocked(&spoolOp{restore: r})
 	}
 	for id, sp := range s.all {
 		if !keep[id] && sp.running {

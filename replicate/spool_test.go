@@ -298,6 +298,43 @@ func TestSpoolReadsBackWhatDidNotFitIntoMemory(t *testing.T) {
 	}
 }
 
+// A snapshot of the leader arrives while a part is being read back from the log: the restore takes the place of what was
+// queued, and the part that ends then is none of its.
+func TestSpoolIsRestoredBesideAPartThatIsWritten(t *testing.T) {
+	n := newSpoolNode(t, filepath.Join(t.TempDir(), "parts"))
+	n.spools.queued = maxSpoolQueueBytes // taken by others
+	back, began, release := n.spools.back, make(chan struct{}, 3), make(chan struct{})
+	n.spools.back = func(index uint64) ([]byte, error) {
+		began <- struct{}{}
+		<-release
+		return back(index)
+	}
+	l := n.large(n.create("shop.db"))
+	n.spools.ask = func(_ context.Context, _ Running, w io.WriterAt) error {
+		_, err := w.WriteAt(l.ltx, 0)
+		return err
+	}
+	n.applyParts(l, 3)
+	<-began
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	restored := make(chan error, 1)
+	go func() { restored <- n.spools.restore(ctx, n.f.Running(), true) }()
+	sp := n.of(l.final.ID)
+	until(t, "the restore is queued", func() bool {
+		n.spools.mu.Lock()
+		defer n.spools.mu.Unlock()
+		return len(sp.ops) == 1 && sp.ops[0].restore != nil
+	})
+	close(release)
+	if err := <-restored; err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(n.file(l.final.ID)); err != nil || !bytes.Equal(got, l.ltx) {
+		t.Fatalf("%d bytes, %v, want %d", len(got), err, len(l.ltx))
+	}
+}
+
 func TestSpoolsOfAFormerLifeAreCleared(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "parts")
 	n := newSpoolNode(t, dir)

@@ -88,6 +88,9 @@ type DatabaseStatus struct {
 	// CatchupPages of CatchupTotal differing pages have come from a peer; 0 and 0 if none are fetched now.
 	CatchupPages uint32 `json:"catchup_pages,omitempty"`
 	CatchupTotal uint32 `json:"catchup_total,omitempty"`
+	// Stale says that this node hears of no leader: reads may be old. Only in the status of a handle; that of a node
+	// has it once.
+	Stale bool `json:"stale"`
 }
 
 // lateAfter is for how long an applier may wait for native slot 0 before status calls the database late.
@@ -286,7 +289,10 @@ func (h *Handle) Status() (DatabaseStatus, bool) {
 	if !ok {
 		return DatabaseStatus{}, false
 	}
-	return h.db.status(st), true
+	r := h.svc.statusOf(h.db, st)
+	leader, _ := h.svc.leader()
+	r.Stale = leader == ""
+	return r, true
 }
 
 // statusOf is the status of a copy, and how far its archive is.

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/wal"
 )
 
-// scrubInterval is how often every page of an open database is read and compared (RULES B8).
+// scrubInterval is how often every page of a database is read and compared (RULES B8), where the options do not say.
 const scrubInterval = 24 * time.Hour
 
 const (
@@ -35,19 +37,10 @@ func (s *Service) janitor() {
 			d.watchWAL()
 			d.closeIdle(s.opts.IdleClose)
 			d.mu.Lock()
-			due := d.live != nil && d.known && time.Since(d.lastScrub) > scrubInterval
+			due := d.live != nil && d.known && d.scrubDueLocked()
 			d.mu.Unlock()
 			if due {
-				d.beside(func() {
-					s.rereads.Lock() // one database at a time
-					defer s.rereads.Unlock()
-					if err := d.scrub(s.ctx); err != nil && s.ctx.Err() == nil {
-						d.log.Warn("scrub, will try again", "err", err)
-						d.mu.Lock()
-						d.lastScrub = time.Now().Add(time.Minute - scrubInterval)
-						d.mu.Unlock()
-					}
-				})
+				d.beside(func() { d.scrubInTurn(d.scrub) })
 			}
 			d.unlistIfIdle()
 		}
@@ -91,6 +84,37 @@ func (s *Service) Scrub(ctx context.Context, name string) error {
 	return d.scrub(ctx)
 }
 
+func (d *replica) scrubDueLocked() bool { return time.Since(d.lastScrub) > d.svc.scrubInterval }
+
+// scrubInTurn runs a kind of scrub when no other database is read.
+func (d *replica) scrubInTurn(scrub func(context.Context) error) {
+	s := d.svc
+	s.rereads.Lock()
+	defer s.rereads.Unlock()
+	if err := scrub(s.ctx); err != nil && s.ctx.Err() == nil {
+		d.log.Warn("scrub, will try again", "err", err)
+		d.mu.Lock()
+		d.lastScrub = time.Now().Add(time.Minute - s.scrubInterval)
+		d.mu.Unlock()
+	}
+}
+
+// scrubIdle opens a database that nobody uses, reads every page and closes it again, unless somebody came meanwhile.
+func (d *replica) scrubIdle(ctx context.Context) error {
+	if err := d.useOrFetch(ctx); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	used := d.live == nil || d.fenced != nil
+	d.mu.Unlock()
+	if used {
+		return nil // it is healed, or was closed again
+	}
+	err := d.scrub(ctx)
+	d.closeIdle(0)
+	return err
+}
+
 // scrub reads every page and compares it with the table, in rounds and paced (RULES B8).
 func (d *replica) scrub(ctx context.Context) error {
 	d.mu.Lock()
@@ -98,7 +122,7 @@ func (d *replica) scrub(ctx context.Context) error {
 	d.mu.Unlock()
 	for from := uint32(1); from != 0; {
 		next, err := d.scrubRound(from)
-		if errors.Is(err, errMoved) { // the files are being written: a moment later
+		if errors.Is(err, errMoved) || errors.Is(err, wal.ErrBusy) { // the files are being written, or checkpointed: a moment later
 			next, err = from, nil
 		}
 		if err != nil {
@@ -117,30 +141,30 @@ func (d *replica) scrub(ctx context.Context) error {
 
 // scrubRound compares the pages from a number on and returns the next one, 0 after the last.
 func (d *replica) scrubRound(from uint32) (next uint32, err error) {
-	r := &pinRequest{done: make(chan struct{})}
 	d.mu.Lock()
 	d.lastUsed = time.Now()
-	d.pinLocked(r)
-	if r.err != nil {
+	snap, err := d.tryPinLocked()
+	if err != nil {
 		fenced, idle := d.fenced, d.live == nil || !d.known
 		d.mu.Unlock()
 		if fenced != nil || idle {
 			return 0, errors.Join(fenced, ErrShutdown)
 		}
-		return 0, r.err
+		return 0, err
 	}
+	pos := d.position
 	to := min(uint32(len(d.sums)), from-1+scrubRoundPages)
 	want := append(sumTable(nil), d.sums[min(from-1, to):to]...)
 	d.mu.Unlock()
-	defer r.snap.Close()
+	defer snap.Close()
 	buf := make([]byte, d.pageSize)
 	for i, sum := range want {
 		pgno := from + uint32(i)
-		if err := r.snap.ReadPage(pgno, buf); err != nil {
+		if err := snap.ReadPage(pgno, buf); err != nil {
 			return 0, fmt.Errorf("read page %d: %w", pgno, err)
 		}
 		if pageSum(d.pageSize, pgno, buf) != sum {
-			return 0, d.fence(fmt.Errorf("scrub: page %d is not what transaction %s left: %w", pgno, r.pos.TXID, errForeign))
+			return 0, d.fence(fmt.Errorf("scrub: page %d is not what transaction %s left: %w", pgno, pos.TXID, errForeign))
 		}
 	}
 	if uint32(len(want)) < scrubRoundPages {

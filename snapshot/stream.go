@@ -17,16 +17,49 @@ import (
 // EncodeTransaction makes, for a transaction that need not fit into memory.
 // Beside one page it keeps the page index, some ten bytes a page.
 type Encoder struct {
-	w          io.Writer
-	order      pageOrder
-	state      uint64
-	shift      *pageShift
+	w      io.Writer
+	order  pageOrder
+	state  uint64
+	shift  *pageShift
+	packer *Packer
+	index  []byte
+	at     int64
+	pages  int
+	err    error // of a write: nothing more can be written
+}
+
+// PackedPage is a page as it stands in an LTX file, whatever else is in that.
+type PackedPage struct {
+	Pgno  uint32
+	Image uint64 // state of the file's checksum over the page alone
+	Bytes []byte // header and LZ4 block
+}
+
+// Packer makes packed pages. It is for one goroutine.
+type Packer struct {
+	pageSize   int
 	compressor *lz4.Compressor
 	frame      []byte // room for the largest
-	index      []byte
-	at         int64
-	pages      int
-	err        error // of a write: nothing more can be written
+}
+
+// NewPacker returns a packer for pages of a valid size.
+func NewPacker(pageSize uint32) *Packer {
+	return &Packer{int(pageSize), new(lz4.Compressor), make([]byte, frameHeaderSize+lz4.CompressBlockBound(int(pageSize)))}
+}
+
+// Pack compresses a page. The bytes are valid until the next call.
+func (f *Packer) Pack(p wal.Page) (PackedPage, error) {
+	if len(p.Data) != f.pageSize {
+		return PackedPage{}, fmt.Errorf("page %d has %d bytes, page size is %d: %w", p.Pgno, len(p.Data), f.pageSize, ErrInvalidTransaction)
+	}
+	n, err := f.compressor.CompressBlock(p.Data, f.frame[frameHeaderSize:])
+	if err != nil {
+		return PackedPage{}, fmt.Errorf("compress page %d: %w", p.Pgno, err)
+	}
+	binary.BigEndian.PutUint32(f.frame, p.Pgno)
+	binary.BigEndian.PutUint16(f.frame[4:], ltx.PageHeaderFlagSize)
+	binary.BigEndian.PutUint32(f.frame[6:], uint32(n))
+	return PackedPage{p.Pgno, crcUpdate(0, p.Data), f.frame[:frameHeaderSize+n]}, nil
 }
 
 // NewEncoder writes the header of a transaction to w.
@@ -34,10 +67,7 @@ func NewEncoder(w io.Writer, h Header) (*Encoder, error) {
 	if err := h.check(ErrInvalidTransaction); err != nil {
 		return nil, fmt.Errorf("encode transaction %016x: %w", h.TXID, err)
 	}
-	e := &Encoder{
-		w: w, order: pageOrder{header: h}, shift: shiftOfPage(h.PageSize), compressor: new(lz4.Compressor),
-		frame: make([]byte, frameHeaderSize+lz4.CompressBlockBound(int(h.PageSize))),
-	}
+	e := &Encoder{w: w, order: pageOrder{header: h}, shift: shiftOfPage(h.PageSize), packer: NewPacker(h.PageSize)}
 	head := h.append(nil)
 	e.state = crcUpdate(^uint64(0), head)
 	return e, e.write(head)
@@ -55,30 +85,31 @@ func (e *Encoder) write(b []byte) error {
 
 // Page writes the next page and returns its PageSum. Pages ascend by number.
 func (e *Encoder) Page(p wal.Page) (sum uint64, err error) {
-	h := &e.order.header
 	if e.err != nil {
 		return 0, e.err
 	}
-	if len(p.Data) != int(h.PageSize) {
-		return 0, fmt.Errorf("encode transaction %016x: page %d has %d bytes, page size is %d: %w",
-			h.TXID, p.Pgno, len(p.Data), h.PageSize, ErrInvalidTransaction)
-	}
-	if err := e.order.next(p.Pgno, ErrInvalidTransaction); err != nil {
-		return 0, fmt.Errorf("encode transaction %016x: %w", h.TXID, err)
-	}
-	n, err := e.compressor.CompressBlock(p.Data, e.frame[frameHeaderSize:])
+	f, err := e.packer.Pack(p)
 	if err != nil {
-		return 0, fmt.Errorf("encode transaction %016x: compress page %d: %w", h.TXID, p.Pgno, err)
+		return 0, fmt.Errorf("encode transaction %016x: %w", e.order.header.TXID, err)
 	}
-	head := e.frame[:frameHeaderSize]
-	binary.BigEndian.PutUint32(head, p.Pgno)
-	binary.BigEndian.PutUint16(head[4:], ltx.PageHeaderFlagSize)
-	binary.BigEndian.PutUint32(head[6:], uint32(n))
-	image := crcUpdate(0, p.Data)
-	e.state = e.shift.apply(crcUpdate(e.state, head)) ^ image
-	e.index = appendIndexEntry(e.index, p.Pgno, int(e.at), frameHeaderSize+n)
+	return e.Packed(f)
+}
+
+// Packed is Page for a page that a Packer for pages of this size has compressed before.
+func (e *Encoder) Packed(f PackedPage) (sum uint64, err error) {
+	if e.err != nil {
+		return 0, e.err
+	}
+	if len(f.Bytes) < frameHeaderSize {
+		return 0, fmt.Errorf("encode transaction %016x: frame of page %d has %d bytes: %w", e.order.header.TXID, f.Pgno, len(f.Bytes), ErrInvalidTransaction)
+	}
+	if err := e.order.next(f.Pgno, ErrInvalidTransaction); err != nil {
+		return 0, fmt.Errorf("encode transaction %016x: %w", e.order.header.TXID, err)
+	}
+	e.state = e.shift.apply(crcUpdate(e.state, f.Bytes[:frameHeaderSize])) ^ f.Image
+	e.index = appendIndexEntry(e.index, f.Pgno, int(e.at), len(f.Bytes))
 	e.pages++
-	return ChecksumFlag | ^(e.shift.apply(pageNumberState(p.Pgno)) ^ image), e.write(e.frame[:frameHeaderSize+n])
+	return ChecksumFlag | ^(e.shift.apply(pageNumberState(f.Pgno)) ^ f.Image), e.write(f.Bytes)
 }
 
 // Pages is how many were written.

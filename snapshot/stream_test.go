@@ -174,3 +174,45 @@ func FuzzStreamDecoder(f *testing.F) {
 		}
 	})
 }
+
+// Pages that were packed before give the file that pages give, with the same sums.
+func TestPackedPagesGiveTheSameFile(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(8, 8))
+	h := Header{PageSize: 4096, PageCount: 40, TXID: 7, CommitTimeMillis: 5}
+	var pages []wal.Page
+	for pgno := uint32(1); pgno <= 40; pgno += 1 + rnd.Uint32N(3) {
+		data := make([]byte, h.PageSize)
+		for i := range rnd.IntN(len(data)) {
+			data[i] = byte(rnd.Uint32())
+		}
+		pages = append(pages, wal.Page{Pgno: pgno, Data: data})
+	}
+	want, wantSums := streamEncode(t, h, pages)
+	p := NewPacker(h.PageSize)
+	var out bytes.Buffer
+	e, err := NewEncoder(&out, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range pages {
+		packed, err := p.Pack(pages[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum, err := e.Packed(packed); err != nil || sum != wantSums[i] {
+			t.Fatalf("page %d: sum %016x, want %016x, %v", pages[i].Pgno, sum, wantSums[i], err)
+		}
+		if _, err := e.Packed(packed); !errors.Is(err, ErrInvalidTransaction) {
+			t.Fatalf("page %d twice: %v", pages[i].Pgno, err)
+		}
+	}
+	if err := e.Close(); err != nil || !bytes.Equal(out.Bytes(), want) {
+		t.Errorf("%d bytes, want %d: %v", out.Len(), len(want), err)
+	}
+	if _, err := p.Pack(wal.Page{Pgno: 1, Data: make([]byte, 512)}); !errors.Is(err, ErrInvalidTransaction) {
+		t.Errorf("a page of another size: %v", err)
+	}
+	if _, err := e.Packed(PackedPage{Pgno: 40}); !errors.Is(err, ErrInvalidTransaction) {
+		t.Errorf("no bytes: %v", err)
+	}
+}

@@ -284,52 +284,98 @@ static int liveWriteImage(sqlite3_file *pFile, const char *zFull, int mode,
   return rc;
 }
 
-int hasqlite_live_create(const char *zPath, const void *pData, int nData, int mode,
-                         int *pExists){
-  static const int aLock[] = {SQLITE_LOCK_SHARED, SQLITE_LOCK_RESERVED,
-                              SQLITE_LOCK_EXCLUSIVE};
+/* A database file without a connection. */
+typedef struct LiveMain {
   sqlite3_vfs *pVfs;
   sqlite3_file *pFile;
   sqlite3_filename zName;
-  char *zFull;
-  int rc;
-  int outFlags = 0;
-  size_t i;
+  char *zFull; /* absolute path, with room for a suffix */
+} LiveMain;
 
-  *pExists = 0;
+#define LIVE_SUFFIX 9 /* bytes of the longest one, with its end */
+
+/* Close what liveMainOpen has opened, also if that failed. */
+static void liveMainClose(LiveMain *p){
+  if( p->pFile!=NULL && p->pFile->pMethods!=NULL ){
+    (void)p->pFile->pMethods->xUnlock(p->pFile, SQLITE_LOCK_NONE);
+    (void)p->pFile->pMethods->xClose(p->pFile);
+  }
+  if( p->zName!=NULL ) sqlite3_free_filename(p->zName);
+  free(p->zFull);
+  free(p->pFile);
+  memset(p, 0, sizeof(*p));
+}
+
+static int liveMainOpen(
+  LiveMain *p,
+  const char *zPath,
+  int flags /* SQLITE_OPEN_CREATE or 0 */
+){
+  int rc, outFlags = 0;
+  memset(p, 0, sizeof(*p));
   rc = sqlite3_initialize();
   if( rc!=SQLITE_OK ) return rc;
-  pVfs = sqlite3_vfs_find(LIVE_VFS);
-  if( pVfs==NULL ) return SQLITE_NOTFOUND;
-  zFull = calloc(1, (size_t)pVfs->mxPathname+1);
-  pFile = calloc(1, (size_t)pVfs->szOsFile);
-  if( zFull==NULL || pFile==NULL ){
-    free(zFull);
-    free(pFile);
-    return SQLITE_NOMEM;
-  }
-  rc = pVfs->xFullPathname(pVfs, zPath, pVfs->mxPathname, zFull);
+  p->pVfs = sqlite3_vfs_find(LIVE_VFS);
+  if( p->pVfs==NULL ) return SQLITE_NOTFOUND;
+  p->zFull = calloc(1, (size_t)p->pVfs->mxPathname+1+LIVE_SUFFIX);
+  p->pFile = calloc(1, (size_t)p->pVfs->szOsFile);
+  if( p->zFull==NULL || p->pFile==NULL ) return SQLITE_NOMEM;
+  rc = p->pVfs->xFullPathname(p->pVfs, zPath, p->pVfs->mxPathname, p->zFull);
   if( rc==SQLITE_OK_SYMLINK ) rc = SQLITE_OK;
-  zName = rc==SQLITE_OK ? sqlite3_create_filename(zFull, "", "", 0, NULL) : NULL;
-  if( rc==SQLITE_OK && zName==NULL ) rc = SQLITE_NOMEM;
+  if( rc!=SQLITE_OK ) return rc;
+  p->zName = sqlite3_create_filename(p->zFull, "", "", 0, NULL);
+  if( p->zName==NULL ) return SQLITE_NOMEM;
+  rc = p->pVfs->xOpen(p->pVfs, p->zName, p->pFile,
+      SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | flags, &outFlags);
+  if( rc==SQLITE_OK && (outFlags & SQLITE_OPEN_READONLY) ) rc = SQLITE_READONLY;
+  return rc;
+}
+
+/* Lock the file so that nobody else can have it locked. */
+static int liveMainLock(LiveMain *p){
+  static const int aLock[] = {SQLITE_LOCK_SHARED, SQLITE_LOCK_RESERVED,
+                              SQLITE_LOCK_EXCLUSIVE};
+  int rc = SQLITE_OK;
+  size_t i;
+  for(i=0; rc==SQLITE_OK && i<sizeof(aLock)/sizeof(aLock[0]); i++){
+    rc = p->pFile->pMethods->xLock(p->pFile, aLock[i]);
+  }
+  return rc;
+}
+
+int hasqlite_live_create(const char *zPath, const void *pData, int nData, int mode,
+                         int *pExists){
+  LiveMain m;
+  int rc = liveMainOpen(&m, zPath, SQLITE_OPEN_CREATE);
+  *pExists = 0;
+  /* Without a lock first: a database that is in use cannot be locked. */
+  if( rc==SQLITE_OK ) rc = liveHasContent(m.pFile, pExists);
+  if( rc==SQLITE_OK && !*pExists ) rc = liveMainLock(&m);
+  if( rc==SQLITE_OK && !*pExists ) rc = liveWriteImage(m.pFile, m.zFull, mode, pData, nData, pExists);
+  liveMainClose(&m);
+  return rc;
+}
+
+int hasqlite_live_discard(const char *zPath){
+  static const char *const azSuffix[] = {"-wal", "-shm", "-journal", ""};
+  LiveMain m;
+  int rc = liveMainOpen(&m, zPath, 0);
+  if( rc==SQLITE_OK ) rc = liveMainLock(&m);
   if( rc==SQLITE_OK ){
-    rc = pVfs->xOpen(pVfs, zName, pFile,
-        SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &outFlags);
-    if( rc==SQLITE_OK && (outFlags & SQLITE_OPEN_READONLY) ) rc = SQLITE_READONLY;
-    /* Without a lock first: a database that is in use cannot be locked. */
-    if( rc==SQLITE_OK ) rc = liveHasContent(pFile, pExists);
-    for(i=0; rc==SQLITE_OK && !*pExists && i<sizeof(aLock)/sizeof(aLock[0]); i++){
-      rc = pFile->pMethods->xLock(pFile, aLock[i]);
-    }
-    if( rc==SQLITE_OK && !*pExists ) rc = liveWriteImage(pFile, zFull, mode, pData, nData, pExists);
-    if( pFile->pMethods!=NULL ){
-      (void)pFile->pMethods->xUnlock(pFile, SQLITE_LOCK_NONE);
-      (void)pFile->pMethods->xClose(pFile);
+    size_t i, n = strlen(m.zFull);
+    for(i=0; rc==SQLITE_OK && i<sizeof(azSuffix)/sizeof(azSuffix[0]); i++){
+#ifdef _WIN32
+      if( azSuffix[i][0]==0 ){ /* no file is removed there that is open */
+        (void)m.pFile->pMethods->xClose(m.pFile);
+        m.pFile->pMethods = NULL;
+      }
+#endif
+      strcpy(&m.zFull[n], azSuffix[i]);
+      rc = m.pVfs->xDelete(m.pVfs, m.zFull, 0);
+      if( rc==SQLITE_IOERR_DELETE_NOENT ) rc = SQLITE_OK;
     }
   }
-  if( zName!=NULL ) sqlite3_free_filename(zName);
-  free(zFull);
-  free(pFile);
+  liveMainClose(&m);
   return rc;
 }
 

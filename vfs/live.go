@@ -100,6 +100,17 @@ func CreateImage(path string, pageSize uint32, autoVacuum uint8, mode os.FileMod
 	return liveSyncDir(filepath.Dir(path))
 }
 
+// Discard removes a database file with its log and wal-index. Nothing is changed,
+// and the error wraps [wal.ErrBusy], if somebody has it open.
+func Discard(path string) error {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	if err := liveError(C.hasqlite_live_discard(name)); err != nil {
+		return fmt.Errorf("discard %s: %w", path, err)
+	}
+	return nil
+}
+
 // liveSyncDir makes the entries of a directory durable.
 func liveSyncDir(dir string) error {
 	if runtime.GOOS == "windows" {

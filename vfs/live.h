@@ -78,6 +78,14 @@ int hasqlite_live_checkpoint(hasqlite_live *p, int eMode, int msWait, int *pnLog
 int hasqlite_live_create(const char *zPath, const void *pData, int nData, int mode,
                          int *pExists);
 
+/*
+** Remove the database file zPath, with its WAL, wal-index and journal. SQLITE_BUSY,
+** and nothing is changed, if somebody has read it and has it open still, in this
+** process or another: every connection to a database in WAL mode keeps a shared
+** lock on the file.
+*/
+int hasqlite_live_discard(const char *zPath);
+
 /* Give memory that closed connections have left back to the system. */
 void hasqlite_live_trim(void);
 

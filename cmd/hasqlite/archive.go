@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -17,14 +18,59 @@ import (
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
-// archiveOptions name an archive and the key to it.
+// archiveOptions name an archive, the key to it, and which of the databases that had a name.
 type archiveOptions struct {
-	url, identity string
+	url, identity, database string
 }
 
 func (o *archiveOptions) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&o.url, "archive", "", "where the archive is: a directory, file:///path or s3://bucket/prefix (default: that of --node, else HASQLITE_ARCHIVE, else that of the node)")
 	cmd.Flags().StringVar(&o.identity, "identity", "", "file with the age identities of an encrypted archive (default: HASQLITE_IDENTITY)")
+	cmd.Flags().StringVar(&o.database, "database", "", "which database, where the archive has several of the name: ID or ID-LINEAGE (default: the one that the state is of, else the newest)")
+}
+
+// views loads the databases that had a name, the newest first, or those of them that the user named.
+func (o archiveOptions) views(ctx context.Context, a *archive.Archive, name string) (archive.Views, error) {
+	if o.database == "" {
+		return a.Views(ctx, name, nil)
+	}
+	db, text, one := strings.Cut(o.database, "-")
+	lineage, err := strconv.ParseUint(text, 10, 64)
+	if len(db) != 32 || one && err != nil {
+		return archive.Views{}, exit.Usagef("--database %q: want the id of a database, 32 hex digits, or <id>-<lineage>", o.database)
+	}
+	views, err := a.Views(ctx, name, func(id archive.Identity) bool { return id.Database == db && (!one || id.Lineage == lineage) })
+	if errors.Is(err, archive.ErrNoDatabase) {
+		err = fmt.Errorf("database %s: %w", o.database, err)
+	}
+	return views, err
+}
+
+// older is a database of the same name that the archive has besides the one that is shown.
+type older struct {
+	ID      string    `json:"id"`
+	Lineage uint64    `json:"lineage"`
+	Last    pointJSON `json:"last"`
+}
+
+// newest loads the newest of the databases that had a name, or of those that the user named, and says which others
+// there are.
+func (c *cli) newest(ctx context.Context, a *archive.Archive, o archiveOptions, name string) (*archive.View, []older, error) {
+	found, err := o.views(ctx, a, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	views, err := found.All()
+	if err != nil {
+		return nil, nil, err
+	}
+	others := []older{}
+	for _, v := range views[1:] {
+		s := v.State()
+		others = append(others, older{s.Database, s.Lineage, describePoint(v, v.Last())})
+		fmt.Fprintf(c.err, "hasqlite: the archive has an older database of this name, up to %s: --database %s-%d\n", moment.TimeText(v.Last().Time), s.Database, s.Lineage)
+	}
+	return views[0], others, nil
 }
 
 // withArchive calls f with the archive that the user named, or with that of the
@@ -64,6 +110,8 @@ func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.C
 		return nil
 	case ctx.Err() != nil:
 		return errInterrupted
+	case errors.Is(err, moment.ErrInvalid):
+		return exit.With(exit.Usage, err)
 	case errors.Is(err, archive.ErrNoDatabase), errors.Is(err, archive.ErrNotArchived):
 		return exit.With(exit.NotFound, err)
 	case errors.Is(err, archive.ErrDamaged):
@@ -77,7 +125,7 @@ func (c *cli) withArchive(cmd *cobra.Command, o archiveOptions, f func(context.C
 // archiveStore opens the store that a URL names, without one that of the node.
 func (c *cli) archiveStore(ctx context.Context, url string) (store.Store, error) {
 	if url != "" {
-		return storeurl.Open(ctx, url)
+		return c.open(ctx, url)
 	}
 	client, err := c.client()
 	if err != nil {
@@ -91,9 +139,6 @@ func (c *cli) archiveStore(ctx context.Context, url string) (store.Store, error)
 	}
 	return s, nil
 }
-
-// newest chooses, of the databases that had a name, the last one.
-func newest(*archive.View) (bool, error) { return true, nil }
 
 // pointJSON is a state that can be restored.
 type pointJSON struct {
@@ -125,6 +170,7 @@ type archiveStatus struct {
 	Labels    []snapshotLabel `json:"labels"`
 	PageSize  uint32          `json:"page_size"`
 	Encrypted bool            `json:"encrypted"`
+	Older     []older         `json:"older"`
 }
 
 type archiveLevel struct {
@@ -154,7 +200,7 @@ reads the manifest and needs no node.`,
 		Args:    exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				v, err := a.Choose(ctx, args[0], newest)
+				v, others, err := c.newest(ctx, a, o, args[0])
 				if err != nil {
 					return err
 				}
@@ -170,6 +216,7 @@ reads the manifest and needs no node.`,
 				out := archiveStatus{
 					Name: s.Name, ID: s.Database, Cluster: s.Cluster, Lineage: s.Lineage, Archive: a.Store().URL(), PageSize: s.PageSize,
 					First: describePoint(v, first), Last: describePoint(v, v.Last()), Gaps: []archiveGap{}, Labels: []snapshotLabel{}, Encrypted: a.Encrypted(),
+					Older: others,
 				}
 				for level, n := range d.Files {
 					if n > 0 {
@@ -213,12 +260,15 @@ func (c *cli) printArchive(s archiveStatus) error {
 // archiveReport is what archive verify prints with --json.
 type archiveReport struct {
 	Name     string   `json:"name"`
+	ID       string   `json:"id"`
+	Lineage  uint64   `json:"lineage"`
 	OK       bool     `json:"ok"`
 	Files    int      `json:"files"`
 	Bytes    int64    `json:"bytes"`
 	States   int      `json:"states"`
 	Problems []string `json:"problems"`
 	Unlisted []string `json:"unlisted"`
+	Older    []older  `json:"older"`
 }
 
 func newArchiveVerify(c *cli) *cobra.Command {
@@ -226,16 +276,17 @@ func newArchiveVerify(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify NAME",
 		Short: "Read and check all that an archive has of a database",
-		Long: `Reads every file of a database in an archive to its end, checks that a chain of files
-leads to each state, and restores the last one without keeping it. Files that the
-manifest does not list are named; they do no harm.
+		Long: `Reads every file of a database in an archive to its end, and its page index, compares the
+time of each file with that of its commit, by which litestream restores, checks that a
+chain of files leads to each state, and restores the last one without keeping it. Files
+that the manifest does not list are named; they do no harm.
 
 Exit codes: 0 all is well, 9 something is missing or damaged, and the output names it.`,
 		Example: "  hasqlite archive verify shop.db --archive /var/lib/hasqlite/archive",
 		Args:    exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				v, err := a.Choose(ctx, args[0], newest)
+				v, others, err := c.newest(ctx, a, o, args[0])
 				if err != nil {
 					return err
 				}
@@ -245,7 +296,11 @@ Exit codes: 0 all is well, 9 something is missing or damaged, and the output nam
 				if err != nil {
 					return err
 				}
-				out := archiveReport{Name: args[0], OK: len(r.Problems) == 0, Files: r.Objects, Bytes: r.Bytes, States: r.Points, Problems: r.Problems, Unlisted: r.Unknown}
+				s := v.State()
+				out := archiveReport{
+					Name: args[0], ID: s.Database, Lineage: s.Lineage, OK: len(r.Problems) == 0, Files: r.Objects, Bytes: r.Bytes, States: r.Points,
+					Problems: r.Problems, Unlisted: r.Unknown, Older: others,
+				}
 				if c.json {
 					err = c.printJSON(out)
 				} else {

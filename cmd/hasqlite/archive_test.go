@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,7 +87,7 @@ func TestRestoreFindsTheState(t *testing.T) {
 		{"--at 2026-11-22T10:00:03Z", 3, "10:00:03.000000Z"},
 		{"--at 2026-11-22T10:00:03.999999Z", 3, ""},
 		{"--at 2026-11-22T10:00:02.999999Z", 2, ""},
-		{"--at 2026-11-22T23:00:00Z", 5, "the last commit of the archive"},
+		{"--at 2026-11-22T23:00:00Z", 5, "the last commit of the archive: what was committed later and not archived is not in it; the archive has 2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:05.000000Z (0000000000000001/"},
 		{"--to 0000000000000004", 4, ""},
 		{"--to 0000000000000001 --verify", 1, "integrity_check: ok"},
 	} {
@@ -131,8 +132,9 @@ func TestRestoreRefusals(t *testing.T) {
 		code int
 		says string
 	}{
-		{"--db shop.db -o OUT --archive ROOT --at 2026-11-22T10:00:00Z", exit.NotFound, "2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:05.000000Z"},
+		{"--db shop.db -o OUT --archive ROOT --at 2026-11-22T10:00:00Z", exit.NotFound, "2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:05.000000Z (0000000000000001/"},
 		{"--db shop.db -o OUT --archive ROOT --at 9999-01-01", exit.Usage, "in the future"},
+		{"--db shop.db -o OUT --archive ROOT --at 9999-01-01", exit.Usage, "; the archive has 2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:05.000000Z (0000000000000001/"},
 		{"--db shop.db -o OUT --archive ROOT --at soon", exit.Usage, "10 minutes ago"},
 		{"--db shop.db -o OUT --archive ROOT --to 7", exit.Usage, "16 hex digits"},
 		{"--db shop.db -o OUT --archive ROOT --to 0000000000000009", exit.NotFound, "0000000000000005 before it and nothing behind it"},
@@ -240,5 +242,31 @@ func TestRestoreFromAnEncryptedArchive(t *testing.T) {
 		if got, err := os.ReadFile(out); code != 0 || err != nil || !bytes.Equal(got, images[4]) {
 			t.Errorf("%s: exit code %d, %v: %s", what, code, err, stderr)
 		}
+	}
+}
+
+// What a cluster is restored from has to be said: its own archive is not what is meant.
+func TestRestoreAllNeedsAnArchive(t *testing.T) {
+	root, images := exampleArchive(t, nil)
+	into := []string{"restore", "--all", "--into-cluster", "--replace", "--hold", "3s"}
+	n := exampleNode()
+	n.archive = root // its own
+	for _, args := range [][]string{into, append(slices.Clone(into), "--dry-run")} {
+		if code, stdout, stderr := cmdline(t, n, nil, args...); code != exit.Usage || stdout != "" || !strings.Contains(stderr, "--archive or HASQLITE_ARCHIVE") || len(n.calls) != 0 {
+			t.Errorf("%q: exit code %d: %s%s, %q", args, code, stdout, stderr, n.calls)
+		}
+	}
+	for what, env := range map[string]map[string]string{"--archive": nil, "HASQLITE_ARCHIVE": {"HASQLITE_ARCHIVE": root}} {
+		n, args := exampleNode(), into
+		if env == nil {
+			args = append(slices.Clone(into), "--archive", root)
+		}
+		code, stdout, stderr := cmdline(t, n, env, args...)
+		if code != exit.OK || !bytes.Equal(n.imported, images[4]) || n.held != 3000 {
+			t.Errorf("%s: exit code %d: %s%s, held %d", what, code, stdout, stderr, n.held)
+		}
+	}
+	if code, _, stderr := cmdline(t, n, nil, append(slices.Clone(into), "--archive", root, "--at", "9999-01-01")...); code != exit.Usage || !strings.Contains(stderr, "the archive has 2026-11-22T10:00:01") {
+		t.Errorf("in the future: exit code %d: %s", code, stderr)
 	}
 }

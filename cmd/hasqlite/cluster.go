@@ -86,6 +86,7 @@ func (c *cli) printCluster(st api.Status) error {
 		{"socket", st.Node.Socket},
 		{"log", fmt.Sprintf("term %d, committed %d, applied %d", cl.Term, cl.CommitIndex, cl.AppliedIndex)},
 		{"log size", logSize(st.Log)},
+		{"disk", diskText(st.Disk)},
 		{"archive", archiveText(st.Archive)},
 		{"databases", strconv.Itoa(st.Totals.Databases)},
 	})
@@ -120,9 +121,10 @@ func (c *cli) printCluster(st api.Status) error {
 	case voters == 0:
 	case reachable < majority:
 		fmt.Fprintf(c.out, "\n%d of %d voters can be reached, %d are needed: nothing can be written.\n", reachable, voters, majority)
-	case reachable == majority && voters > 1:
+	case reachable == majority && reachable < voters:
 		fmt.Fprintf(c.out, "\nNo further voter may be lost: %d of %d can be reached, %d are needed.\n", reachable, voters, majority)
-	case voters%2 == 0:
+	}
+	if voters > 0 && voters%2 == 0 {
 		fmt.Fprintf(c.out, "\n%d voters survive the loss of %d, as %d do: add or remove one.\n", voters, (voters-1)/2, voters-1)
 	}
 	return nil
@@ -132,6 +134,14 @@ func logSize(l api.LogStatus) string {
 	text := fmt.Sprintf("%.1f of %.1f MiB, entries %d to %d", float64(l.Bytes)/(1<<20), float64(l.LimitBytes)/(1<<20), l.FirstIndex, l.LastIndex)
 	if l.Blocked != "" {
 		text += fmt.Sprintf("; not compacted for %s: %s", (time.Duration(l.BlockedMS) * time.Millisecond).Round(time.Second), l.Blocked)
+	}
+	return text
+}
+
+func diskText(d api.DiskStatus) string {
+	text := bytesText(d.FreeBytes) + " free"
+	if d.Full {
+		text = fmt.Sprintf("full since %s, %s: this node takes no writes until there is room", d.Since.Format(time.RFC3339), text)
 	}
 	return text
 }

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,10 +17,20 @@ import (
 
 // difference is what diff prints with --json.
 type difference struct {
-	Name string    `json:"name"`
-	From pointJSON `json:"from"`
-	To   pointJSON `json:"to"`
+	Name string   `json:"name"`
+	From compared `json:"from"`
+	To   compared `json:"to"`
 	*rowdiff.Result
+}
+
+// compared is one of the two states of a difference.
+type compared struct {
+	pointJSON
+	Dropped bool `json:"dropped"`
+}
+
+func describeFound(f moment.Found) compared {
+	return compared{describePoint(f.View, f.Point), f.Dropped}
 }
 
 func newDiff(c *cli) *cobra.Command {
@@ -42,19 +51,21 @@ compared. The commits that were chosen are printed.`,
 			if limit < 1 {
 				return exit.Usagef("--limit %d: want at least 1", limit)
 			}
-			now := time.Now()
 			var moments [2]moment.Moment
 			for i := range moments {
 				var err error
-				if moments[i], err = moment.ParseEither(args[i+1], now); err != nil {
+				if moments[i], err = moment.ParseEither(args[i+1], c.start); err != nil {
 					return exit.With(exit.Usage, err)
 				}
 			}
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
+				views, err := o.views(ctx, a, args[0])
+				if err != nil {
+					return err
+				}
 				var found [2]moment.Found
 				for i, m := range moments {
-					var err error
-					if found[i], err = m.Find(ctx, a, args[0]); err != nil {
+					if found[i], err = m.FindIn(ctx, views); err != nil {
 						return err
 					}
 				}
@@ -62,11 +73,13 @@ compared. The commits that were chosen are printed.`,
 				if rows {
 					max = limit
 				}
-				r, err := compareStates(ctx, found, max)
+				bar := c.progress("diff")
+				r, err := compareStates(ctx, found, max, func(table string) { bar.step("compare "+clean(table), 0, 0) })
+				bar.done()
 				if err != nil {
 					return err
 				}
-				d := difference{args[0], describePoint(found[0].View, found[0].Point), describePoint(found[1].View, found[1].Point), r}
+				d := difference{args[0], describeFound(found[0]), describeFound(found[1]), r}
 				if c.json {
 					return c.printJSON(d)
 				}
@@ -86,7 +99,7 @@ compared. The commits that were chosen are printed.`,
 }
 
 // compareStates reads of both states only the pages that it needs.
-func compareStates(ctx context.Context, found [2]moment.Found, rows int) (*rowdiff.Result, error) {
+func compareStates(ctx context.Context, found [2]moment.Found, rows int, progress func(table string)) (*rowdiff.Result, error) {
 	var states [2]*history.Database
 	for i, f := range found {
 		var err error
@@ -109,7 +122,7 @@ func compareStates(ctx context.Context, found [2]moment.Found, rows int) (*rowdi
 		if _, err := conn.ExecContext(ctx, "ATTACH ? AS later", states[1].DSN()); err != nil {
 			return nil, err
 		}
-		return rowdiff.Compare(ctx, conn, rowdiff.Options{Before: "main", After: "later", Rows: rows})
+		return rowdiff.Compare(ctx, conn, rowdiff.Options{Before: "main", After: "later", Rows: rows, Progress: progress})
 	}()
 	for _, s := range states {
 		if read := s.Err(); err != nil && read != nil {

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +24,7 @@ var (
 // one of the two commands.
 func TestCommandsInDocumentsExist(t *testing.T) {
 	roots := map[string]*cobra.Command{
-		"hasqlite":      newRoot(streams{env: func(string) string { return "" }}),
+		"hasqlite":      newRoot(streams{env: func(string) string { return "" }, now: time.Now}),
 		"hasqlite-node": nodecmd.New("hasqlite-node", nodecmd.Real()),
 	}
 	for _, r := range roots {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,20 @@ type historyLine struct {
 	Changed   uint32 `json:"changed"` // pages in that file
 	SizeBytes int64  `json:"size_bytes"`
 	Dropped   uint64 `json:"dropped"` // commits before it that are not restorable one by one
+	// Snapshot says that there is a file of every page of it, Labels that people keep it.
+	Snapshot bool     `json:"snapshot"`
+	Labels   []string `json:"labels"`
+}
+
+// mark is what a table says of the snapshot of a state.
+func (l historyLine) mark() string {
+	switch {
+	case len(l.Labels) > 0:
+		return clean(strings.Join(l.Labels, ", "))
+	case l.Snapshot:
+		return "yes"
+	}
+	return "-"
 }
 
 func newHistory(c *cli) *cobra.Command {
@@ -30,14 +45,14 @@ func newHistory(c *cli) *cobra.Command {
 		Short: "List the states of a database that can be restored",
 		Long: `Lists the states of a database that an archive has, with their bookmarks. Level 0 is a
 single commit; a file of a higher level stands for all commits since the line before,
-whose number DROPPED gives: they cannot be restored one by one any more. Level 9 is a
-snapshot.`,
+whose number DROPPED gives: they cannot be restored one by one any more. SNAPSHOT marks
+states of which the archive has a file of every page, with their labels where they have
+any; where that file is all that ends there the level is 9.`,
 		Example: `  hasqlite history shop.db --archive /var/lib/hasqlite/archive
   hasqlite history shop.db --since "1 hour ago" --archive s3://backup/cluster1 --json`,
 		Args: exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			now := time.Now()
-			from, to := time.Time{}, now
+			from, to := time.Time{}, c.start
 			for _, f := range []struct {
 				name, text string
 				t          *time.Time
@@ -46,7 +61,7 @@ snapshot.`,
 					continue
 				}
 				var err error
-				if *f.t, err = when.Parse(f.text, now); err != nil {
+				if *f.t, err = when.Parse(f.text, c.start); err != nil {
 					return exit.Usagef("--%s %w", f.name, err)
 				}
 			}
@@ -54,7 +69,7 @@ snapshot.`,
 				return exit.Usagef("--limit %d: want at least 1", limit)
 			}
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				v, err := a.Choose(ctx, args[0], newest)
+				v, others, err := c.newest(ctx, a, o, args[0])
 				if err != nil {
 					return err
 				}
@@ -64,15 +79,17 @@ snapshot.`,
 				}
 				if c.json {
 					return c.printJSON(struct {
-						Name   string        `json:"name"`
-						ID     string        `json:"id"`
-						States []historyLine `json:"states"`
-						More   bool          `json:"more"`
-					}{args[0], v.State().Database, lines, more})
+						Name    string        `json:"name"`
+						ID      string        `json:"id"`
+						Lineage uint64        `json:"lineage"`
+						States  []historyLine `json:"states"`
+						More    bool          `json:"more"`
+						Older   []older       `json:"older"`
+					}{args[0], v.State().Database, v.State().Lineage, lines, more, others})
 				}
-				rows := [][]string{{"TIME", "BOOKMARK", "LEVEL", "PAGES", "CHANGED", "SIZE", "DROPPED"}}
+				rows := [][]string{{"TIME", "BOOKMARK", "LEVEL", "PAGES", "CHANGED", "SIZE", "DROPPED", "SNAPSHOT"}}
 				for _, l := range lines {
-					rows = append(rows, []string{l.Time, l.Bookmark, fmt.Sprint(l.Level), fmt.Sprint(l.Pages), fmt.Sprint(l.Changed), bytesText(l.SizeBytes), fmt.Sprint(l.Dropped)})
+					rows = append(rows, []string{l.Time, l.Bookmark, fmt.Sprint(l.Level), fmt.Sprint(l.Pages), fmt.Sprint(l.Changed), bytesText(l.SizeBytes), fmt.Sprint(l.Dropped), l.mark()})
 				}
 				if err := c.printTable(rows); err != nil {
 					return err
@@ -104,7 +121,13 @@ func states(ctx context.Context, v *archive.View, from, to time.Time, limit int)
 			lines, more = append(lines[:0], lines[1:]...), true
 		}
 		f := p.File()
-		lines = append(lines, historyLine{describePoint(v, p), f.Level, f.Pages, f.Size, dropped})
+		line := historyLine{describePoint(v, p), f.Level, f.Pages, f.Size, dropped, v.HasSnapshot(p), []string{}}
+		for _, l := range v.State().Labels {
+			if l.TXID == p.TXID {
+				line.Labels = append(line.Labels, l.Name)
+			}
+		}
+		lines = append(lines, line)
 		return nil
 	})
 	return lines, more, err

@@ -37,6 +37,7 @@ func newImport(c *cli) *cobra.Command {
 	var replace, dry bool
 	var temp string
 	var pageSize uint32
+	var hold time.Duration
 	cmd := &cobra.Command{
 		Use:   "import NAME FILE",
 		Short: "Make a database of a SQLite file or a script",
@@ -60,6 +61,10 @@ readers, and what was before stays in its history.`,
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, file := args[0], args[1]
+			req := api.ImportRequest{Name: name, Replace: replace, HoldMS: hold.Milliseconds()}
+			if err := req.Validate(); err != nil {
+				return err
+			}
 			if pageSize != 0 && !snapshot.ValidPageSize(pageSize) {
 				return exit.Usagef("--page-size %d: want a power of two from 512 to 65536", pageSize)
 			}
@@ -72,11 +77,11 @@ readers, and what was before stays in its history.`,
 				}
 				defer src.Close()
 				if dry {
-					bar.done()
-					return c.importDryRun(ctx, client, name, file, src, replace)
+					return c.importDryRun(ctx, client, name, file, src, replace, bar)
 				}
+				req.Size = src.Size()
 				body := &unchangedReader{r: src.Reader(), src: src}
-				report, err := client.Import(ctx, api.ImportRequest{Name: name, Size: src.Size(), Replace: replace}, body, bar.told)
+				report, err := client.Import(ctx, req, body, bar.told)
 				bar.done()
 				if err != nil {
 					return importError(errors.Join(err, body.err))
@@ -84,15 +89,20 @@ readers, and what was before stays in its history.`,
 				if c.json {
 					return c.printJSON(report)
 				}
-				text := fmt.Sprintf("database %s has the content of %s: %s, commit %s", report.Name, file, bytesText(report.SizeBytes), report.Commit.Bookmark)
-				if report.Previous != nil {
-					text += fmt.Sprintf("\nbefore that it was at %s; hasqlite rollback %s --to %s undoes it", report.Previous.Bookmark, report.Name, report.Previous.Bookmark)
+				lines := []string{fmt.Sprintf("database %s has the content of %s: %s, commit %s", report.Name, file, bytesText(report.SizeBytes), report.Commit.Bookmark)}
+				switch {
+				case report.Previous == nil:
+				case report.Previous.Bookmark == report.Commit.Bookmark:
+					lines = append(lines, "it had it before: nothing was changed")
+				default:
+					lines = append(lines, fmt.Sprintf("before that it was at %s; hasqlite rollback %s --to %s undoes it", report.Previous.Bookmark, report.Name, report.Previous.Bookmark))
 				}
-				return c.printDone("%s", cleanLines(text))
+				return c.printDone("%s", cleanLines(lines))
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&replace, "replace", false, "give a database that exists the content")
+	holdFlag(cmd, &hold)
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only look at the file, and say what would be done")
 	cmd.Flags().StringVar(&temp, "temp-dir", "", "where private copies are made (default: the system's)")
 	cmd.Flags().Uint32Var(&pageSize, "page-size", 0, "page size of a database that is made of a script (default 4096)")
@@ -100,12 +110,12 @@ readers, and what was before stays in its history.`,
 }
 
 // cleanLines is clean for a text of several lines.
-func cleanLines(s string) string {
-	lines := strings.Split(s, "\n")
-	for i := range lines {
-		lines[i] = clean(lines[i])
+func cleanLines(lines []string) string {
+	cleaned := make([]string, len(lines))
+	for i, l := range lines {
+		cleaned[i] = clean(l)
 	}
-	return strings.Join(lines, "\n")
+	return strings.Join(cleaned, "\n")
 }
 
 // importError gives what is wrong with a file its exit code.
@@ -131,10 +141,12 @@ func (u *unchangedReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *cli) importDryRun(ctx context.Context, client *api.Client, name, file string, src *sqlitefile.Source, replace bool) error {
+func (c *cli) importDryRun(ctx context.Context, client *api.Client, name, file string, src *sqlitefile.Source, replace bool, bar *progress) error {
+	bar.step("check", 0, 0)
 	if err := sqlitefile.Check(ctx, src.Path()); err != nil {
 		return importError(fmt.Errorf("%s: %w", file, err))
 	}
+	bar.done()
 	p := importPlan{Name: name, File: file, Kind: src.Kind, PageSize: src.PageSize, Pages: src.PageCount, SizeBytes: src.Size(),
 		FromWAL: src.FromWAL, Statements: src.Statements, DryRun: true}
 	switch _, err := client.Database(ctx, name); {
@@ -166,7 +178,7 @@ type exported struct {
 }
 
 func newExport(c *cli) *cobra.Command {
-	var m api.Moment
+	var want wantedState
 	cmd := &cobra.Command{
 		Use:   "export NAME FILE",
 		Short: "Write a database into a SQLite file",
@@ -181,7 +193,8 @@ replaced. FILE may be - for standard output, which is checked too: look at the e
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, file := args[0], args[1]
-			if err := m.Validate(); err != nil {
+			m, err := want.sent(c.start)
+			if err != nil {
 				return err
 			}
 			return c.askLong(cmd, func(ctx context.Context, client *api.Client) error {
@@ -208,29 +221,23 @@ replaced. FILE may be - for standard output, which is checked too: look at the e
 			})
 		},
 	}
-	momentFlags(cmd, &m)
+	want.flags(cmd)
 	return cmd
-}
-
-// momentFlags lets the user choose a state.
-func momentFlags(cmd *cobra.Command, m *api.Moment) {
-	cmd.Flags().StringVar(&m.At, "at", "", "time of the state")
-	cmd.Flags().StringVar(&m.To, "to", "", "bookmark of the state, or transaction number of 16 hex digits")
 }
 
 func (c *cli) printExported(w io.Writer, r exported) error {
 	if c.json {
-		if w == c.out {
-			return c.printJSON(r)
-		}
-		return nil
+		return writeJSON(w, r)
 	}
 	at := ""
 	if !r.Commit.Time.IsZero() {
 		at = " " + r.Commit.Time.Format(time.RFC3339Nano)
 	}
-	_, err := fmt.Fprintf(w, "commit %s%s of %s: %s into %s\n", r.Commit.Bookmark, at, clean(r.Name), bytesText(r.SizeBytes), clean(r.File))
-	return err
+	lines := append([]string{fmt.Sprintf("commit %s%s of %s: %s into %s", r.Commit.Bookmark, at, r.Name, bytesText(r.SizeBytes), r.File)}, r.Remarks...)
+	if _, err := fmt.Fprintln(w, cleanLines(lines)); err != nil {
+		return fmt.Errorf("print answer: %w", err)
+	}
+	return nil
 }
 
 // copyChecked copies a database, and compares its pages with the checksum in its bookmark.

@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/exit"
+	"github.com/uglyer/ha-sqlite/internal/storeurl"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
 // streams are what a command reads and writes, and the environment it sees.
@@ -18,13 +21,16 @@ type streams struct {
 	in       io.Reader
 	out, err io.Writer
 	env      func(string) string
+	now      func() time.Time // in the zone of times without one
+	// open opens the store of an archive that is named by its URL.
+	open func(ctx context.Context, url string) (store.Store, error)
 }
 
 // errPrinted is the error of a command that has said what happened itself.
 var errPrinted = errors.New("failed, as said above")
 
 func main() {
-	os.Exit(run(os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr, os.Getenv}))
+	os.Exit(run(os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr, os.Getenv, time.Now, storeurl.Open}))
 }
 
 // run runs the command line and returns the exit code.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/internal/storeurl"
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
 
@@ -30,10 +31,17 @@ type fakeNode struct {
 	replaced int
 
 	imported, exported []byte
+	dropped            bool // of what is exported
+	held               int64
 	bookmark           string
 
 	archive string            // directory of its archive
+	reading func(key string)  // called before an object of it is read
 	failed  map[string]string // what members did not do
+
+	remarks []string // on the state that was chosen
+
+	now func() time.Time // the clock of the command; nil for the real one
 }
 
 func (f *fakeNode) call(ctx context.Context, format string, args ...any) error {
@@ -86,37 +94,63 @@ func (f *fakeNode) Verify(ctx context.Context, name string, deep bool) (api.Veri
 }
 func (f *fakeNode) Import(ctx context.Context, req api.ImportRequest, file io.Reader, _ func(api.Progress)) (api.ImportReport, error) {
 	var err error
+	f.held = req.HoldMS
 	if f.imported, err = io.ReadAll(file); err != nil {
 		return api.ImportReport{}, err
 	}
 	return api.ImportReport{Name: req.Name, SizeBytes: req.Size, Commit: api.Commit{Bookmark: "b1"}}, f.call(ctx, "import %s %v", req.Name, req.Replace)
 }
 func (f *fakeNode) Rollback(ctx context.Context, req api.RollbackRequest, _ func(api.Progress)) (api.RollbackReport, error) {
-	return api.RollbackReport{Name: req.Name, DryRun: req.DryRun, Previous: api.Commit{Bookmark: "b1"}, Commit: api.Commit{Bookmark: "b2"}, Target: api.Commit{Bookmark: "b0"}},
+	return api.RollbackReport{Name: req.Name, Remarks: f.remarks, DryRun: req.DryRun, Previous: api.Commit{Bookmark: "b1"}, Commit: api.Commit{Bookmark: "b2"}, Target: api.Commit{Bookmark: "b0"}},
 		f.call(ctx, "rollback %s %s%s %v", req.Name, req.At, req.To, req.DryRun)
 }
 func (f *fakeNode) Fork(ctx context.Context, req api.ForkRequest, _ func(api.Progress)) (api.ForkReport, error) {
-	return api.ForkReport{Name: req.Name, Source: req.Source, DryRun: req.DryRun, Target: api.Commit{Bookmark: "b0"}},
+	return api.ForkReport{Name: req.Name, Remarks: f.remarks, Source: req.Source, DryRun: req.DryRun, Target: api.Commit{Bookmark: "b0"}},
 		f.call(ctx, "fork %s %s %s%s %v", req.Source, req.Name, req.At, req.To, req.DryRun)
 }
 func (f *fakeNode) Export(ctx context.Context, name string, m api.Moment) (api.ExportHead, io.ReadCloser, error) {
 	err := f.call(ctx, "export %s %s%s", name, m.At, m.To)
-	head := api.ExportHead{Name: name, Commit: api.Commit{Bookmark: f.bookmark}, PageSize: 4096, SizeBytes: int64(len(f.exported))}
+	head := api.ExportHead{Name: name, Remarks: f.remarks, Commit: api.Commit{Bookmark: f.bookmark}, PageSize: 4096, SizeBytes: int64(len(f.exported)), Dropped: f.dropped}
 	return head, io.NopCloser(bytes.NewReader(f.exported)), err
 }
 func (f *fakeNode) ArchiveStore(context.Context) (store.Store, error) {
 	if f.archive == "" {
 		return nil, api.ErrUnavailable
 	}
-	return store.OpenDir(f.archive)
+	return f.interfere(store.OpenDir(f.archive))
 }
-func (f *fakeNode) Label(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
+
+// interfere has the archive's objects read with interference.
+func (f *fakeNode) interfere(s store.Store, err error) (store.Store, error) {
+	if err != nil || f.reading == nil {
+		return s, err
+	}
+	return &interfering{s, f.reading}, nil
+}
+
+// open opens an archive that a command names.
+func (f *fakeNode) open(ctx context.Context, url string) (store.Store, error) {
+	return f.interfere(storeurl.Open(ctx, url))
+}
+
+// interfering calls a function before it reads an object.
+type interfering struct {
+	store.Store
+	before func(key string)
+}
+
+func (s *interfering) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	s.before(key)
+	return s.Store.Get(ctx, key, offset, length)
+}
+
+func (f *fakeNode) Label(ctx context.Context, req api.SnapshotRequest, _ func(api.Progress)) (api.SnapshotReport, error) {
 	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Commit: api.Commit{Bookmark: "b1"}, Failed: f.failed}, f.call(ctx, "label %s %s %v", req.Name, req.Label, req.DryRun)
 }
-func (f *fakeNode) Unlabel(ctx context.Context, req api.SnapshotRequest) (api.SnapshotReport, error) {
-	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Failed: f.failed}, f.call(ctx, "unlabel %s %s %v", req.Name, req.Label, req.DryRun)
+func (f *fakeNode) Unlabel(ctx context.Context, req api.SnapshotRequest, _ func(api.Progress)) (api.SnapshotReport, error) {
+	return api.SnapshotReport{Name: req.Name, Label: req.Label, DryRun: req.DryRun, Failed: f.failed}, f.call(ctx, "unlabel %s %s%s %v", req.Name, req.Label, req.To, req.DryRun)
 }
-func (f *fakeNode) Prune(ctx context.Context, req api.PruneRequest) (api.PruneReport, error) {
+func (f *fakeNode) Prune(ctx context.Context, req api.PruneRequest, _ func(api.Progress)) (api.PruneReport, error) {
 	return api.PruneReport{Name: req.Name, DryRun: req.DryRun, Bytes: 2048, Files: []api.PrunedFile{{Node: "n1", Level: 1, First: 2, Last: 9, Bytes: 2048, Key: "shop.db/_0f-1/ltx/1/x.ltx"}}, Failed: f.failed},
 		f.call(ctx, "prune %s %v", req.Name, req.DryRun)
 }
@@ -148,7 +182,11 @@ func cmdline(t *testing.T, n *fakeNode, env map[string]string, args ...string) (
 	ts := httptest.NewServer(api.NewServer(n, nil, slog.New(slog.DiscardHandler)).Handler())
 	defer ts.Close()
 	var out, errs bytes.Buffer
-	code = run(args, streams{in: strings.NewReader(""), out: &out, err: &errs, env: func(name string) string {
+	now := time.Now
+	if n.now != nil {
+		now = n.now
+	}
+	code = run(args, streams{in: strings.NewReader(""), out: &out, err: &errs, now: now, open: n.open, env: func(name string) string {
 		if v, ok := env[name]; ok {
 			return v
 		}
@@ -283,6 +321,8 @@ func TestClusterStatusWarns(t *testing.T) {
 		"two of three":   {[]bool{true, true, false}, "No further voter may be lost"},
 		"one of three":   {[]bool{true, false, false}, "nothing can be written"},
 		"four of four":   {[]bool{true, true, true, true}, "4 voters survive the loss of 1, as 3 do"},
+		"three of four":  {[]bool{true, true, true, false}, "4 voters survive the loss of 1, as 3 do"},
+		"two of two":     {[]bool{true, true}, "2 voters survive the loss of 0, as 1 do"},
 		"one of one":     {[]bool{true}, ""},
 	} {
 		n := exampleNode()
@@ -298,13 +338,25 @@ func TestClusterStatusWarns(t *testing.T) {
 	}
 }
 
+func TestClusterStatusSaysThatADiskIsFull(t *testing.T) {
+	n := exampleNode()
+	n.status.Disk = api.DiskStatus{Full: true, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), FreeBytes: 3 << 20}
+	if _, out, _ := cmdline(t, n, nil, "cluster", "status"); !strings.Contains(out, "full since 2026-01-02T03:04:05Z, 3.0 MiB free: this node takes no writes") {
+		t.Errorf("status says\n%s", out)
+	}
+	n.status.Disk = api.DiskStatus{FreeBytes: 3 << 30}
+	if _, out, _ := cmdline(t, n, nil, "cluster", "status"); strings.Contains(out, "full") {
+		t.Errorf("status says\n%s", out)
+	}
+}
+
 func TestShellFindsTheSocket(t *testing.T) {
 	dir := t.TempDir()
 	sock := filepath.Join(dir, "node.sock")
 	if err := os.WriteFile(sock, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := &cli{streams: streams{env: func(string) string { return "" }}, timeout: time.Second}
+	c := &cli{streams: streams{env: func(string) string { return "" }, now: time.Now}, timeout: time.Second}
 	got, err := c.socket(nil, sock)
 	if err != nil || got != sock {
 		t.Errorf("given: %q, %v", got, err)
@@ -323,7 +375,7 @@ func TestShellFindsTheSocket(t *testing.T) {
 }
 
 func TestEveryCommandHasHelpWithAnExample(t *testing.T) {
-	root := newRoot(streams{env: func(string) string { return "" }})
+	root := newRoot(streams{env: func(string) string { return "" }, now: time.Now})
 	for _, group := range root.Commands() {
 		cmds := group.Commands()
 		if len(cmds) == 0 {

@@ -3,14 +3,17 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"text/tabwriter"
 	"unicode"
 )
 
 // printJSON prints v for programs.
-func (c *cli) printJSON(v any) error {
-	enc := json.NewEncoder(c.out)
+func (c *cli) printJSON(v any) error { return writeJSON(c.out, v) }
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("print answer: %w", err)

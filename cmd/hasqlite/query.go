@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/chzyer/readline"
 	"github.com/spf13/cobra"
@@ -43,12 +42,16 @@ commit that was chosen is printed on standard error.`,
 			if cache < 1 {
 				return exit.Usagef("--cache %d: want at least 1", cache)
 			}
-			m, err := want.parse(time.Now())
+			m, err := want.parse(c.start)
 			if err != nil {
 				return err
 			}
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				f, err := m.Find(ctx, a, args[0])
+				views, err := o.views(ctx, a, args[0])
+				if err != nil {
+					return err
+				}
+				f, err := m.FindIn(ctx, views)
 				if err != nil {
 					return err
 				}

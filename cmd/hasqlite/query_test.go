@@ -146,8 +146,19 @@ func TestArchiveCommandsReadThroughANode(t *testing.T) {
 		!strings.Contains(stderr, "node n2 did not do it: disk full; node n3 did not do it: no route") {
 		t.Errorf("exit code %d: %q, %q", code, stdout, stderr)
 	}
-	if code, _, stderr := cmdline(t, n, nil, "snapshot", "create", "shop.db"); code != exit.Usage || !strings.Contains(stderr, "--label") {
-		t.Errorf("no label: exit code %d: %q", code, stderr)
+	for _, args := range [][]string{{"create", "shop.db", "--label", ""}, {"delete", "shop.db"}, {"delete", "shop.db", "--label", "x", "--to", "000000000000002a"}} {
+		if code, _, stderr := cmdline(t, n, nil, append([]string{"snapshot"}, args...)...); code != exit.Usage || !strings.Contains(stderr, "--label") {
+			t.Errorf("%q: exit code %d: %q", args, code, stderr)
+		}
+	}
+	// Without one it is the time, which is printed.
+	n = exampleNode()
+	n.now = inCET
+	if code, stdout, stderr := cmdline(t, n, nil, "snapshot", "create", "shop.db"); code != exit.OK || !strings.Contains(stdout, "kept as 2026-11-22T09:00:00Z") || n.calls[0] != "label shop.db 2026-11-22T09:00:00Z false" {
+		t.Errorf("exit code %d: %q, %q, %q", code, stdout, stderr, n.calls)
+	}
+	if code, stdout, stderr := cmdline(t, n, nil, "snapshot", "delete", "shop.db", "--to", "000000000000002a"); code != exit.OK || n.calls[1] != "unlabel shop.db 000000000000002a false" {
+		t.Errorf("exit code %d: %q, %q, %q", code, stdout, stderr, n.calls)
 	}
 }
 
@@ -169,6 +180,10 @@ func TestDiffShowsWhatChanged(t *testing.T) {
 		}
 	}
 	code, stdout, _ := cmdline(t, exampleNode(), nil, "diff", "shop.db", "--archive", root, "--json", "--rows", "0000000000000001", "now")
+	_, _, stderr := cmdline(t, exampleNode(), nil, "diff", "shop.db", "--archive", root, "0000000000000001", "now")
+	if want := "now: it is the last commit of the archive"; !strings.Contains(stderr, want) || !strings.Contains(stderr, d.Bookmark(1)) {
+		t.Errorf("%q, want %q with the range", stderr, want)
+	}
 	var got struct {
 		From, To struct{ Bookmark string }
 		Tables   []struct {
@@ -187,6 +202,7 @@ func TestDiffShowsWhatChanged(t *testing.T) {
 		{[]string{"soon", "now"}, exit.Usage, "soon"},
 		{[]string{"now"}, exit.Usage, "accepts 3 arg"},
 		{[]string{"2026-11-22T10:00:00Z", "now"}, exit.NotFound, "10:00:01"},
+		{[]string{"2026-11-22T10:00:03Z", "9999-01-01"}, exit.Usage, "; the archive has 2026-11-22T10:00:01.000000Z to 2026-11-22T10:00:06.000000Z (" + d.Bookmark(1) + " to " + d.Bookmark(6) + ")"},
 		{[]string{"now", "now", "--limit", "0"}, exit.Usage, "--limit"},
 	} {
 		if code, stdout, stderr := cmdline(t, exampleNode(), nil, append([]string{"diff", "shop.db", "--archive", root}, tt.args...)...); code != tt.code || stdout != "" || !strings.Contains(stderr, tt.says) {

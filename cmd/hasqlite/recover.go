@@ -19,7 +19,7 @@ func newClusterRecover(c *cli) *cobra.Command {
 		Long:  nodecmd.RecoverLong + "\n\nIt works on the data directory itself, on the machine of the node.",
 		Example: `  hasqlite cluster recover --data /var/lib/hasqlite
   hasqlite cluster recover --data /var/lib/hasqlite --with /mnt/db2/hasqlite
-  hasqlite cluster recover --data /var/lib/hasqlite --accept-data-loss 0f3c`,
+  hasqlite cluster recover --data /var/lib/hasqlite --accept-data-loss 0f3c5d2e9a714b8690c1d7e8f2a3b4c5`,
 		Args: exit.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.Data == "" {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/uglyer/ha-sqlite/internal/api"
 
 	"github.com/uglyer/ha-sqlite/internal/exit"
 	"github.com/uglyer/ha-sqlite/internal/moment"
@@ -21,7 +22,7 @@ import (
 type wantedState struct{ at, to string }
 
 func (w *wantedState) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&w.at, "at", "", "time: "+when.Forms)
+	cmd.Flags().StringVar(&w.at, "at", "", "time, in the zone of this machine where none is given: "+when.Forms)
 	cmd.Flags().StringVar(&w.to, "to", "", "bookmark, or transaction number of 16 hex digits")
 }
 
@@ -31,6 +32,19 @@ func (w *wantedState) parse(now time.Time) (moment.Moment, error) {
 		return m, exit.With(exit.Usage, fmt.Errorf("--%w", err))
 	}
 	return m, nil
+}
+
+// sent is the state as a node is told it: a time, which was said in the zone and by the clock of this machine, in full,
+// so that it means the same there.
+func (w *wantedState) sent(now time.Time) (api.Moment, error) {
+	if w.at == "" {
+		return api.Moment{To: w.to}, nil
+	}
+	m, err := w.parse(now)
+	if err != nil {
+		return api.Moment{}, err
+	}
+	return api.Moment{At: m.Time.UTC().Format(time.RFC3339Nano)}, nil
 }
 
 // restored is what restore prints with --json.
@@ -52,6 +66,7 @@ func newRestore(c *cli) *cobra.Command {
 	var name, file string
 	var verify, dry, all, into, replace bool
 	var temp string
+	var hold time.Duration
 	cmd := &cobra.Command{
 		Use:   "restore --db NAME -o FILE",
 		Short: "Restore a database from an archive into a file",
@@ -61,7 +76,8 @@ The commit that was chosen is printed. The file appears whole, with the checksum
 commit, or not at all; one that exists is not replaced.
 
 With --all --into-cluster every database of the archive is restored and imported into the
-cluster of --node, which may be new. One that has the content already is left alone, so
+cluster of --node, which may be new; the archive is that of --archive or HASQLITE_ARCHIVE,
+never that of the node. One that has the content already is left alone, so
 that the command can be called again; one that was deleted comes back, too.`,
 		Example: `  hasqlite restore --db shop.db --at "10 minutes ago" -o shop.db --archive s3://backup/cluster1
   hasqlite restore --db shop.db --at "yesterday 18:00" -o shop.db --archive /var/lib/hasqlite/archive --verify
@@ -72,46 +88,49 @@ that the command can be called again; one that was deleted comes back, too.`,
 			switch {
 			case all != into:
 				return exit.Usagef("--all and --into-cluster go together")
-			case all && (name != "" || file != ""):
-				return exit.Usagef("--all restores every database into the cluster: --db and --output name one")
+			case all && (name != "" || file != "" || o.database != ""):
+				return exit.Usagef("--all restores every database into the cluster: --db, --database and --output name one")
 			case all:
-				return restoreAll{replace: replace, verify: verify, dry: dry, temp: temp}.run(c, cmd, o, want)
+				return restoreAll{replace: replace, verify: verify, dry: dry, hold: hold, temp: temp}.run(c, cmd, o, want)
 			case name == "":
 				return exit.Usagef("no database: set --db")
 			case file == "" && !dry:
 				return exit.Usagef("no file to restore into: set --output")
 			}
-			m, err := want.parse(time.Now())
+			m, err := want.parse(c.start)
 			if err != nil {
 				return err
 			}
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				f, err := m.Find(ctx, a, name)
+				views, err := o.views(ctx, a, name)
 				if err != nil {
 					return err
 				}
-				v, p := f.View, f.Point
-				plan, err := v.Plan(ctx, p)
+				f, err := m.FindIn(ctx, views)
 				if err != nil {
 					return err
 				}
-				out := restored{
-					pointJSON: describePoint(v, p), File: file, SizeBytes: int64(p.PageCount) * int64(v.State().PageSize), Files: len(plan.Objects),
-					ReadBytes: plan.Bytes, Dropped: f.Dropped, Last: f.Last(), DryRun: dry,
-				}
-				if !dry {
+				var out restored
+				err = f.View.Planned(ctx, f.Point, func(v *archive.View, plan *archive.Plan) error {
+					p := plan.Target
+					out = restored{
+						pointJSON: describePoint(v, p), File: file, SizeBytes: int64(p.PageCount) * int64(v.State().PageSize), Files: len(plan.Objects),
+						ReadBytes: plan.Bytes, Dropped: f.Dropped, Last: f.Last(), DryRun: dry, Verified: verify && !dry,
+					}
+					if dry {
+						return nil
+					}
 					opts := archive.RestoreOptions{}
-					if verify {
-						opts.Check = integrityCheck
-					}
 					bar := c.progress("restore")
-					opts.Progress = bar.update
-					err := v.RestoreFile(ctx, plan, file, opts)
-					bar.done()
-					if err != nil {
-						return err
+					defer bar.done()
+					if verify {
+						opts.Check = bar.check
 					}
-					out.Verified = verify
+					opts.Progress = bar.update
+					return v.RestoreFile(ctx, plan, file, opts)
+				})
+				if err != nil {
+					return err
 				}
 				if c.json {
 					return c.printJSON(out)
@@ -128,6 +147,7 @@ that the command can be called again; one that was deleted comes back, too.`,
 	cmd.Flags().BoolVar(&all, "all", false, "restore every database of the archive")
 	cmd.Flags().BoolVar(&into, "into-cluster", false, "import what is restored into the cluster of --node")
 	cmd.Flags().BoolVar(&replace, "replace", false, "with --all: give databases that exist in the cluster the content")
+	holdFlag(cmd, &hold)
 	cmd.Flags().StringVar(&temp, "temp-dir", "", "with --all: where databases are restored on their way (default: the system's)")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say which commit it would be, and what has to be read")
 	return cmd
@@ -149,6 +169,12 @@ func (c *cli) printRestored(r restored, remarks []string) error {
 		return fmt.Errorf("print answer: %w", err)
 	}
 	return nil
+}
+
+// check is integrityCheck as a step of the work.
+func (p *progress) check(path string) error {
+	p.step("check", 0, 0)
+	return integrityCheck(path)
 }
 
 // integrityCheck has SQLite look through a file that nobody else has open.

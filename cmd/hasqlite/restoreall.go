@@ -21,6 +21,7 @@ import (
 // restoreAll is what restore --all is told.
 type restoreAll struct {
 	replace, verify, dry bool
+	hold                 time.Duration
 	temp                 string
 }
 
@@ -40,6 +41,8 @@ type restoredDatabase struct {
 	From   *pointJSON `json:"from,omitempty"` // in the archive
 	Error  string     `json:"error,omitempty"`
 	Bytes  int64      `json:"size_bytes"`
+	// Dropped says that commits behind the state cannot be restored one by one.
+	Dropped bool `json:"dropped"`
 }
 
 // run restores every database of an archive into a cluster. One that fails does not keep the others from it; called
@@ -48,7 +51,17 @@ func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wante
 	if want.to != "" {
 		return exit.Usagef("--to names a state of one database: with --all use --at")
 	}
-	m, err := want.parse(time.Now())
+	if err := (api.ImportRequest{HoldMS: r.hold.Milliseconds()}).Validate(); err != nil {
+		return err
+	}
+	// --node names the cluster that is restored into, whose own archive cannot be meant.
+	if o.url == "" {
+		o.url = c.env("HASQLITE_ARCHIVE")
+	}
+	if o.url == "" {
+		return exit.Usagef("no archive to restore from: --all --into-cluster does not read that of the cluster which it restores into, name one with --archive or HASQLITE_ARCHIVE")
+	}
+	m, err := want.parse(c.start)
 	if err != nil {
 		return err
 	}
@@ -70,6 +83,9 @@ func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wante
 				if err := r.one(ctx, c, client, a, m, &d); err != nil {
 					if ctx.Err() != nil {
 						return ctx.Err()
+					}
+					if errors.Is(err, moment.ErrInvalid) {
+						return err // for all of them
 					}
 					d.Result, d.Error = resultFailed, err.Error()
 					failed++
@@ -99,6 +115,7 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 		return err
 	}
 	from := describePoint(f.View, f.Point)
+	d.Dropped = f.Dropped
 	d.From, d.Bytes = &from, int64(f.Point.PageCount)*int64(f.View.State().PageSize)
 	there, err := client.Database(ctx, d.Name)
 	switch {
@@ -115,23 +132,21 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 		d.Result = resultPlanned
 		return nil
 	}
-	plan, err := f.View.Plan(ctx, f.Point)
-	if err != nil {
-		return err
-	}
 	dir, err := os.MkdirTemp(r.temp, "hasqlite-restore-*")
 	if err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "db")
-	bar := c.progress("restore " + clean(d.Name))
-	opts := archive.RestoreOptions{Progress: bar.update}
-	if r.verify {
-		opts.Check = integrityCheck
-	}
-	err = f.View.RestoreFile(ctx, plan, path, opts)
-	bar.done()
+	err = f.View.Planned(ctx, f.Point, func(v *archive.View, plan *archive.Plan) error {
+		bar := c.progress("restore " + clean(d.Name))
+		defer bar.done()
+		opts := archive.RestoreOptions{Progress: bar.update}
+		if r.verify {
+			opts.Check = bar.check
+		}
+		return v.RestoreFile(ctx, plan, path, opts)
+	})
 	if err != nil {
 		return err
 	}
@@ -140,13 +155,16 @@ func (r restoreAll) one(ctx context.Context, c *cli, client *api.Client, a *arch
 		return fmt.Errorf("read the restored file: %w", err)
 	}
 	defer file.Close()
-	bar = c.progress("import " + clean(d.Name))
-	_, err = client.Import(ctx, api.ImportRequest{Name: d.Name, Size: d.Bytes, Replace: r.replace}, io.NewSectionReader(file, 0, d.Bytes), bar.told)
+	bar := c.progress("import " + clean(d.Name))
+	report, err := client.Import(ctx, api.ImportRequest{Name: d.Name, Size: d.Bytes, Replace: r.replace, HoldMS: r.hold.Milliseconds()}, io.NewSectionReader(file, 0, d.Bytes), bar.told)
 	bar.done()
 	if err != nil {
 		return err
 	}
 	d.Result = resultRestored
+	if report.Previous != nil && report.Previous.Bookmark == report.Commit.Bookmark {
+		d.Result = resultPresent // but for counters in its header, as a replacement leaves it
+	}
 	return nil
 }
 
@@ -164,6 +182,9 @@ func (c *cli) printRestoredAll(done []restoredDatabase) error {
 			}
 		}
 		rows = append(rows, row)
+		if d.Dropped {
+			fmt.Fprintf(c.err, "hasqlite: %s: %s\n", clean(d.Name), moment.DroppedNote)
+		}
 	}
 	return c.printTable(rows)
 }

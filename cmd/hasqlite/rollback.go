@@ -13,6 +13,7 @@ import (
 
 func newRollback(c *cli) *cobra.Command {
 	req := api.RollbackRequest{}
+	var want wantedState
 	var hold time.Duration
 	cmd := &cobra.Command{
 		Use:   "rollback NAME",
@@ -22,7 +23,8 @@ transaction: applications stay connected, readers see the state before or the on
 and what is undone stays in the history. The bookmark of the state before is printed: a
 rollback to it undoes this one. Only pages that differ travel. The schema cookie and the
 change counter of the file go on counting, so that nothing that is cached is taken for
-what it was.`,
+what it was. A time of which the archive does not have every commit is refused; the error
+names the states before and behind it, for --to.`,
 		Example: `  hasqlite rollback shop.db --at "10 minutes ago" --dry-run
   hasqlite rollback shop.db --at "10 minutes ago"
   hasqlite rollback shop.db --to 000000000000002a`,
@@ -30,6 +32,10 @@ what it was.`,
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name, req.HoldMS = args[0], hold.Milliseconds()
+			var err error
+			if req.Moment, err = want.sent(c.start); err != nil {
+				return err
+			}
 			if err := req.Validate(); err != nil {
 				return err
 			}
@@ -47,10 +53,15 @@ what it was.`,
 			})
 		},
 	}
-	momentFlags(cmd, &req.Moment)
-	cmd.Flags().DurationVar(&hold, "hold", 2*time.Second, "how long writers may be kept waiting at a time before the transaction is proposed")
+	want.flags(cmd)
+	holdFlag(cmd, &hold)
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only say which commit it would be, and how many pages differ")
 	return cmd
+}
+
+// holdFlag says how long a transaction that replaces much may keep others waiting.
+func holdFlag(cmd *cobra.Command, hold *time.Duration) {
+	cmd.Flags().DurationVar(hold, "hold", 2*time.Second, "how long writers may be kept waiting at a time before a transaction that replaces content is proposed")
 }
 
 func (c *cli) printRollback(r api.RollbackReport) error {
@@ -58,12 +69,15 @@ func (c *cli) printRollback(r api.RollbackReport) error {
 	if !r.Target.Time.IsZero() {
 		target += " of " + r.Target.Time.UTC().Format(time.RFC3339Nano)
 	}
+	var lines []string
 	switch {
 	case r.DryRun:
-		return c.printDone("%s would become what it was at %s: %d pages differ", clean(r.Name), clean(target), r.Shipped)
+		lines = append(lines, fmt.Sprintf("%s would become what it was at %s: %d pages differ", r.Name, target, r.Shipped))
 	case r.Commit.Bookmark == r.Previous.Bookmark:
-		return c.printDone("%s is what it was at %s: nothing to do", clean(r.Name), clean(target))
+		lines = append(lines, fmt.Sprintf("%s is what it was at %s: nothing to do", r.Name, target))
+	default:
+		lines = append(lines, fmt.Sprintf("%s is what it was at %s: %d pages, commit %s", r.Name, target, r.Shipped, r.Commit.Bookmark),
+			fmt.Sprintf("hasqlite rollback %s --to %s undoes it", r.Name, r.Previous.Bookmark))
 	}
-	return c.printDone("%s", cleanLines(fmt.Sprintf("%s is what it was at %s: %d pages, commit %s\nhasqlite rollback %s --to %s undoes it",
-		r.Name, target, r.Shipped, r.Commit.Bookmark, r.Name, r.Previous.Bookmark)))
+	return c.printDone("%s", cleanLines(append(lines, r.Remarks...)))
 }

@@ -28,6 +28,7 @@ var errInterrupted = errors.New("interrupted")
 // cli is what all subcommands share.
 type cli struct {
 	streams
+	start   time.Time // what times such as "10 minutes ago" count from
 	node    string
 	json    bool
 	timeout time.Duration
@@ -46,7 +47,7 @@ The commands restore, history, query, diff and archive read the archive that --a
 HASQLITE_ARCHIVE names, and need no node then; else they read that of the node through it.`
 
 func newRoot(s streams) *cobra.Command {
-	c := &cli{streams: s}
+	c := &cli{streams: s, start: s.now()}
 	root := &cobra.Command{
 		Use:   "hasqlite",
 		Short: "Work with a cluster of HA-Sqlite",

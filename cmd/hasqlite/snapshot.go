@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,15 +22,20 @@ func newSnapshot(c *cli) *cobra.Command {
 func newSnapshotCreate(c *cli) *cobra.Command {
 	var req api.SnapshotRequest
 	cmd := &cobra.Command{
-		Use:   "create NAME --label LABEL",
+		Use:   "create NAME",
 		Short: "Keep a database as it is now",
 		Long: `Keeps a database as it is now under a label: retention does not drop the state before the
-label is deleted. Where each node has an archive of its own, all of them keep it.`,
+label is deleted. Without --label it is the time, such as 2026-11-29T12:00:00Z; it is printed.
+Where each node has an archive of its own, all of them keep it.`,
 		Example: `  hasqlite snapshot create shop.db --label "before the migration"
+  hasqlite snapshot create shop.db
   hasqlite restore --db shop.db --to 000000000000002a -o shop.db`,
 		Args:              exit.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("label") {
+				req.Label = c.start.UTC().Format(time.RFC3339)
+			}
 			return c.snapshot(cmd, args[0], req, (*api.Client).Label, func(r api.SnapshotReport) string {
 				if r.DryRun {
 					return fmt.Sprintf("%s would be kept as %s", r.Name, r.Label)
@@ -45,9 +51,12 @@ label is deleted. Where each node has an archive of its own, all of them keep it
 func newSnapshotDelete(c *cli) *cobra.Command {
 	var req api.SnapshotRequest
 	cmd := &cobra.Command{
-		Use:               "delete NAME --label LABEL",
-		Short:             "Give a labelled restore point back to retention",
-		Example:           `  hasqlite snapshot delete shop.db --label "before the migration"`,
+		Use:   "delete NAME",
+		Short: "Give a labelled restore point back to retention",
+		Long: `Gives a labelled restore point back to retention. It is named by --label or, with --to, by
+its state.`,
+		Example: `  hasqlite snapshot delete shop.db --label "before the migration"
+  hasqlite snapshot delete shop.db --to 000000000000002a`,
 		Args:              exit.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: c.databaseNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -60,6 +69,7 @@ func newSnapshotDelete(c *cli) *cobra.Command {
 		},
 	}
 	snapshotFlags(cmd, &req)
+	cmd.Flags().StringVar(&req.To, "to", "", "bookmark of the restore point, or transaction number of 16 hex digits")
 	return cmd
 }
 
@@ -68,7 +78,7 @@ func snapshotFlags(cmd *cobra.Command, req *api.SnapshotRequest) {
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "only say what would be done")
 }
 
-type snapshotCall func(*api.Client, context.Context, api.SnapshotRequest) (api.SnapshotReport, error)
+type snapshotCall func(*api.Client, context.Context, api.SnapshotRequest, func(api.Progress)) (api.SnapshotReport, error)
 
 func (c *cli) snapshot(cmd *cobra.Command, name string, req api.SnapshotRequest, call snapshotCall, text func(api.SnapshotReport) string) error {
 	req.Name = name
@@ -76,7 +86,9 @@ func (c *cli) snapshot(cmd *cobra.Command, name string, req api.SnapshotRequest,
 		return exit.Usagef("--label: %w", err)
 	}
 	return c.askLong(cmd, func(ctx context.Context, client *api.Client) error {
-		r, err := call(client, ctx, req)
+		bar := c.progress("snapshot")
+		r, err := call(client, ctx, req, bar.told)
+		bar.done()
 		if err != nil {
 			return err
 		}
@@ -111,7 +123,7 @@ func newSnapshotList(c *cli) *cobra.Command {
 		Args:    exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-				v, err := a.Choose(ctx, args[0], newest)
+				v, _, err := c.newest(ctx, a, o, args[0])
 				if err != nil {
 					return err
 				}
@@ -154,7 +166,9 @@ hour. Every state that stays can be restored as before.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
 			return c.askLong(cmd, func(ctx context.Context, client *api.Client) error {
-				r, err := client.Prune(ctx, req)
+				bar := c.progress("prune")
+				r, err := client.Prune(ctx, req, bar.told)
+				bar.done()
 				if err != nil {
 					return err
 				}

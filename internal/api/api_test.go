@@ -21,6 +21,8 @@ import (
 
 // fakeBackend answers from its fields and keeps what it was asked.
 type fakeBackend struct {
+	held int64 // of the last import
+
 	status  Status
 	report  VerifyReport
 	err     error
@@ -28,7 +30,7 @@ type fakeBackend struct {
 	created CreateDatabaseRequest
 	added   AddMemberRequest
 
-	slow       chan struct{} // an import waits for it
+	slow       chan struct{} // what takes long waits for it
 	exportSize int64
 	store      store.Store
 }
@@ -84,15 +86,21 @@ func (f *fakeBackend) TransferLeadership(_ context.Context, req TransferRequest)
 func (f *fakeBackend) Verify(_ context.Context, name string, deep bool) (VerifyReport, error) {
 	return f.report, f.note("verify %q deep=%v", name, deep)
 }
+
+// work is what takes long.
+func (f *fakeBackend) work(progress func(Progress)) {
+	progress(Progress{Step: "check", Done: 1, Total: 2})
+	if f.slow != nil {
+		<-f.slow
+	}
+}
 func (f *fakeBackend) Import(_ context.Context, req ImportRequest, file io.Reader, progress func(Progress)) (ImportReport, error) {
 	b, err := io.ReadAll(file)
 	if err != nil {
 		return ImportReport{}, err
 	}
-	progress(Progress{Step: "check", Done: 1, Total: 2})
-	if f.slow != nil {
-		<-f.slow
-	}
+	f.held = req.HoldMS
+	f.work(progress)
 	return ImportReport{Name: req.Name, SizeBytes: int64(len(b))}, f.note("import %q %d %q replace=%v", req.Name, req.Size, b, req.Replace)
 }
 func (f *fakeBackend) Rollback(_ context.Context, req RollbackRequest, _ func(Progress)) (RollbackReport, error) {
@@ -110,13 +118,16 @@ func (f *fakeBackend) Export(_ context.Context, name string, m Moment) (ExportHe
 func (f *fakeBackend) ArchiveStore(context.Context) (store.Store, error) {
 	return f.store, f.note("archive")
 }
-func (f *fakeBackend) Label(_ context.Context, req SnapshotRequest) (SnapshotReport, error) {
+func (f *fakeBackend) Label(_ context.Context, req SnapshotRequest, progress func(Progress)) (SnapshotReport, error) {
+	f.work(progress)
 	return SnapshotReport{Name: req.Name, Label: req.Label}, f.note("label %q %q dry=%v", req.Name, req.Label, req.DryRun)
 }
-func (f *fakeBackend) Unlabel(_ context.Context, req SnapshotRequest) (SnapshotReport, error) {
+func (f *fakeBackend) Unlabel(_ context.Context, req SnapshotRequest, progress func(Progress)) (SnapshotReport, error) {
+	f.work(progress)
 	return SnapshotReport{Name: req.Name, Label: req.Label}, f.note("unlabel %q %q dry=%v", req.Name, req.Label, req.DryRun)
 }
-func (f *fakeBackend) Prune(_ context.Context, req PruneRequest) (PruneReport, error) {
+func (f *fakeBackend) Prune(_ context.Context, req PruneRequest, progress func(Progress)) (PruneReport, error) {
+	f.work(progress)
 	return PruneReport{Name: req.Name}, f.note("prune %q dry=%v", req.Name, req.DryRun)
 }
 func (f *fakeBackend) Health(context.Context) error { return f.note("health") }
@@ -190,11 +201,14 @@ func TestClientReachesEveryMethodOfTheBackend(t *testing.T) {
 			return err
 		}, fmt.Sprintf("rollback %q at=\"1 hour ago\" to=\"\" dry=true", odd)},
 		{"label", func(c *Client) error {
-			_, err := c.Label(ctx, SnapshotRequest{Name: odd, Label: "before ü", DryRun: true})
+			_, err := c.Label(ctx, SnapshotRequest{Name: odd, Label: "before ü", DryRun: true}, func(Progress) {})
 			return err
 		}, fmt.Sprintf("label %q \"before ü\" dry=true", odd)},
-		{"unlabel", func(c *Client) error { _, err := c.Unlabel(ctx, SnapshotRequest{Name: "a", Label: "x"}); return err }, `unlabel "a" "x" dry=false`},
-		{"prune", func(c *Client) error { _, err := c.Prune(ctx, PruneRequest{Name: odd}); return err }, fmt.Sprintf("prune %q dry=false", odd)},
+		{"unlabel", func(c *Client) error {
+			_, err := c.Unlabel(ctx, SnapshotRequest{Name: "a", Label: "x"}, func(Progress) {})
+			return err
+		}, `unlabel "a" "x" dry=false`},
+		{"prune", func(c *Client) error { _, err := c.Prune(ctx, PruneRequest{Name: odd}, func(Progress) {}); return err }, fmt.Sprintf("prune %q dry=false", odd)},
 		{"fork", func(c *Client) error {
 			_, err := c.Fork(ctx, ForkRequest{Source: odd, Name: "b", Moment: Moment{To: "b1"}}, func(Progress) {})
 			return err
@@ -536,7 +550,8 @@ func TestMetrics(t *testing.T) {
 	for _, v := range []time.Duration{time.Microsecond, 50 * time.Microsecond, 51 * time.Microsecond, time.Hour} {
 		d.Observe(v)
 	}
-	m := fixedMetrics{IsLeader: true, Term: 3, DiskFull: true, DiskFreeBytes: 77, ApplyLagEntries: 7, WALSizeBytes: 4120, Databases: map[string]int{DatabaseOK: 2},
+	drill := DrillStatus{IntervalMS: 1000, Skipped: 6, AgeMS: 7500} // none went well yet
+	m := fixedMetrics{Archive: ArchiveStatus{URL: "file:///a", Drill: drill}, IsLeader: true, Term: 3, DiskFull: true, DiskFreeBytes: 77, ApplyLagEntries: 7, WALSizeBytes: 4120, Databases: map[string]int{DatabaseOK: 2},
 		Commits: map[string]uint64{"accepted": 5}, ReplicatedBytes: 99, Checkpoints: map[CheckpointKey]uint64{{"passive", "ok"}: 4},
 		Errors: map[string]uint64{"stat": 1}, CommitSeconds: d.Read()}
 	ts := httptest.NewServer(NewServer(&fakeBackend{}, m, quiet()).Handler())
@@ -555,7 +570,7 @@ func TestMetrics(t *testing.T) {
 		`hasqlite_databases{state="ok"} 2`, `hasqlite_databases{state="fenced"} 0`, `hasqlite_commits_total{outcome="accepted"} 5`,
 		"hasqlite_replicated_bytes_total 99", `hasqlite_checkpoints_total{mode="passive",result="ok"} 4`, `hasqlite_errors_total{place="stat"} 1`,
 		`hasqlite_commit_duration_seconds_bucket{le="5e-05"} 2`, `hasqlite_commit_duration_seconds_bucket{le="0.0001"} 3`,
-		`hasqlite_commit_duration_seconds_bucket{le="10"} 3`, `hasqlite_commit_duration_seconds_bucket{le="+Inf"} 4`, "hasqlite_commit_duration_seconds_count 4",
+		`hasqlite_commit_duration_seconds_bucket{le="10"} 3`, `hasqlite_commit_duration_seconds_bucket{le="+Inf"} 4`, "hasqlite_drill_age_seconds 7.5", "hasqlite_drill_skipped_total 6", "hasqlite_commit_duration_seconds_count 4",
 	} {
 		if !strings.Contains(string(b), "\n"+line+"\n") {
 			t.Errorf("no line %q", line)

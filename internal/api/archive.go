@@ -31,8 +31,8 @@ type ArchiveStatus struct {
 	BacklogLimitBytes int64  `json:"backlog_limit_bytes"`
 	BacklogDropped    uint64 `json:"backlog_dropped"`
 	// Failures counts rounds of uploads that failed, Gaps times that commits
-	// were missing and a snapshot stands in for them, Fetched commits that came
-	// from another node, all since the start.
+	// behind the first ones were missing and a snapshot stands in for them,
+	// Fetched commits that came from another node, all since the start.
 	Failures uint64 `json:"failures"`
 	Gaps     uint64 `json:"gaps"`
 	Fetched  uint64 `json:"fetched"`
@@ -49,7 +49,7 @@ var (
 	descArchiveWrites  = describe("archive_writes", "1 on a node that writes the archive, else 0.")
 	descArchiveFailing = describe("archive_failing", "1 while the archive cannot be opened or written, else 0; status says why.")
 	descArchiveErrors  = describe("archive_failures_total", "Rounds of uploads that failed.")
-	descArchiveGaps    = describe("archive_gaps_total", "Times that commits were missing and a snapshot was archived instead.")
+	descArchiveGaps    = describe("archive_gaps_total", "Times that commits in the middle of a history were missing and a snapshot was archived instead.")
 	descArchiveFetched = describe("archive_fetched_commits_total", "Commits that came from another node to be archived.")
 )
 

@@ -47,6 +47,18 @@ type ImportRequest struct {
 	Size int64
 	// Replace gives a database that exists the content.
 	Replace bool
+	// HoldMS is for how long its writers may be kept waiting before the transaction is proposed, 0 for two seconds.
+	HoldMS int64
+}
+
+// Validate says what is wrong with it. The error is an ErrInvalid.
+func (r ImportRequest) Validate() error { return validHold(r.HoldMS) }
+
+func validHold(ms int64) error {
+	if ms < 0 || ms > time.Hour.Milliseconds() {
+		return fmt.Errorf("hold_ms %d: want 0 to an hour: %w", ms, ErrInvalid)
+	}
+	return nil
 }
 
 // ImportReport says what became of an import.
@@ -65,8 +77,12 @@ type ImportReport struct {
 
 // ExportHead says what an export consists of.
 type ExportHead struct {
-	Name      string `json:"name"`
-	Commit    Commit `json:"commit"`
+	Name    string   `json:"name"`
+	Commit  Commit   `json:"commit"`
+	Remarks []string `json:"remarks,omitempty"` // what a person has to know of the choice of the commit
+	// Dropped says that commits behind the state cannot be restored one by one, of which some may be before the time that
+	// was asked for.
+	Dropped   bool   `json:"dropped"`
 	PageSize  uint32 `json:"page_size"`
 	SizeBytes int64  `json:"size_bytes"`
 }
@@ -86,8 +102,8 @@ func (r RollbackRequest) Validate() error {
 	if r.Zero() {
 		return fmt.Errorf("no state to go back to: give at or to: %w", ErrInvalid)
 	}
-	if r.HoldMS < 0 || r.HoldMS > time.Hour.Milliseconds() {
-		return fmt.Errorf("hold_ms %d: want 0 to an hour: %w", r.HoldMS, ErrInvalid)
+	if err := validHold(r.HoldMS); err != nil {
+		return err
 	}
 	return r.Moment.Validate()
 }
@@ -97,6 +113,8 @@ type RollbackReport struct {
 	Name   string `json:"name"`
 	ID     string `json:"id"`
 	Target Commit `json:"target"`
+	// Remarks are what a person has to know of the choice of Target.
+	Remarks []string `json:"remarks,omitempty"`
 	// Previous is the state before: a rollback to its bookmark undoes this one.
 	Previous Commit `json:"previous"`
 	// Commit is the transaction that shows the content; Previous, if nothing differed.
@@ -131,11 +149,13 @@ type ForkReport struct {
 	ID     string `json:"id"`
 	Source string `json:"source"`
 	// Target is the state of the source with which the fork begins.
-	Target     Commit `json:"target"`
-	PageSize   uint32 `json:"page_size"`
-	SizeBytes  int64  `json:"size_bytes"`
-	DryRun     bool   `json:"dry_run"`
-	DurationMS int64  `json:"duration_ms"`
+	Target Commit `json:"target"`
+	// Remarks are what a person has to know of the choice of Target.
+	Remarks    []string `json:"remarks,omitempty"`
+	PageSize   uint32   `json:"page_size"`
+	SizeBytes  int64    `json:"size_bytes"`
+	DryRun     bool     `json:"dry_run"`
+	DurationMS int64    `json:"duration_ms"`
 }
 
 // Contents is the part of a Backend that moves whole databases. Progress functions may be called from any goroutine, and
@@ -258,6 +278,14 @@ func (s *Server) importDatabase(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		req.Replace, err = queryBool(r, "replace")
 	}
+	if text := r.URL.Query().Get("hold_ms"); err == nil && text != "" {
+		if req.HoldMS, err = strconv.ParseInt(text, 10, 64); err != nil {
+			err = fmt.Errorf("query parameter hold_ms=%q: want a number of milliseconds: %w", clip(text), ErrInvalid)
+		}
+	}
+	if err == nil {
+		err = req.Validate()
+	}
 	if err == nil && r.ContentLength < 0 {
 		err = fmt.Errorf("import %q: the request does not say how long the file is (Content-Length): %w", clip(name), ErrInvalid)
 	}
@@ -372,7 +400,14 @@ func (s *Server) exportDatabase(w http.ResponseWriter, r *http.Request) {
 
 // Import implements [Contents].
 func (c *Client) Import(ctx context.Context, req ImportRequest, file io.Reader, progress func(Progress)) (ImportReport, error) {
-	path := "/v1/import/" + escapeName(req.Name) + flag("replace", req.Replace)
+	q := url.Values{}
+	if req.Replace {
+		q.Set("replace", "1")
+	}
+	if req.HoldMS != 0 {
+		q.Set("hold_ms", strconv.FormatInt(req.HoldMS, 10))
+	}
+	path := "/v1/import/" + escapeName(req.Name) + "?" + q.Encode()
 	sent := &meter{r: io.LimitReader(file, req.Size), total: req.Size, progress: progress}
 	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, sent)
 	if err != nil {

@@ -46,17 +46,37 @@ func TestExportArrivesWholeOrFails(t *testing.T) {
 
 // A request that takes long says how far it is; an error at its end is the error that it is.
 func TestLongRequestsTellTheirProgress(t *testing.T) {
-	for _, want := range []error{nil, ErrQuota} {
-		b := &fakeBackend{slow: make(chan struct{}), err: want}
-		c, _ := newPair(t, b)
-		var told atomic.Int32
-		_, err := c.Import(t.Context(), ImportRequest{Name: "a", Size: 1}, strings.NewReader("x"), func(p Progress) {
-			if p.Step == "check" && p.Total == 2 && told.Add(1) == 1 {
-				close(b.slow)
+	ctx := t.Context()
+	for name, call := range map[string]func(*Client, func(Progress)) error{
+		"import": func(c *Client, told func(Progress)) error {
+			_, err := c.Import(ctx, ImportRequest{Name: "a", Size: 1}, strings.NewReader("x"), told)
+			return err
+		},
+		"label": func(c *Client, told func(Progress)) error {
+			_, err := c.Label(ctx, SnapshotRequest{Name: "a", Label: "x"}, told)
+			return err
+		},
+		"unlabel": func(c *Client, told func(Progress)) error {
+			_, err := c.Unlabel(ctx, SnapshotRequest{Name: "a", Label: "x"}, told)
+			return err
+		},
+		"prune": func(c *Client, told func(Progress)) error {
+			_, err := c.Prune(ctx, PruneRequest{Name: "a"}, told)
+			return err
+		},
+	} {
+		for _, want := range []error{nil, ErrQuota} {
+			b := &fakeBackend{slow: make(chan struct{}), err: want}
+			c, _ := newPair(t, b)
+			var told atomic.Int32
+			err := call(c, func(p Progress) {
+				if p.Step == "check" && p.Total == 2 && told.Add(1) == 1 {
+					close(b.slow)
+				}
+			})
+			if !errors.Is(err, want) || told.Load() == 0 {
+				t.Errorf("%s: %v, want %v; told %d times", name, err, want, told.Load())
 			}
-		})
-		if !errors.Is(err, want) || told.Load() == 0 {
-			t.Errorf("%v, want %v; told %d times", err, want, told.Load())
 		}
 	}
 }
@@ -88,5 +108,19 @@ func TestLongAnswerCutOffIsUnknown(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("a body of no stated length: %d", resp.StatusCode)
+	}
+}
+
+// What a request says of the time that writers may wait arrives; what is no such time is refused.
+func TestImportSaysForHowLongWritersWait(t *testing.T) {
+	b := &fakeBackend{}
+	c, _ := newPair(t, b)
+	if _, err := c.Import(t.Context(), ImportRequest{Name: "a", Size: 1, Replace: true, HoldMS: 1500}, strings.NewReader("x"), func(Progress) {}); err != nil || b.held != 1500 {
+		t.Errorf("%v, %d", err, b.held)
+	}
+	for _, hold := range []int64{-1, time.Hour.Milliseconds() + 1} {
+		if _, err := c.Import(t.Context(), ImportRequest{Name: "a", Size: 1, HoldMS: hold}, strings.NewReader("x"), func(Progress) {}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%d: %v", hold, err)
+		}
 	}
 }

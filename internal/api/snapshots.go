@@ -16,8 +16,10 @@ import (
 
 // SnapshotRequest asks for a labelled restore point, or for the end of one.
 type SnapshotRequest struct {
-	Name   string `json:"-"`
-	Label  string `json:"label"`
+	Name  string `json:"-"`
+	Label string `json:"label,omitempty"`
+	// To names one that is to end by its state instead: a bookmark, or a transaction number of 16 hexadecimal digits.
+	To     string `json:"to,omitempty"`
 	DryRun bool   `json:"dry_run,omitempty"`
 }
 
@@ -25,6 +27,12 @@ const maxLabel = 200
 
 // Validate says what is wrong with it. The error is an ErrInvalid.
 func (r SnapshotRequest) Validate() error {
+	if r.Label != "" && r.To != "" {
+		return fmt.Errorf("label and to name two restore points: give one: %w", ErrInvalid)
+	}
+	if r.To != "" {
+		return nil
+	}
 	if r.Label == "" || len(r.Label) > maxLabel {
 		return fmt.Errorf("a label has 1 to %d bytes, not %d: %w", maxLabel, len(r.Label), ErrInvalid)
 	}
@@ -79,11 +87,11 @@ type Archives interface {
 	// ArchiveStore returns what the answering node reads its archive from.
 	ArchiveStore(ctx context.Context) (store.Store, error)
 	// Label keeps a database as it is now, beyond what retention keeps.
-	Label(ctx context.Context, req SnapshotRequest) (SnapshotReport, error)
+	Label(ctx context.Context, req SnapshotRequest, progress func(Progress)) (SnapshotReport, error)
 	// Unlabel gives it back to retention.
-	Unlabel(ctx context.Context, req SnapshotRequest) (SnapshotReport, error)
+	Unlabel(ctx context.Context, req SnapshotRequest, progress func(Progress)) (SnapshotReport, error)
 	// Prune removes now what retention removes.
-	Prune(ctx context.Context, req PruneRequest) (PruneReport, error)
+	Prune(ctx context.Context, req PruneRequest, progress func(Progress)) (PruneReport, error)
 }
 
 func (s *Server) routeArchives(mux *http.ServeMux) {
@@ -95,7 +103,7 @@ func (s *Server) routeArchives(mux *http.ServeMux) {
 	mux.HandleFunc("POST /v1/prune/{name...}", s.prune)
 }
 
-func (s *Server) snapshot(w http.ResponseWriter, r *http.Request, f func(context.Context, SnapshotRequest) (SnapshotReport, error)) {
+func (s *Server) snapshot(w http.ResponseWriter, r *http.Request, f func(context.Context, SnapshotRequest, func(Progress)) (SnapshotReport, error)) {
 	var req SnapshotRequest
 	name, err := pathName(r)
 	if err == nil {
@@ -106,8 +114,7 @@ func (s *Server) snapshot(w http.ResponseWriter, r *http.Request, f func(context
 		return
 	}
 	req.Name = name
-	report, err := f(r.Context(), req)
-	s.answer(w, r, http.StatusOK, report, err)
+	s.long(w, r, bodyRead, func(progress func(Progress)) (any, error) { return f(r.Context(), req, progress) })
 }
 
 func (s *Server) prune(w http.ResponseWriter, r *http.Request) {
@@ -121,11 +128,13 @@ func (s *Server) prune(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	req.Name = name
-	report, err := s.backend.Prune(r.Context(), req)
-	if report.Files == nil {
-		report.Files = []PrunedFile{}
-	}
-	s.answer(w, r, http.StatusOK, report, err)
+	s.long(w, r, bodyRead, func(progress func(Progress)) (any, error) {
+		report, err := s.backend.Prune(r.Context(), req, progress)
+		if report.Files == nil {
+			report.Files = []PrunedFile{}
+		}
+		return report, err
+	})
 }
 
 // archiveInfo describes the store of an archive.
@@ -259,18 +268,18 @@ func (s *Server) sendObject(w http.ResponseWriter, r *http.Request) error {
 }
 
 // Label implements [Archives].
-func (c *Client) Label(ctx context.Context, req SnapshotRequest) (SnapshotReport, error) {
-	return call[SnapshotReport](ctx, c, http.MethodPost, "/v1/snapshots/"+escapeName(req.Name), req)
+func (c *Client) Label(ctx context.Context, req SnapshotRequest, progress func(Progress)) (SnapshotReport, error) {
+	return longPost[SnapshotReport](ctx, c, "/v1/snapshots/"+escapeName(req.Name), req, progress)
 }
 
 // Unlabel implements [Archives].
-func (c *Client) Unlabel(ctx context.Context, req SnapshotRequest) (SnapshotReport, error) {
-	return call[SnapshotReport](ctx, c, http.MethodPost, "/v1/unlabel/"+escapeName(req.Name), req)
+func (c *Client) Unlabel(ctx context.Context, req SnapshotRequest, progress func(Progress)) (SnapshotReport, error) {
+	return longPost[SnapshotReport](ctx, c, "/v1/unlabel/"+escapeName(req.Name), req, progress)
 }
 
 // Prune implements [Archives].
-func (c *Client) Prune(ctx context.Context, req PruneRequest) (PruneReport, error) {
-	return call[PruneReport](ctx, c, http.MethodPost, "/v1/prune/"+escapeName(req.Name), req)
+func (c *Client) Prune(ctx context.Context, req PruneRequest, progress func(Progress)) (PruneReport, error) {
+	return longPost[PruneReport](ctx, c, "/v1/prune/"+escapeName(req.Name), req, progress)
 }
 
 // ArchiveStore implements [Archives]: it reads the archive of the node through
@@ -303,7 +312,8 @@ func (s *nodeStore) URL() string { return s.info.URL + " of the node at " + s.c.
 func (s *nodeStore) LevelDir(level int) string {
 	return s.info.Levels[level]
 }
-func (s *nodeStore) Conditional() bool { return false }
+func (s *nodeStore) Detect(context.Context) error { return errReadOnly }
+func (s *nodeStore) Conditional() bool            { return false }
 func (s *nodeStore) Put(context.Context, string, io.ReaderAt, int64, time.Time) error {
 	return errReadOnly
 }

@@ -117,7 +117,7 @@ func TestArchiveIsReadThroughANode(t *testing.T) {
 func TestLabelsAreRefused(t *testing.T) {
 	for _, label := range []string{"", strings.Repeat("x", maxLabel+1), "a\nb", "a\x00", "\xff"} {
 		c, _ := newPair(t, &fakeBackend{})
-		if _, err := c.Label(t.Context(), SnapshotRequest{Name: "a", Label: label}); !errors.Is(err, ErrInvalid) {
+		if _, err := c.Label(t.Context(), SnapshotRequest{Name: "a", Label: label}, func(Progress) {}); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v", label, err)
 		}
 	}

@@ -24,6 +24,7 @@ const (
 	selectVFS      = "point SELECT, VFS"
 	commitLeader   = "1-row transactions on the leader"
 	commitFollower = "1-row transactions on a follower"
+	commitCPU      = "CPU of nodes and application per such transaction, one writer"
 	commitPlain    = "1-row transactions, plain SQLite"
 	rowsLeader     = "rows in transactions of 100 on the leader"
 	rqliteOne      = "1-row inserts, rqlite"
@@ -46,6 +47,7 @@ const (
 type bench struct {
 	options
 	dir      string
+	cluster  *localcluster.Cluster
 	plainURI string
 	vfsURI   string
 	leader   *sql.DB
@@ -69,7 +71,7 @@ func prepare(ctx context.Context, dir string, cluster *localcluster.Cluster, o o
 		return nil, err
 	}
 	b = &bench{
-		options: o, dir: dir,
+		options: o, dir: dir, cluster: cluster,
 		plainURI: "file:" + filepath.Join(dir, "plain.db"),
 		vfsURI:   leader.DSN(database),
 	}
@@ -167,7 +169,7 @@ func (b *bench) round(ctx context.Context, r *Report, number uint32) error {
 	steps := []func() error{
 		func() error { return b.selectRound(r, number) },
 		func() error { return b.referenceRound(r) },
-		func() error { return b.commitRound(ctx, r, commitLeader, b.leader) },
+		func() error { return b.leaderRound(ctx, r) },
 		func() error { return b.commitRound(ctx, r, commitFollower, b.follower) },
 		func() error { return b.storeRound(r) },
 		func() error { return b.commitRound(ctx, r, commitPlain, b.plain) },
@@ -231,6 +233,23 @@ func (b *bench) commitRound(ctx context.Context, r *Report, name string, db *sql
 		_, err := stmt.Exec() // with a context the driver starts a goroutine for each statement
 		return err
 	})
+}
+
+// leaderRound also says what a transaction costs in processor time.
+func (b *bench) leaderRound(ctx context.Context, r *Report) error {
+	used, err := clusterCPU(b.cluster)
+	if err != nil {
+		return err
+	}
+	if err := b.commitRound(ctx, r, commitLeader, b.leader); err != nil {
+		return err
+	}
+	now, err := clusterCPU(b.cluster)
+	if err != nil {
+		return err
+	}
+	r.add(commitCPU, "µs", float64((now-used).Microseconds())/float64(b.commits))
+	return nil
 }
 
 // batchRound writes transactions of many rows on the leader.

@@ -25,6 +25,8 @@ var (
 	ErrInUse = errors.New("data directory is in use by a running node")
 	// ErrFormat: written by another version. Use that one, or migrate.
 	ErrFormat = errors.New("data directory has an unknown format: use the version of the program that wrote it")
+	// ErrSync is wrapped by the error of a sync that failed: what is on disk is not known. The process has to end.
+	ErrSync = errors.New("sync failed, and what is on disk is not known")
 	// ErrCorrupt: the record cannot be read. Restore it, or add the node anew.
 	ErrCorrupt = errors.New("record of the data directory is damaged: restore hasqlite.json, or remove this node from the cluster and add it again with an empty directory")
 	// ErrOtherNode: the flags name another node than the record.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -291,5 +292,29 @@ func TestSetAsideMovesAllButWhatIsKept(t *testing.T) {
 		if _, err := os.Stat(at); (err == nil) != there {
 			t.Errorf("%s: %v", at, err)
 		}
+	}
+}
+
+// Whoever changes the record hears that a sync failed, and not of an error that it could try again after.
+func TestFailedSyncOfTheRecord(t *testing.T) {
+	former := fsync
+	defer func() { fsync = former }()
+	for n := range 2 { // the file, the directory
+		d, err := Open(t.TempDir(), Want{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		calls := 0
+		fsync = func(f *os.File) error {
+			if calls++; calls == n+1 {
+				return syscall.EIO
+			}
+			return former(f)
+		}
+		if err := d.SetCluster(ClusterID{1}, 0); !errors.Is(err, ErrSync) || !errors.Is(err, syscall.EIO) {
+			t.Errorf("sync %d fails: %v", n, err)
+		}
+		fsync = former
 	}
 }

@@ -143,7 +143,7 @@ func writeRecord(dir string, r Record, mode os.FileMode, gid int) error {
 		err = own(f, mode, gid)
 	}
 	if err == nil {
-		err = f.Sync()
+		err = syncFile(f)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
@@ -166,7 +166,17 @@ func syncDir(dir string) error {
 		return err
 	}
 	defer f.Close() //nolint:errcheck // opened for reading
-	return f.Sync()
+	return syncFile(f)
+}
+
+// fsync makes a file durable. Tests only: they let it fail.
+var fsync = (*os.File).Sync
+
+func syncFile(f *os.File) error {
+	if err := fsync(f); err != nil {
+		return fmt.Errorf("%w: %w", ErrSync, err)
+	}
+	return nil
 }
 
 // own gives an open file its mode and group.

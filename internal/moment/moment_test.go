@@ -16,8 +16,8 @@ func TestParse(t *testing.T) {
 		want   Moment
 	}{
 		{"", "", Moment{}},
-		{"10 minutes ago", "", Moment{Time: now.Add(-10 * time.Minute)}},
-		{"now", "", Moment{Time: now}},
+		{"10 minutes ago", "", Moment{Time: now.Add(-10 * time.Minute), Now: now}},
+		{"now", "", Moment{Time: now, Now: now}},
 		{"", "000000000000002a", Moment{TXID: 42}},
 		{"", "000000000000002a/8000000000000001", Moment{TXID: 42, Checksum: 1<<63 | 1}},
 		{"", "000000000000002a/8000000000000001@" + db, Moment{TXID: 42, Checksum: 1<<63 | 1, Database: db}},
@@ -30,7 +30,6 @@ func TestParse(t *testing.T) {
 	for _, tt := range []struct{ at, to, says string }{
 		{"now", "000000000000002a", "two states"},
 		{"soon", "", "write for example"},
-		{"2026-11-22T12:00:00.000001Z", "", "in the future"},
 		{"", "2a", "16 hex digits"},
 		{"", "000000000000002g", "16 hex digits"},
 		{"", "0000000000000000", "names no state"},
@@ -41,6 +40,19 @@ func TestParse(t *testing.T) {
 	} {
 		if m, err := Parse(tt.at, tt.to, now); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("at %q to %q: got %+v, %v, want %q", tt.at, tt.to, m, err, tt.says)
+		}
+	}
+}
+
+// What is in the future is refused, to the microsecond; what is not, and what is no time, is not.
+func TestFuture(t *testing.T) {
+	for at, future := range map[string]bool{"2026-11-22T12:00:00.000001Z": true, "9999-01-01": true, "now": false, "2026-11-22T12:00:00Z": false, "": false} {
+		m, err := Parse(at, "", now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Refusal(); future != errors.Is(err, ErrInvalid) || future && !strings.Contains(err.Error(), "in the future: it is 2026-11-22T12:00:00.000000Z now") {
+			t.Errorf("%q: got %v", at, err)
 		}
 	}
 }
@@ -66,7 +78,7 @@ func TestParseEither(t *testing.T) {
 	for text, want := range map[string]Moment{
 		"000000000000002a":                  {TXID: 42},
 		"000000000000002a/8000000000000001": {TXID: 42, Checksum: 1<<63 | 1},
-		"2026-11-22 10:00":                  {Time: now.Add(-2 * time.Hour)},
+		"2026-11-22 10:00":                  {Time: now.Add(-2 * time.Hour), Now: now},
 	} {
 		if m, err := ParseEither(text, now); err != nil || m != want {
 			t.Errorf("%q: got %+v, %v", text, m, err)
@@ -104,8 +116,8 @@ func FuzzParseEither(f *testing.F) {
 		if to, plain := Parse("", text, now); plain == nil && text != "" && (err != nil || to != m) {
 			t.Errorf("%q: %+v, %v, as a bookmark %+v", text, m, err, to)
 		}
-		if err == nil && m.Time.After(now) {
-			t.Errorf("%q is in the future: %v", text, m.Time)
+		if err == nil && m.Time.After(now) != (m.Refusal() != nil) {
+			t.Errorf("%q: %v: %v", text, m.Time, m.Refusal())
 		}
 		if uri, err := ParseURI(text, "", now); err == nil && text != "" && !uri.ByTime() {
 			t.Errorf("%q in a URI: %+v", text, uri)

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/internal/moment"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
@@ -27,6 +29,16 @@ func archiving(url string) func(int, *Config) {
 // archived waits until the archive that node i sees has everything that is decided of a database, and checks that every
 // commit from the first one on can be restored, but for gaps.
 func (c *cluster) archived(i int, name string, gaps int) *archive.View {
+	c.t.Helper()
+	v := c.archivedLate(i, name, gaps)
+	if first, err := v.First(c.t.Context()); err != nil || first.TXID != 1 {
+		c.t.Errorf("the archive of %s begins with %d, %v", name, first.TXID, err)
+	}
+	return v
+}
+
+// archivedLate is archived for a history that may begin with a snapshot.
+func (c *cluster) archivedLate(i int, name string, gaps int) *archive.View {
 	c.t.Helper()
 	ctx := context.Background()
 	var v *archive.View
@@ -52,7 +64,11 @@ func (c *cluster) archived(i int, name string, gaps int) *archive.View {
 	if got := len(v.State().Gaps); got != gaps {
 		c.t.Errorf("gaps %v, want %d", v.State().Gaps, gaps)
 	}
-	next := uint64(1)
+	first, err := v.First(ctx)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	next := first.TXID
 	if err := v.Commits(ctx, 0, func(p archive.Point) error {
 		if gaps == 0 && p.TXID != next {
 			return fmt.Errorf("commit %d is followed by %d", next-1, p.TXID)
@@ -247,8 +263,79 @@ func TestBacklogPastItsCapIsAGapAndNoHole(t *testing.T) {
 	if gap := v.State().Gaps[0]; gap.MinTXID < 8 || gap.MaxTXID >= v.Last().TXID {
 		t.Errorf("gap %+v, want it between commit 7 and the last one, %d", gap, v.Last().TXID)
 	}
+	c.inexact(v)
 	c.insert(1, "db", 5)
 	c.archived(0, "db", 1)
+}
+
+// inexact checks what is done to a state of the database db by a time in its gap, and by the time of its commit.
+func (c *cluster) inexact(v *archive.View) {
+	c.t.Helper()
+	gap := v.State().Gaps[0]
+	before, err := v.PointOf(c.t.Context(), gap.MinTXID-1)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	behind, err := v.PointOf(c.t.Context(), gap.MaxTXID+1)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	b := backend{c.nodes[0]}
+	progress := func(api.Progress) {}
+	at := func(d time.Duration) api.Moment {
+		return api.Moment{At: before.Time.Add(d).Format(time.RFC3339Nano)}
+	}
+	_, rolled := b.Rollback(c.t.Context(), api.RollbackRequest{Name: "db", Moment: at(time.Microsecond)}, progress)
+	_, forked := b.Fork(c.t.Context(), api.ForkRequest{Source: "db", Name: "fork", Moment: at(time.Microsecond)}, progress)
+	for _, err := range []error{rolled, forked} {
+		for _, p := range []archive.Point{before, behind} {
+			if want := moment.Bookmark(v, p) + " of " + moment.TimeText(p.Time); !errors.Is(err, api.ErrNotFound) || !strings.Contains(err.Error(), want) {
+				c.t.Errorf("%v, want %q", err, want)
+			}
+		}
+	}
+	r, err := b.Rollback(c.t.Context(), api.RollbackRequest{Name: "db", Moment: at(0), DryRun: true}, progress)
+	if err != nil || uint64(r.Target.TXID) != before.TXID {
+		c.t.Errorf("the time of the commit itself: %+v, %v", r, err)
+	}
+	for d, dropped := range map[time.Duration]bool{0: false, time.Microsecond: true} {
+		head, file, err := b.Export(c.t.Context(), "db", at(d))
+		if err != nil || uint64(head.Commit.TXID) != before.TXID || head.Dropped != dropped {
+			c.t.Fatalf("export %v behind the commit: %+v, %v", d, head, err)
+		}
+		file.Close()
+	}
+}
+
+// An archive that was not there from the start begins with what it can have, not with an empty database that would be the
+// state of all times before.
+func TestALateArchiveBeginsWithASnapshot(t *testing.T) {
+	c := newCluster(t, 1, small)
+	c.insert(0, "db", 60)
+	c.logsFrom(30)
+	was, _ := c.nodes[0].svc.Lookup("db")
+	c.stop(0)
+	ownArchives(0, &c.cfgs[0])
+	c.start(0)
+	c.ready(0)
+	c.insert(0, "db", 3)
+	c.insert(0, "new", 3)
+	v := c.archivedLate(0, "db", 0)
+	if first, err := v.First(t.Context()); err != nil || first.TXID < uint64(was.Position.TXID) || !v.HasSnapshot(first) {
+		t.Errorf("it begins with %+v, %v", first, err)
+	}
+	c.archived(0, "new", 0) // from its first commit on
+	if st := c.nodes[0].svc.ArchiveStatus(); st.Gaps != 0 {
+		t.Errorf("%d gaps are counted", st.Gaps)
+	}
+	at := api.Moment{At: time.UnixMicro(was.CommitTime - 1).UTC().Format(time.RFC3339Nano)}
+	var before *archive.RangeError
+	if _, err := (backend{c.nodes[0]}).Rollback(t.Context(), api.RollbackRequest{Name: "db", Moment: at}, func(api.Progress) {}); !errors.As(err, &before) || !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("a rollback to what is not archived: %v", err)
+	}
+	if _, _, err := (backend{c.nodes[0]}).Export(t.Context(), "db", at); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("an export of what is not archived: %v", err)
+	}
 }
 
 // TestADeletedDatabaseIsArchivedToItsEnd: its last commits, too, can be restored.
@@ -286,14 +373,22 @@ func TestADeletedDatabaseIsArchivedToItsEnd(t *testing.T) {
 	})
 }
 
-// TestIdleDatabasesSendNoRequest: once their last commits are merged, also after another node leads.
+// TestIdleDatabasesSendNoRequest: once their last commits are merged and a state was restored from them, also after another
+// node leads. Restore drills, which are made by the leader alone, are due all the time meanwhile.
 func TestIdleDatabasesSendNoRequest(t *testing.T) {
 	g := storetest.StartGateway(t)
 	all := stores(t)
 	c := newCluster(t, 3, func(i int, cfg *Config) {
 		archiving(g.URL("p"))(i, cfg)
 		cfg.ArchiveLevels = [3]time.Duration{50 * time.Millisecond, 50 * time.Millisecond, 50 * time.Millisecond}
+		cfg.DrillInterval = 20 * time.Millisecond
 	})
+	runs := func() (n uint64) {
+		for _, n2 := range c.nodes {
+			n += n2.drills.status(time.Now()).Runs
+		}
+		return n
+	}
 	for i := range 10 {
 		c.insert(0, fmt.Sprint("db", i), 2)
 	}
@@ -327,7 +422,19 @@ func TestIdleDatabasesSendNoRequest(t *testing.T) {
 		}
 		return nil
 	})
-	before, leader := calls(), c.leader()
+	eventually(t, "all nodes know of the last drill", func() error {
+		for i, n := range c.nodes {
+			mark, _ := n.svc.ArchiveMark()
+			n.drills.mu.Lock()
+			st, found := n.drills.st, n.drills.found
+			n.drills.mu.Unlock()
+			if found != mark || st.LastOK.IsZero() || st.Failures > 0 || i != c.leader() && st.Runs > 0 {
+				return fmt.Errorf("node %d: %+v of %x, archived is %x", i, st, found, mark)
+			}
+		}
+		return nil
+	})
+	before, drills, leader := calls(), runs(), c.leader()
 	if err := (backend{c.nodes[leader]}).TransferLeadership(t.Context(), api.TransferRequest{ID: c.cfgs[(leader+1)%3].ID}); err != nil {
 		t.Fatal(err)
 	}
@@ -341,6 +448,16 @@ func TestIdleDatabasesSendNoRequest(t *testing.T) {
 	if n := calls() - before; n != 0 {
 		t.Errorf("%d requests for idle databases after a change of leaders", n)
 	}
+	if n := runs(); n != drills {
+		t.Errorf("%d drills of what was restored before", n-drills)
+	}
+	c.insert(0, "db3", 1)
+	eventually(t, "the new leader drills what is new", func() error {
+		if n := c.nodes[c.leader()].drills.status(time.Now()).Runs; n == 0 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
 }
 
 func TestEveryNodeHasAnArchiveOfItsOwn(t *testing.T) {

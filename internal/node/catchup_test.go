@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"os"
 	osexec "os/exec"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/uglyer/ha-sqlite/replicate"
 )
 
 // small makes a cluster's log so short that a node that was away cannot follow it.
@@ -197,10 +200,161 @@ func TestKilledAtEachStepOfACatchUp(t *testing.T) {
 	}
 }
 
+// A node that is killed when the pages that it fetched have become the database file, and before they are nothing else
+// any more, fetches what comes next beside that file and not into it: whoever reads it sees one state and then another.
+func TestNothingIsFetchedIntoAPlacedFile(t *testing.T) {
+	c := prepared(t, 3, small)
+	c.big(200)
+	f := c.follower()
+	w := c.open(c.leader(), "db")
+	// cutOff has the log of the others begin after all that f knows, which is changed.
+	cutOff := func() {
+		exec(t, w, `UPDATE t SET v = hex(randomblob(1000)) WHERE rowid % 3 = 0`)
+		for i := range 40 {
+			exec(t, w, `INSERT INTO t VALUES(?)`, i)
+		}
+		_, last := c.nodes[c.leader()].store.Bounds()
+		c.compacted(last-30, f)
+	}
+	content := func() string { // by another process (RULES A6)
+		out, err := osexec.Command("sha256sum", c.path(f, "db")).Output()
+		if err != nil {
+			t.Error(err)
+		}
+		return string(out)
+	}
+	c.stop(f)
+	cutOff()
+	command(t, "rm", "-rf", filepath.Join(c.cfgs[f].Data, "databases"), filepath.Join(c.cfgs[f].Data, "sums"))
+	killed := c.cfgs[f].Data + "-killed"
+	happened := atStep(t, c.cfgs[f].ID, "placed", func() { command(t, "cp", "-a", c.cfgs[f].Data, killed) })
+	c.start(f)
+	eventually(t, "the step", func() error {
+		if !happened.Load() {
+			return errors.New("did not happen")
+		}
+		return nil
+	})
+	c.stop(f)
+	cutOff()
+	c.cfgs[f].Data = killed
+	var before, after string
+	t.Cleanup(onSteps(func(cfg Config, database, step string) {
+		switch {
+		case cfg.ID != c.cfgs[f].ID || database != "db":
+		case step == "sums" && before == "":
+			before = content()
+		case step == "fetched":
+			after = content()
+		}
+	}))
+	c.start(f)
+	c.ready(f)
+	c.equal("db")
+	if before == "" || before != after {
+		t.Errorf("the file had checksum %q before pages were fetched, and %q when they were here", before, after)
+	}
+	c.stop(f)
+	c.start(f)
+	c.ready(f)
+	c.equal("db")
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+}
+
 func command(t *testing.T, name string, args ...string) {
 	if out, err := osexec.Command(name, args...).CombinedOutput(); err != nil {
 		t.Errorf("%s %v: %v %s", name, args, err, out)
 	}
+}
+
+// A database that is still fetched is opened when it is here, within lock_timeout: then the open says what is missing. One
+// that is deleted meanwhile is not opened (RULES A5).
+func TestAnOpenWaitsForWhatIsFetched(t *testing.T) {
+	for _, deleted := range []bool{false, true} {
+		c := prepared(t, 3, small)
+		f := c.follower()
+		c.stop(f)
+		w := c.open(c.leader(), "db")
+		for i := range 40 {
+			exec(t, w, `INSERT INTO t VALUES(?)`, i)
+		}
+		_, last := c.nodes[c.leader()].store.Bounds()
+		c.compacted(last-30, f)
+		want := query[int](t, w, `SELECT count(*) FROM t`)
+		w.Close()
+		var paths []string
+		for i := range c.nodes {
+			if i != f {
+				paths = append(paths, c.path(i, "db"))
+			}
+		}
+		command(t, "rm", "-rf", filepath.Join(c.cfgs[f].Data, "databases"), filepath.Join(c.cfgs[f].Data, "sums"))
+		gate := make(chan struct{})
+		happened := make(chan struct{})
+		atStep(t, c.cfgs[f].ID, "sums", func() {
+			close(happened)
+			<-gate
+		})
+		open := sync.OnceFunc(func() { close(gate) })
+		t.Cleanup(open) // before the nodes stop
+		c.start(f)
+		<-happened
+		start := time.Now()
+		var got int
+		err := c.open(f, "db", "lock_timeout=300", "_busy_timeout=1").QueryRow(`SELECT count(*) FROM t`).Scan(&got)
+		if err == nil || time.Since(start) < 300*time.Millisecond {
+			t.Errorf("an open of what is not here: %d rows, %v after %v", got, err, time.Since(start))
+		}
+		if text := openError(c, f, "db"); !strings.Contains(text, "no copy of the database yet") {
+			t.Errorf("it says %q", text)
+		}
+		came := make(chan error)
+		go func() {
+			came <- c.open(f, "db", "lock_timeout=30000").QueryRow(`SELECT count(*) FROM t`).Scan(&got)
+		}()
+		if deleted {
+			if err := (backend{c.nodes[c.leader()]}).DeleteDatabase(t.Context(), "db", true); err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range paths {
+				eventually(t, "the peers have deleted it", func() error {
+					if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+						return fmt.Errorf("%s: %v", path, err)
+					}
+					return nil
+				})
+			}
+		}
+		open()
+		switch err := <-came; {
+		case deleted && err == nil:
+			t.Errorf("a database that is deleted was opened, with %d rows", got)
+		case !deleted && (err != nil || got != want):
+			t.Errorf("%d rows, want %d (%v)", got, want, err)
+		}
+		if n := c.fences(f); n != 0 {
+			t.Errorf("fenced %d times", n)
+		}
+		for i := range c.nodes {
+			c.stop(i)
+		}
+	}
+}
+
+// openError returns what a node says of an open that fails.
+func openError(c *cluster, i int, name string) string {
+	id, _, _, err := c.nodes[i].svc.Resolve(name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	h, _, err := c.nodes[i].svc.OpenHandle(c.t.Context(), id, replicate.HandleOptions{LockTimeout: time.Millisecond})
+	if err == nil {
+		h.Close()
+		return ""
+	}
+	return err.Error()
 }
 
 // The connection to the peer breaks in the middle: the next attempt goes on with what came.
@@ -313,9 +467,78 @@ func TestBlockedDatabaseAndTheLog(t *testing.T) {
 	}
 }
 
+// Databases whose applications hold native slot 0 while their copies are healed keep no other one from that (RULES A4),
+// as many as they are.
+func TestHeldDatabasesDelayNoHeal(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	f := c.follower()
+	const held = 4
+	var names []string
+	for i := range held + 1 {
+		names = append(names, fmt.Sprint("db", i))
+		db := c.open(c.leader(), names[i])
+		exec(t, db, `CREATE TABLE t(v)`)
+		exec(t, db, `INSERT INTO t VALUES(zeroblob(30000))`)
+		db.Close()
+		c.equal(names[i])
+	}
+	var fetched atomic.Int32
+	t.Cleanup(onSteps(func(cfg Config, _, step string) {
+		if cfg.ID == c.cfgs[f].ID && step == "fetched" {
+			fetched.Add(1)
+		}
+	}))
+	damage := func(name string) {
+		c.damage(f, name, 5)
+		if err := c.nodes[f].svc.Scrub(t.Context(), name); !errors.Is(err, replicate.ErrFenced) {
+			t.Errorf("scrub %s: %v", name, err)
+		}
+	}
+	var apps []*script
+	for _, name := range names[:held] {
+		a := c.script(f, name)
+		a.begin()
+		apps = append(apps, a)
+		damage(name)
+	}
+	eventually(t, "all of them wait for their applications", func() error {
+		if n := fetched.Load(); n < held {
+			return fmt.Errorf("%d do", n)
+		}
+		return nil
+	})
+	start := time.Now()
+	damage(names[held])
+	eventually(t, "the other one is healed", func() error {
+		if n := c.nodes[f].svc.Metrics().Heals; n != 1 {
+			return fmt.Errorf("%d healed", n)
+		}
+		return nil
+	})
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	for _, a := range apps {
+		a.release()
+		a.h.End(false, a.fp, true)
+	}
+	for _, name := range names {
+		c.equal(name)
+	}
+}
+
 // After a crash the position is found by the record and the pages that later entries touch, and every page is read
 // later. What a foreign program wrote meanwhile into other pages is found before anything is built on it (RULES B8, B9).
 func TestForeignWriteWhileANodeWasDead(t *testing.T) {
+	for name, write := range map[string]string{
+		"one piece":   `UPDATE t SET v = v || '!' WHERE rowid = 2`,
+		"many pieces": `UPDATE t SET v = v || CASE rowid WHEN 2 THEN '!' ELSE hex(randomblob(20000)) END`,
+	} {
+		t.Run(name, func(t *testing.T) { foreignWriteWhileDead(t, write) })
+	}
+}
+
+func foreignWriteWhileDead(t *testing.T, write string) {
 	c := prepared(t, 3, func(i int, cfg *Config) {
 		small(i, cfg)
 		cfg.VerifyFull = false
@@ -344,7 +567,7 @@ func TestForeignWriteWhileANodeWasDead(t *testing.T) {
 	c.ready(f)
 	db := c.open(f, "db")
 	for range 3 {
-		if _, err := db.Exec(`UPDATE t SET v = v || '!' WHERE rowid = 2`); err != nil && !busyOrRefused(err) && !strings.Contains(err.Error(), "disk I/O") {
+		if _, err := db.Exec(write); err != nil && !busyOrRefused(err) && !strings.Contains(err.Error(), "disk I/O") {
 			t.Error(err)
 		}
 	}

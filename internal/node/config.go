@@ -93,8 +93,8 @@ type Config struct {
 	// Quotas limit databases by their names; the first that matches a name
 	// counts. They should be the same on all nodes: the leader enforces its own.
 	Quotas []Quota
-	// CatchupRate bounds, in bytes per second, what this node fetches from its
-	// peers when the log does not reach back far enough.
+	// CatchupRate bounds, in bytes per second, all that this node fetches from its
+	// peers when its log does not reach back far enough.
 	CatchupRate int64
 	// WriteLease is how long a silent holder of a database's write lock keeps
 	// it while another writer waits.

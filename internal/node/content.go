@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 )
 
 const (
-	// holdTime bounds for how long writers wait while the pages of a replacement are looked at (RULES A7).
+	// holdTime bounds for how long writers wait before a replacement is proposed, where nobody says so (RULES A7).
 	holdTime = 2 * time.Second
 	// writerWait is for how long a replacement waits for its turn among the writers.
 	writerWait = 30 * time.Second
@@ -65,6 +66,9 @@ func (b backend) Import(ctx context.Context, req api.ImportRequest, file io.Read
 
 func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.Reader, progress func(api.Progress)) (r api.ImportReport, err error) {
 	start := time.Now()
+	if err := req.Validate(); err != nil {
+		return r, err
+	}
 	cctx, cancel := context.WithTimeout(ctx, writerWait)
 	err = b.n.svc.CatchUp(cctx)
 	cancel()
@@ -109,7 +113,7 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 	if st.PageSize != content.info.PageSize {
 		return r, fmt.Errorf("its pages have %d bytes, those of the file %d: delete it first: %w", st.PageSize, content.info.PageSize, api.ErrInvalid)
 	}
-	o := replicate.Overwrite{PageSize: content.info.PageSize, Hold: holdTime, Wait: writerWait, Progress: steps(progress)}
+	o := replicate.Overwrite{PageSize: content.info.PageSize, Hold: hold(req.HoldMS), Wait: writerWait, Progress: steps(progress)}
 	if st.Position.TXID == 1 || st.Position == empty {
 		o.Import = st.Position
 	}
@@ -121,15 +125,18 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 		return r, err
 	}
 	r = api.ImportReport{
-		Name: req.Name, ID: st.ID.String(), Replaced: !created && req.Replace, Commit: commit(st.ID, done.After, done.CommitTime, done.PageCount),
+		Name: req.Name, ID: st.ID.String(), Replaced: !created && req.Replace, Commit: b.n.commit(st.ID, done.After, done.CommitTime, done.PageCount),
 		PageSize: content.info.PageSize, SizeBytes: content.info.Size(), Shipped: done.Pages, DurationMS: time.Since(start).Milliseconds(),
 	}
 	if r.Replaced {
-		p := commit(st.ID, done.Before, 0, st.PageCount)
+		p := b.n.commit(st.ID, done.Before, 0, st.PageCount)
 		r.Previous = &p
 	}
 	return r, nil
 }
+
+// hold is for how long writers may be kept waiting, which a request says in milliseconds.
+func hold(ms int64) time.Duration { return cmp.Or(time.Duration(ms)*time.Millisecond, holdTime) }
 
 // undoCreate removes a database that was made for an import that failed, unless somebody else has written into it.
 func (b backend) undoCreate(ctx context.Context, st replicate.DatabaseState, cause error) error {
@@ -164,6 +171,14 @@ func steps(progress func(api.Progress)) func(string, int64, int64) {
 	return func(step string, done, total int64) { progress(api.Progress{Step: step, Done: done, Total: total}) }
 }
 
+// commit describes a state that the database has, or had a moment ago.
+func (n *Node) commit(id replicate.DatabaseID, p replicate.Position, micros int64, pages uint32) api.Commit {
+	c := commit(id, p, micros, pages)
+	c.Bookmark = replicate.Bookmark{Position: p, DB: id, Lineage: n.dir.Record().Lineage}.String()
+	return c
+}
+
+// commit describes a state that is in the archive, which does not say of which lineage it is.
 func commit(id replicate.DatabaseID, p replicate.Position, micros int64, pages uint32) api.Commit {
 	c := api.Commit{Bookmark: replicate.Bookmark{Position: p, DB: id}.String(), TXID: api.Hex64(p.TXID), Pages: pages}
 	if micros != 0 {
@@ -239,13 +254,18 @@ func (b backend) Export(ctx context.Context, name string, m api.Moment) (head ap
 		return head, nil, err
 	}
 	if w != nil && c.Bookmark.Position != w.at { // it has moved on: the archive has it now
+		remarks := w.remarks
 		if w, err = b.n.want(ctx, name, api.Moment{To: w.commit.Bookmark}); err != nil {
 			return head, nil, err
 		}
+		w.remarks = remarks
 		return b.exportArchived(ctx, name, w, f)
 	}
 	head = api.ExportHead{
-		Name: name, Commit: commit(c.Bookmark.DB, c.Bookmark.Position, c.CommitTime, c.PageCount), PageSize: c.PageSize, SizeBytes: int64(c.PageCount) * int64(c.PageSize),
+		Name: name, Commit: b.n.commit(c.Bookmark.DB, c.Bookmark.Position, c.CommitTime, c.PageCount), PageSize: c.PageSize, SizeBytes: int64(c.PageCount) * int64(c.PageSize),
+	}
+	if w != nil {
+		head.Remarks = w.remarks
 	}
 	return head, scratchReader{f}, nil
 }
@@ -258,7 +278,10 @@ func (b backend) exportArchived(ctx context.Context, name string, w *wanted, f *
 	if err != nil {
 		return head, nil, err
 	}
-	return api.ExportHead{Name: name, Commit: w.commit, PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize)}, scratchReader{f}, nil
+	return api.ExportHead{
+		Name: name, Commit: w.commit, Remarks: w.remarks, Dropped: w.found.Dropped,
+		PageSize: s.pageSize, SizeBytes: int64(s.pageCount) * int64(s.pageSize),
+	}, scratchReader{f}, nil
 }
 
 // scratchReader reads a scratch file from its beginning, and removes it.

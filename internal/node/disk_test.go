@@ -208,3 +208,26 @@ func TestRoomIsRefusedForAnySizeThatDoesNotFit(t *testing.T) {
 		}
 	}
 }
+
+// A database that cannot be created because the leader's disk is full is one to try again, as a write is.
+func TestCreateOnAFullDiskIsBusy(t *testing.T) {
+	disk := disks(t)
+	c := prepared(t, 1, nil)
+	d := disk(c.cfgs[0].ID)
+	d.full.Store(true)
+	eventually(t, "the disk is known to be full", func() error {
+		if st := c.nodes[0].svc.Disk(); !st.Full {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	_, err := c.open(0, "new", "lock_timeout=200", "_busy_timeout=1").Exec(`CREATE TABLE t(v)`)
+	if !busyOrRefused(err) {
+		t.Errorf("a new database on a full disk: %v, want SQLITE_BUSY", err)
+	}
+	d.full.Store(false)
+	eventually(t, "it is created", func() error {
+		_, err := c.open(0, "new").Exec(`CREATE TABLE IF NOT EXISTS t(v)`)
+		return err
+	})
+}

@@ -26,28 +26,42 @@ const (
 	drillLookups = 8
 )
 
-// driller restores sampled states of sampled databases from the archive by schedule, checks them, and drops them.
+// driller restores sampled states of sampled databases from the archive by schedule, checks them, and drops them: on the
+// node that writes the archive, and only if something was archived since the last one that went well.
 type driller struct {
-	interval time.Duration
-	dir      string // for the files, emptied at each start
-	rate     int64  // bytes a second
+	interval time.Duration // 0: never
+	dir      string        // for the files, emptied at each start
+	rate     int64         // bytes a second
 	archive  func() *archive.Archive
+	mark     func() (mark uint64, writes bool)                     // as replicate.Service.ArchiveMark
+	tell     func(context.Context, replicate.DrillNote)            // the other nodes
 	sample   func(n func(int) int) (replicate.DatabaseState, bool) // one of the databases
 	lineage  func() uint64
 	room     func(bytes int64) error
 	failed   func(msg string, args ...any)
 	rand     *rand.Rand // of the one goroutine that drills
 
-	mu sync.Mutex
-	st api.DrillStatus
+	mu    sync.Mutex
+	st    api.DrillStatus
+	found uint64    // mark of what was archived before the last one that went well, anywhere
+	due   time.Time // when it was noticed that there is more; zero while there is not
 }
 
-func (n *Node) newDriller() *driller {
+func (n *Node) newDriller(archives bool) *driller {
+	interval := n.cfg.DrillInterval
+	if interval < 0 || !archives {
+		interval = 0
+	}
 	return &driller{
-		interval: n.cfg.DrillInterval, dir: filepath.Join(n.dir.Path(), "spool"), rate: drillRate, archive: n.svc.Archive, sample: n.svc.Sample,
-		lineage: func() uint64 { return n.dir.Record().Lineage }, room: func(bytes int64) error { return n.room(bytes, 1) }, failed: n.log.Error,
+		interval: interval, dir: filepath.Join(n.dir.Path(), "spool"), rate: drillRate,
+		archive: func() *archive.Archive { return n.svc.Archive() },
+		mark:    func() (uint64, bool) { return n.svc.ArchiveMark() },
+		tell:    func(ctx context.Context, note replicate.DrillNote) { n.svc.TellDrill(ctx, note) },
+		sample:  func(choose func(int) int) (replicate.DatabaseState, bool) { return n.svc.Sample(choose) },
+		lineage: func() uint64 { return n.dir.Record().Lineage },
+		room:    func(bytes int64) error { return n.room(bytes, 1) }, failed: n.log.Error,
 		rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		st:   api.DrillStatus{IntervalMS: max(0, n.cfg.DrillInterval).Milliseconds()},
+		st:   api.DrillStatus{IntervalMS: interval.Milliseconds()},
 	}
 }
 
@@ -70,21 +84,61 @@ func (d *driller) run(ctx context.Context) {
 // errNothingToDrill is why there was no drill, and no failure either.
 var errNothingToDrill = errors.New("nothing to restore")
 
-// once makes one drill and notes what became of it.
+// begin says whether a drill is due, and why not. An archive that gets nothing costs no request.
+func (d *driller) begin(now time.Time) (mark uint64, err error) {
+	mark, writes := d.mark()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case !writes:
+		err = fmt.Errorf("another node writes the archive, and drills: %w", errNothingToDrill)
+	case mark == 0:
+		err = fmt.Errorf("nothing is archived: %w", errNothingToDrill)
+	case mark == d.found:
+		err = fmt.Errorf("nothing was archived since the last one that went well: %w", errNothingToDrill)
+	case d.due.IsZero():
+		d.due = now
+	}
+	if err != nil {
+		d.due = time.Time{}
+	}
+	return mark, err
+}
+
+// told notes a drill of another node.
+func (d *driller) told(n replicate.DrillNote) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n.OK.After(d.st.LastOK) {
+		d.st.LastOK, d.found, d.due = n.OK, n.Mark, time.Time{}
+	}
+}
+
+// once makes one drill, if it is due, and notes what became of it.
 func (d *driller) once(ctx context.Context) {
+	if note := d.try(ctx); !note.OK.IsZero() {
+		d.tell(ctx, note)
+	}
+}
+
+// try returns what there is to tell the other nodes.
+func (d *driller) try(ctx context.Context) (note replicate.DrillNote) {
 	start := time.Now()
 	r := api.DrillReport{Time: start.UTC()}
-	err := d.drill(ctx, &r)
+	mark, err := d.begin(start)
+	if err == nil {
+		err = d.drill(ctx, &r)
+	}
 	r.DurationMS = time.Since(start).Milliseconds()
 	if ctx.Err() != nil {
-		return // the node stops
+		return note // the node stops
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if errors.Is(err, errNothingToDrill) {
 		d.st.Skipped++
 		d.st.Reason = err.Error()
-		return
+		return note
 	}
 	d.st.Runs++
 	d.st.Reason = ""
@@ -93,9 +147,11 @@ func (d *driller) once(ctx context.Context) {
 		r.Error = err.Error()
 		d.failed("a restore drill failed: look at the archive with hasqlite archive verify", "db", r.Name, "err", err)
 	} else {
-		d.st.LastOK = time.Now().UTC()
+		note = replicate.DrillNote{OK: time.Now().UTC(), Mark: mark}
+		d.st.LastOK, d.found, d.due = note.OK, mark, time.Time{}
 	}
 	d.st.Last = &r
+	return note
 }
 
 // status is what /v1/status shows.
@@ -104,23 +160,30 @@ func (d *driller) status(now time.Time) api.DrillStatus {
 	defer d.mu.Unlock()
 	st := d.st
 	if !st.LastOK.IsZero() {
-		st.AgeMS = now.Sub(st.LastOK).Milliseconds()
+		st.AgeMS = max(0, now.Sub(st.LastOK).Milliseconds())
+	}
+	if !d.due.IsZero() {
+		st.DueMS = now.Sub(d.due).Milliseconds()
 	}
 	return st
 }
 
 func (d *driller) drill(ctx context.Context, r *api.DrillReport) error {
-	v, err := d.choose(ctx, r)
-	if err != nil {
+	var v *archive.View
+	var p archive.Point
+	err := archive.Again(ctx, func() (err error) {
+		if v, err = d.choose(ctx, r); err != nil {
+			return err
+		}
+		first, err := v.First(ctx)
+		if err != nil {
+			return err
+		}
+		// One of the states that can be restored: each transaction number leads to the next such one.
+		span := v.Last().TXID - first.TXID + 1
+		p, err = v.After(ctx, first.TXID-1+d.rand.Uint64N(span))
 		return err
-	}
-	first, err := v.First(ctx)
-	if err != nil {
-		return err
-	}
-	// One of the states that can be restored: each transaction number leads to the next such one.
-	span := v.Last().TXID - first.TXID + 1
-	p, err := v.After(ctx, first.TXID-1+d.rand.Uint64N(span))
+	})
 	if err != nil {
 		return err
 	}
@@ -128,35 +191,21 @@ func (d *driller) drill(ctx context.Context, r *api.DrillReport) error {
 	if err := d.room(r.SizeBytes); err != nil {
 		return fmt.Errorf("%w: %w", err, errNothingToDrill)
 	}
-	err = d.restore(ctx, v, p)
-	if !errors.Is(err, archive.ErrDamaged) {
-		return err
+	err = v.Planned(ctx, p, func(v *archive.View, plan *archive.Plan) error { return d.restore(ctx, v, plan) })
+	if errors.Is(err, archive.ErrNotArchived) {
+		return fmt.Errorf("%w: %w", err, errNothingToDrill)
 	}
-	// Retention may have removed files in the middle. What is there now has to be whole.
-	again, loadErr := d.archive().Load(ctx, v.State().Identity)
-	if loadErr != nil {
-		return errors.Join(err, loadErr)
-	}
-	if p, loadErr = again.PointOf(ctx, p.TXID); errors.Is(loadErr, archive.ErrNotArchived) {
-		return fmt.Errorf("the state was removed while it was restored: %w", errNothingToDrill)
-	} else if loadErr != nil {
-		return errors.Join(err, loadErr)
-	}
-	return d.restore(ctx, again, p)
+	return err
 }
 
 // restore restores a state into a file, checks that, and removes it.
-func (d *driller) restore(ctx context.Context, v *archive.View, p archive.Point) error {
-	plan, err := v.Plan(ctx, p)
-	if err != nil {
-		return err
-	}
+func (d *driller) restore(ctx context.Context, v *archive.View, plan *archive.Plan) error {
 	if err := os.MkdirAll(d.dir, 0o770); err != nil {
 		return fmt.Errorf("make the directory for drills: %w", err)
 	}
-	path := filepath.Join(d.dir, fmt.Sprintf("drill-%s-%016x-%08x", v.State().Database, p.TXID, d.rand.Uint32()))
+	path := filepath.Join(d.dir, fmt.Sprintf("drill-%s-%016x-%08x", v.State().Database, plan.Target.TXID, d.rand.Uint32()))
 	began := time.Now()
-	err = v.RestoreFile(ctx, plan, path, archive.RestoreOptions{
+	err := v.RestoreFile(ctx, plan, path, archive.RestoreOptions{
 		Progress: func(done, _ int64) { d.pace(ctx, began, done) },
 		Check:    func(path string) error { return sqlitefile.Check(ctx, path) },
 	})

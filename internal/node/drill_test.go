@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,7 +35,9 @@ func newDrill(t *testing.T) (*driller, *testarchive.DB, *storetest.Faulty) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	archived := uint64(0)
 	return &driller{
+		mark: func() (uint64, bool) { archived++; return archived, true }, tell: func(context.Context, replicate.DrillNote) {}, // more at each
 		interval: time.Hour, dir: t.TempDir(), rate: 1 << 40, archive: func() *archive.Archive { return db.Archive }, lineage: func() uint64 { return 1 },
 		sample: func(n func(int) int) (replicate.DatabaseState, bool) {
 			return replicate.DatabaseState{ID: id, Name: "acme/shop.db"}, n(1) == 0
@@ -113,12 +116,12 @@ func TestDrillsAndRetention(t *testing.T) {
 	if _, err := db.Writer.Label(t.Context(), "kept"); err != nil {
 		t.Fatal(err)
 	}
-	began := false
+	var began atomic.Bool
 	s := &interfering{db.Archive.Store(), func(key string) {
-		if began || !strings.HasSuffix(key, "0000000000000002.ltx") {
+		if !strings.HasSuffix(key, "0000000000000002.ltx") || !began.CompareAndSwap(false, true) {
 			return
 		}
-		began = true // and with it all single commits go
+		// With it all single commits go.
 		far := testarchive.Start.Add(10000 * time.Hour)
 		err := db.Writer.Compact(t.Context(), far)
 		n := 0
@@ -137,8 +140,8 @@ func TestDrillsAndRetention(t *testing.T) {
 	for range 50 {
 		d.once(t.Context())
 	}
-	if st := d.status(time.Now()); st.Failures != 0 || !began || st.Runs < 40 {
-		t.Errorf("began %v: %+v, %+v", began, st, st.Last)
+	if st := d.status(time.Now()); st.Failures != 0 || !began.Load() || st.Runs < 40 {
+		t.Errorf("began %v: %+v, %+v", began.Load(), st, st.Last)
 	}
 	emptyDir(t, d.dir)
 }
@@ -188,6 +191,65 @@ func TestDrillsThatHaveNothingToDo(t *testing.T) {
 	emptyDir(t, d.dir)
 }
 
+// Where nothing was archived since the last drill that went well there is none, on any node, and nothing is due; one that
+// fails is made again, and is due all the while.
+func TestDrillsOfWhatIsNew(t *testing.T) {
+	d, _, s := newDrill(t)
+	mark, writes := uint64(0), true
+	var told []replicate.DrillNote
+	d.mark = func() (uint64, bool) { return mark, writes }
+	d.tell = func(_ context.Context, n replicate.DrillNote) { told = append(told, n) }
+	step := func(what string, runs, failures uint64, due bool, reason string) {
+		t.Helper()
+		before := s.Calls("")
+		former := d.status(time.Now())
+		d.once(t.Context())
+		st := d.status(time.Now().Add(time.Second))
+		if st.Runs != runs || st.Failures != failures || (st.DueMS > 0) != due || !strings.Contains(st.Reason, reason) {
+			t.Errorf("%s: %+v", what, st)
+		}
+		if n := s.Calls("") - before; (n > 0) != (st.Runs > former.Runs) {
+			t.Errorf("%s: %d requests", what, n)
+		}
+	}
+	step("nothing is archived", 0, 0, false, "nothing is archived")
+	mark = 7
+	step("something is", 1, 0, false, "")
+	step("nothing is new", 1, 0, false, "nothing was archived since")
+	if len(told) != 1 || told[0].Mark != 7 || !told[0].OK.Equal(d.status(time.Now()).LastOK) {
+		t.Errorf("told %+v", told)
+	}
+	mark = 8
+	s.Hook(func(op, _ string) error {
+		if op == "get" {
+			return errors.New("torn off")
+		}
+		return nil
+	})
+	step("it fails", 2, 1, true, "")
+	step("it fails again", 3, 2, true, "")
+	writes = false
+	step("another node leads", 3, 2, false, "another node")
+	writes = true
+	step("this one again", 4, 3, true, "")
+	s.Hook(nil)
+	step("it goes well", 5, 3, false, "")
+	if len(told) != 2 || told[1].Mark != 8 {
+		t.Errorf("told %+v", told)
+	}
+	// What another node has restored need not be restored here, unless that is old.
+	mark = 9
+	d.told(replicate.DrillNote{OK: told[0].OK, Mark: 9})
+	step("an old note", 6, 3, false, "")
+	mark = 10
+	later := time.Now().Add(time.Minute)
+	d.told(replicate.DrillNote{OK: later, Mark: 10})
+	step("another node has", 6, 3, false, "nothing was archived since")
+	if st := d.status(later.Add(time.Hour)); !st.LastOK.Equal(later) || st.AgeMS != time.Hour.Milliseconds() {
+		t.Errorf("%+v", st)
+	}
+}
+
 // A node drills by schedule, and its status says so.
 func TestNodesDrill(t *testing.T) {
 	c := newCluster(t, 1, func(_ int, cfg *Config) {
@@ -196,10 +258,8 @@ func TestNodesDrill(t *testing.T) {
 	})
 	db := c.open(0, "shop")
 	exec(t, db, `CREATE TABLE t(v)`)
-	for range 5 {
-		exec(t, db, `INSERT INTO t VALUES(randomblob(500))`)
-	}
 	eventually(t, "drills", func() error {
+		exec(t, db, `INSERT INTO t VALUES(randomblob(500))`) // without more there is one
 		st, err := backend{c.nodes[0]}.Status(t.Context(), api.DatabaseQuery{})
 		d := st.Archive.Drill
 		if err != nil || d.Runs < 3 || d.LastOK.IsZero() || d.Last.Name != "shop" {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -22,12 +23,29 @@ type faults struct {
 	replicate.Files
 	begin, sync, create, open atomic.Bool // the call fails while set
 	syncs                     atomic.Int64
-	opened                    func(path string)
+	opened, closed            func(path string)
+	stat                      atomic.Pointer[replicate.FileStat] // what Stat says while set
 }
 
 type faultyFile struct {
 	replicate.LiveFile
-	f *faults
+	f    *faults
+	path string
+}
+
+func (l faultyFile) Close() error {
+	err := l.LiveFile.Close()
+	if l.f.closed != nil {
+		l.f.closed(l.path)
+	}
+	return err
+}
+
+func (f *faults) Stat(path string) (replicate.FileStat, error) {
+	if st := f.stat.Load(); st != nil {
+		return *st, nil
+	}
+	return f.Files.Stat(path)
 }
 
 func fault(on *atomic.Bool, what string) error {
@@ -55,7 +73,7 @@ func (f *faults) Open(path string) (replicate.LiveFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return faultyFile{live, f}, nil
+	return faultyFile{live, f, path}, nil
 }
 
 func (l faultyFile) Begin(ctx context.Context) (*wal.Txn, error) {
@@ -275,4 +293,116 @@ func TestFileThatDoesNotOpenForNowIsKept(t *testing.T) {
 	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
 		t.Errorf("the file was replaced (%v)", err)
 	}
+}
+
+// A file that is no database any more is not taken from under a program that had it open before the node started, and of
+// which the node does not know. When that closes it, the copy is healed.
+func TestUnusableFileThatIsInUseIsNotReplaced(t *testing.T) {
+	c := prepared(t, 3, nil)
+	f := c.follower()
+	path := c.path(f, "db")
+	app := c.foreign(f, "db")
+	app.SetMaxOpenConns(1)
+	query[int](t, app, `SELECT count(*) FROM t`)
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.stop(f)
+	exec(t, app, `PRAGMA wal_checkpoint`)
+	command(t, "dd", "if=/dev/urandom", "of="+path, "bs=64", "count=1", "conv=notrunc", "status=none")
+	var fetched atomic.Int32
+	t.Cleanup(onSteps(func(cfg Config, _, step string) {
+		if cfg.ID == c.cfgs[f].ID && step == "fetched" {
+			fetched.Add(1)
+		}
+	}))
+	c.start(f)
+	c.ready(f)
+	exec(t, c.open(c.leader(), "db"), `INSERT INTO t VALUES('meanwhile')`)
+	eventually(t, "the node has tried, and tries again", func() error {
+		if n := fetched.Load(); n < 2 {
+			return fmt.Errorf("fetched %d times", n)
+		}
+		return nil
+	})
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the file was replaced (%v)", err)
+	}
+	if d, err := (backend{c.nodes[f]}).Database(t.Context(), "db"); err != nil || !strings.Contains(d.Detail, "must close first") {
+		t.Errorf("status says %q, %v", d.Detail, err)
+	}
+	app.Close()
+	c.equal("db")
+	if after, err := os.Stat(path); err != nil || os.SameFile(before, after) {
+		t.Errorf("the file is the same (%v)", err)
+	}
+}
+
+// A database that nobody uses is read too, again and again, and is not kept open for that: a page that went bad under an
+// unchanged file is found and healed, and so is a file that is gone (RULES B8).
+func TestIdleDatabasesAreScrubbed(t *testing.T) {
+	scrubInterval.Store(int64(3 * time.Second))
+	t.Cleanup(func() { scrubInterval.Store(0) })
+	all := faulty(t)
+	c := prepared(t, 3, func(_ int, cfg *Config) { cfg.IdleClose, cfg.VerifyFull = time.Second, false })
+	f := c.follower()
+	k, path := all[c.cfgs[f].ID], c.path(f, "db")
+	c.idle(f, "db")
+	c.stop(f)
+	var mu sync.Mutex
+	var since time.Time
+	var least time.Duration // of the times that it was open
+	times := 0
+	k.opened = func(string) {
+		mu.Lock()
+		defer mu.Unlock()
+		since = time.Now()
+	}
+	k.closed = func(string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if took := time.Since(since); times == 0 || took < least {
+			least = took
+		}
+		times++
+	}
+	c.start(f)
+	c.ready(f)
+	eventually(t, "it was opened and closed", func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if times < 2 {
+			return fmt.Errorf("%d times", times)
+		}
+		return nil
+	})
+	mu.Lock()
+	if least > 900*time.Millisecond {
+		t.Errorf("it was open for %v", least)
+	}
+	mu.Unlock()
+	c.idle(f, "db")
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := fileStat(info)
+	k.stat.Store(&st)
+	command(t, "dd", "if=/dev/urandom", "of="+path, "bs=64", "count=1", "conv=notrunc", "status=none", "oflag=seek_bytes", "seek=9000")
+	fenced := func(want uint64) {
+		t.Helper()
+		eventually(t, "it is fenced", func() error {
+			if n := c.fences(f); n != want {
+				return fmt.Errorf("fenced %d times", n)
+			}
+			return nil
+		})
+		k.stat.Store(nil)
+		c.equal("db")
+	}
+	fenced(1)
+	c.idle(f, "db")
+	command(t, "rm", "-r", filepath.Dir(path))
+	fenced(2)
 }

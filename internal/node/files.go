@@ -168,5 +168,14 @@ func (f files) Clone(ctx context.Context, path, file string) error {
 	return err
 }
 
+// Discard implements replicate.Files.
+func (f files) Discard(path string) error {
+	err := vfs.Discard(path)
+	if errors.Is(err, wal.ErrBusy) {
+		err = fmt.Errorf("a program has it open and must close first: %w", err)
+	}
+	return err
+}
+
 // Remove implements replicate.Files.
 func (f files) Remove(path string) error { return os.RemoveAll(filepath.Dir(path)) }

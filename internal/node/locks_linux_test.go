@@ -102,6 +102,24 @@ func TestLocksSurviveEveryCommand(t *testing.T) {
 		c.wantLocks(l, "db", k.name)
 		c.wantLocks(f, "db", k.name)
 	}
+	// Files that catch-up and forks put in place: they were written by descriptors of the node's.
+	c.fork(l, "db", "forked", api.Moment{})
+	c.equal("forked")
+	for i := range c.nodes {
+		c.wantLocks(i, "forked", "a fork")
+	}
+	joined := c.join("n3", func(cfg *Config) { cfg.NonVoter = true })
+	c.ready(joined)
+	for _, name := range []string{"db", "forked"} {
+		eventually(t, name+" is on the node that joined", func() error { _, err := os.Stat(c.path(joined, name) + "-shm"); return err })
+	}
+	c.equal("db")
+	c.equal("forked")
+	c.wantLocks(joined, "db", "it was joined by catch-up")
+	c.wantLocks(joined, "forked", "the fork was joined by catch-up")
+	if c.nodes[joined].svc.Metrics().FetchedPages == 0 {
+		t.Error("the node that joined has fetched no page")
+	}
 	// A plain program that opens and closes the file leaves -wal and -shm where they are.
 	plain := c.foreign(f, "db")
 	query[int](t, plain, `SELECT count(*) FROM t`)

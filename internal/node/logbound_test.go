@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mattn/go-sqlite3"
+
 	"github.com/uglyer/ha-sqlite/internal/api"
 )
 
@@ -97,4 +99,98 @@ func TestFullLogRefusesWritesAndSaysWhy(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A member that cannot compact its log keeps all that it is sent. As long as there is a majority without it that is its own
+// affair; once there is none, writers get BUSY before its log is over its limit.
+func TestLogOfABlockedMemberIsBoundedWhereItIsNeeded(t *testing.T) {
+	const limit = 8 << 20
+	all := faulty(t)
+	c := prepared(t, 3, func(_ int, cfg *Config) { cfg.LogLimit, cfg.VerifyFull = limit, false })
+	leader, blocked := c.leader(), c.follower()
+	db := c.open(leader, "db", "lock_timeout=300", "_busy_timeout=1")
+	exec(t, db, `CREATE TABLE big(v)`)
+	exec(t, db, `INSERT INTO big VALUES(1)`)
+	c.equal("db")
+	all[c.cfgs[blocked].ID].sync.Store(true)
+	c.stop(3 - leader - blocked)
+	var err error
+	for n := 0; err == nil && n < 100; n++ {
+		_, err = db.ExecContext(t.Context(), `UPDATE big SET v = randomblob(400000)`)
+	}
+	if !busyOrRefused(err) {
+		t.Fatalf("writes end with %v, want SQLITE_BUSY", err)
+	}
+	if n := c.nodes[blocked].store.Bytes(); n > limit || n < limit/2 {
+		t.Errorf("writes end with %d bytes in the log of the member, the limit is %d", n, limit)
+	}
+	all[c.cfgs[blocked].ID].sync.Store(false)
+	exec(t, c.open(leader, "db", "_busy_timeout=30000"), `UPDATE big SET v = 2`)
+	c.start(3 - leader - blocked)
+	c.equal("db")
+}
+
+// A grant says that the log is not full; a large transaction of the size that one may have needs more than that leaves. It
+// waits, is refused as one that may be repeated, and is taken once the log was compacted.
+func TestLargeTransactionHasRoomInTheLogBeforeItIsSent(t *testing.T) {
+	const limit = 16 << 20
+	all := faulty(t)
+	c := prepared(t, 1, func(_ int, cfg *Config) { cfg.LogLimit, cfg.VerifyFull = limit, false })
+	db := c.open(0, "db")
+	exec(t, db, `CREATE TABLE big(v)`)
+	exec(t, db, `INSERT INTO big VALUES(1)`)
+	large := c.open(0, "large")
+	exec(t, large, `CREATE TABLE big(id INTEGER PRIMARY KEY, b BLOB)`)
+	all["n0"].sync.Store(true)
+	for c.nodes[0].store.Bytes() < limit*3/4 {
+		exec(t, db, `UPDATE big SET v = randomblob(400000)`)
+	}
+	_, err := large.Exec(insertBig, 4600)
+	if !busyOrRefused(err) {
+		t.Errorf("a transaction that does not fit now: %v, want SQLITE_BUSY", err)
+	}
+	if n := c.nodes[0].store.Bytes(); n > limit {
+		t.Errorf("%d bytes in the log, the limit is %d", n, limit)
+	}
+	exec(t, db, `UPDATE big SET v = 3`) // nothing stays reserved for it
+	all["n0"].sync.Store(false)
+	for range 20 { // each waits for a snapshot
+		if _, err = large.Exec(insertBig, 4600); err == nil {
+			break
+		}
+		if !busyOrRefused(err) {
+			t.Fatal(err)
+		}
+	}
+	if err != nil {
+		t.Errorf("once the log can be compacted: %v", err)
+	}
+	if n := c.nodes[0].store.Bytes(); n > limit {
+		t.Errorf("%d bytes in the log, the limit is %d", n, limit)
+	}
+}
+
+// What the leader's own limits refuse does so for transactions of other nodes too, as one that never fits.
+func TestLeadersLimitsHoldForOtherNodes(t *testing.T) {
+	for name, change := range map[string]func(cfg *Config){
+		"transaction": func(cfg *Config) { cfg.MaxTransaction = 1 << 20 },
+		"log":         func(cfg *Config) { cfg.LogLimit = 4 << 20 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := prepared(t, 3, func(i int, cfg *Config) {
+				if i == 0 {
+					change(cfg)
+				} else {
+					cfg.NonVoter = true
+				}
+			})
+			db := c.open(1, "db")
+			exec(t, db, `CREATE TABLE big(id INTEGER PRIMARY KEY, b BLOB)`)
+			_, err := db.Exec(insertBig, 6000)
+			if resultCode(err) != int(sqlite3.ErrFull) {
+				t.Errorf("6 MB: %v, want SQLITE_FULL", err)
+			}
+			exec(t, db, insertBig, 100)
+		})
+	}
 }

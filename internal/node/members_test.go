@@ -1,6 +1,8 @@
 package node
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,8 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
+	"github.com/uglyer/ha-sqlite/replicate"
 )
 
 // join starts one more node that joins through node 0, and returns its number.
@@ -193,4 +197,77 @@ func TestAMemberChangesItsAddress(t *testing.T) {
 		}
 		return fmt.Errorf("%+v, %v", st.Members, err)
 	})
+}
+
+// A voter whose disk was replaced has lost what it has acknowledged. It gets no vote for an empty log, neither at its old
+// address nor at another one, from the leader or another member; once removed it joins by itself, and votes when it
+// has caught up.
+func TestAVoterThatLostItsDiskGetsNoVoteForAnEmptyLog(t *testing.T) {
+	c := prepared(t, 3, nil)
+	leader, lost := c.leader(), c.follower()
+	third := 3 - leader - lost
+	eventually(t, "all members are announced", func() error {
+		st, err := c.running().Cluster(t.Context())
+		for _, m := range st.Members {
+			if m.HTTP == "" {
+				err = errors.Join(err, errors.New(m.ID))
+			}
+		}
+		return err
+	})
+	c.stop(lost)
+	if err := os.RemoveAll(c.cfgs[lost].Data); err != nil {
+		t.Fatal(err)
+	}
+	c.start(lost)
+	blank := c.nodes[lost]
+	for _, member := range []int{leader, third} {
+		for _, addr := range []string{c.cfgs[lost].Raft, freeAddr(t)} {
+			var err error
+			eventually(t, "the join is decided", func() error {
+				_, err = joinThrough(blank, c.cfgs[member].Raft, replicate.JoinRequest{ID: c.cfgs[lost].ID, Raft: addr, Voter: true})
+				if err == nil || !strings.Contains(err.Error(), "no leader") && !strings.Contains(err.Error(), "not the leader") {
+					return nil
+				}
+				return err
+			})
+			if err == nil || !strings.Contains(err.Error(), "hasqlite cluster remove "+c.cfgs[lost].ID) {
+				t.Fatalf("join through node %d from %s: %v", member, addr, err)
+			}
+		}
+	}
+	if blank.cluster() != [16]byte{} {
+		t.Fatal("the node belongs to the cluster")
+	}
+	st, err := c.running().Cluster(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range st.Members {
+		if m.ID == c.cfgs[lost].ID && m.Reachable {
+			t.Error("a node with nothing counts as a member that is there")
+		}
+	}
+	exec(t, c.open(leader, "db"), `INSERT INTO t VALUES('without it')`)
+	if err := (backend{c.nodes[third]}).RemoveMember(t.Context(), c.cfgs[lost].ID, false); err != nil {
+		t.Fatal(err)
+	}
+	c.ready(lost)
+	eventually(t, "it votes again", func() error { return c.votes(leader, 3) })
+	c.equal("db")
+}
+
+func joinThrough(n *Node, addr string, q replicate.JoinRequest) (replicate.JoinReply, error) {
+	req, err := json.Marshal(q)
+	if err != nil {
+		return replicate.JoinReply{}, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var r replicate.JoinReply
+	reply, err := n.port.CallAddr(ctx, addr, 2, req) // see replicate: a join
+	if err == nil {
+		err = json.Unmarshal(reply, &r)
+	}
+	return r, err
 }

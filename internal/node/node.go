@@ -80,6 +80,9 @@ var wrapFiles = func(_ Config, f replicate.Files) replicate.Files { return f }
 // forkPatience is for how long a majority may take to make its copies of a fork; 0: a default. Tests only.
 var forkPatience atomic.Int64
 
+// scrubInterval is how often every page of a database is read and compared; 0: a default. Tests only.
+var scrubInterval atomic.Int64
+
 // catchupStep hears of each step of a catch-up, nil: nobody does. Tests only.
 var catchupStep atomic.Pointer[func(cfg Config, database, step string)]
 
@@ -93,12 +96,20 @@ func Start(cfg Config, log *slog.Logger) (*Node, error) {
 	select {
 	case err := <-started:
 		if err != nil {
-			return nil, err
+			return nil, deviceError(err)
 		}
 		return n, nil
 	case <-n.done: // abandoned, and start may wait for ever
 		return nil, n.failure()
 	}
+}
+
+// deviceError says of a failed sync that the device is to be seen to.
+func deviceError(err error) error {
+	if errors.Is(err, datadir.ErrSync) {
+		return fmt.Errorf("%w: %w", replicate.ErrDevice, err)
+	}
+	return replicate.DeviceError(err)
 }
 
 func (n *Node) start(ctx context.Context) (err error) {
@@ -125,6 +136,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	snapshots.OnBroken(func(err error) { n.abandon(fmt.Errorf("raft snapshots: %w: %w", replicate.ErrDevice, err)) })
 	if err := logstore.Check(n.store, snapshots, n.raftAddr); err != nil {
 		return err
 	}
@@ -133,14 +145,17 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	fileAccess := files{fileMode: n.dir.FileMode(), gid: n.dir.Group(), making: new(sync.Mutex)}
+	n.drills = n.newDriller(archiving != nil)
 	n.svc, err = replicate.Start(replicate.Options{
 		NodeID: n.id, Cluster: n.cluster, Dir: n.dir.Path(), HTTPAddr: n.httpAddr, Files: wrapFiles(cfg, fileAccess),
 		Port: n.port, Store: n.store, Snapshots: snapshots,
 		WriteLease: cfg.WriteLease, IdleClose: cfg.IdleClose,
 		SnapshotEntries: cfg.SnapshotEntries, TrailingEntries: cfg.TrailingEntries,
 		LogLimit: cfg.LogLimit, MaxTransaction: cfg.maxTransaction(), CatchupRate: cfg.CatchupRate, VerifyFull: cfg.VerifyFull,
-		BeforePart:   callBeforePart,
-		ForkPatience: time.Duration(forkPatience.Load()),
+		BeforePart:    callBeforePart,
+		Drilled:       n.drills.told,
+		ForkPatience:  time.Duration(forkPatience.Load()),
+		ScrubInterval: time.Duration(scrubInterval.Load()),
 		CatchupStep: func(database, step string) {
 			if f := catchupStep.Load(); f != nil {
 				(*f)(cfg, database, step)
@@ -154,8 +169,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.members.Store(n.svc)
-	n.drills = n.newDriller()
-	if n.cfg.DrillInterval > 0 && archiving != nil {
+	if n.drills.interval > 0 {
 		n.goroutine(func() { n.drills.run(ctx) })
 	}
 	past, err := n.startPasts(fileAccess)
@@ -312,7 +326,11 @@ func (n *Node) listenSocket() (net.Listener, error) {
 // enter makes the node a member of its cluster.
 func (n *Node) enter(ctx context.Context) {
 	adopt := func(cluster [16]byte, lineage uint64) error {
-		return n.dir.SetCluster(datadir.ClusterID(cluster), lineage)
+		err := n.dir.SetCluster(datadir.ClusterID(cluster), lineage)
+		if errors.Is(err, datadir.ErrSync) {
+			n.abandon(deviceError(err))
+		}
+		return err
 	}
 	err := n.svc.Enter(ctx, replicate.Membership{
 		Join: n.cfg.Join, BootstrapExpect: n.cfg.BootstrapExpect, NonVoter: n.cfg.NonVoter, RaftAddr: n.raftAddr,

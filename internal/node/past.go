@@ -34,6 +34,7 @@ type pasts struct {
 	archive  func() *archive.Archive                           // nil while there is none
 	decided  func(name string) (replicate.DatabaseState, bool) // of the database that has the name now
 	archived func(id replicate.DatabaseID) uint64              // of it
+	lineage  func() uint64                                     // of the cluster
 	log      func(msg string, args ...any)
 	run      func(f func()) // in the background; the node waits for it when it stops
 
@@ -63,6 +64,7 @@ func (n *Node) startPasts(f files) (*pasts, error) {
 		free: n.space.Free, archive: n.svc.Archive, log: n.log.Warn, run: n.goroutine, open: map[string]*pastFile{},
 		decided:  n.svc.Lookup,
 		archived: func(id replicate.DatabaseID) uint64 { return uint64(n.svc.ArchivedPosition(id)) },
+		lineage:  func() uint64 { return n.dir.Record().Lineage },
 	}
 	if err := os.RemoveAll(p.dir); err != nil {
 		return nil, fmt.Errorf("empty the directory of past states: %w", err)
@@ -91,11 +93,7 @@ func (p *pasts) past(ctx context.Context, req link.PastRequest, progress func())
 	if err != nil {
 		return link.Past{}, err
 	}
-	plan, err := f.View.Plan(ctx, f.Point)
-	if err != nil {
-		return link.Past{}, err
-	}
-	file, err := p.take(f, plan)
+	file, err := p.take(f)
 	if err != nil {
 		return link.Past{}, err
 	}
@@ -105,7 +103,7 @@ func (p *pasts) past(ctx context.Context, req link.PastRequest, progress func())
 	}
 	out := link.Past{Path: file.path, Bookmark: f.Bookmark(), Close: sync.OnceFunc(func() { p.release(file) })}
 	if f.Dropped {
-		out.Note = "commits behind the state are no longer kept one by one; some of them may be before the time that was asked for"
+		out.Note = moment.DroppedNote
 	}
 	return out, nil
 }
@@ -119,7 +117,7 @@ func (p *pasts) find(ctx context.Context, name string, m moment.Moment, progress
 	}
 	st, exists := p.decided(name)
 	f, err := m.Find(ctx, a, name)
-	if !exists || !lateFor(m, f, err, st) {
+	if !exists || !lateFor(m, f, err, st, p.lineage()) {
 		return f, err
 	}
 	id, want := st.ID, uint64(st.Position.TXID)
@@ -147,7 +145,7 @@ func (p *pasts) find(ctx context.Context, name string, m moment.Moment, progress
 }
 
 // take counts a user of a file, and begins to make one within the limits.
-func (p *pasts) take(found moment.Found, plan *archive.Plan) (*pastFile, error) {
+func (p *pasts) take(found moment.Found) (*pastFile, error) {
 	s := found.View.State()
 	state := fmt.Sprintf("%s-%d-%016x", s.Database, s.Lineage, found.Point.TXID)
 	bytes := int64(found.Point.PageCount) * int64(s.PageSize)
@@ -174,7 +172,7 @@ func (p *pasts) take(found moment.Found, plan *archive.Plan) (*pastFile, error) 
 	p.open[state] = f
 	p.bytes += bytes
 	p.run(func() {
-		err := p.restore(ctx, found.View, plan, f)
+		err := p.restore(ctx, found, f)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if f.err = err; err != nil {
@@ -188,11 +186,14 @@ func (p *pasts) take(found moment.Found, plan *archive.Plan) (*pastFile, error) 
 }
 
 // restore makes the file, whole or not at all.
-func (p *pasts) restore(ctx context.Context, v *archive.View, plan *archive.Plan, f *pastFile) error {
-	if err := v.RestoreFile(ctx, plan, f.path, archive.RestoreOptions{Progress: func(done, _ int64) { f.moved.Store(done) }}); err != nil {
+func (p *pasts) restore(ctx context.Context, found moment.Found, f *pastFile) error {
+	err := found.View.Planned(ctx, found.Point, func(v *archive.View, plan *archive.Plan) error {
+		return v.RestoreFile(ctx, plan, f.path, archive.RestoreOptions{Progress: func(done, _ int64) { f.moved.Store(done) }})
+	})
+	if err != nil {
 		return err
 	}
-	err := os.Chmod(f.path, p.files.fileMode&^0o222)
+	err = os.Chmod(f.path, p.files.fileMode&^0o222)
 	if err == nil && p.files.gid >= 0 {
 		err = os.Chown(f.path, -1, p.files.gid)
 	}

@@ -13,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/internal/link"
+	"github.com/uglyer/ha-sqlite/internal/moment"
 	"github.com/uglyer/ha-sqlite/internal/testarchive"
 	"github.com/uglyer/ha-sqlite/replicate"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
@@ -59,6 +61,7 @@ func newPastBench(t *testing.T) *pastBench {
 			return replicate.DatabaseState{ID: id, Position: replicate.Position{TXID: replicate.TXID(b.last.Load())}}, true
 		},
 		archived: func(replicate.DatabaseID) uint64 { return b.known.Load() },
+		lineage:  func() uint64 { return b.db.ID.Lineage },
 		log:      func(msg string, args ...any) { t.Errorf("%s %v", msg, args) },
 		run:      func(f func()) { b.wg.Go(f) },
 	}
@@ -265,4 +268,65 @@ func TestPastWaitsForTheArchive(t *testing.T) {
 		t.Errorf("one that nobody knows: %v", err)
 	}
 	b.empty("end")
+}
+
+// retire merges everything and removes single commits, as retention does in time.
+func retire(ctx context.Context, w *archive.Writer) error {
+	far := time.Now().Add(10000 * time.Hour)
+	if err := w.Compact(ctx, far); err != nil {
+		return err
+	}
+	if n, err := w.Retain(ctx, far); err != nil || n < 4 {
+		return fmt.Errorf("%d files went: %w", n, err)
+	}
+	return nil
+}
+
+// A past state whose files retention removes while it is restored is read from what there is then.
+func TestPastStatesAndRetention(t *testing.T) {
+	b := newPastBench(t)
+	var begun atomic.Bool // retention reads, too
+	removes := func(key string) {
+		if strings.HasSuffix(key, ".ltx") && begun.CompareAndSwap(false, true) {
+			if err := retire(t.Context(), b.db.Writer); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	b.gate.Store(&removes)
+	past, err := b.ask(b.db.Bookmark(6))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(past.Path); err != nil || !bytes.Equal(got, b.db.Images[5]) {
+		t.Errorf("the file has %d bytes, %v", len(got), err)
+	}
+	past.Close()
+	b.empty("after retention")
+}
+
+// The same for a state that a rollback goes back to.
+func TestRestoresOfANodeAndRetention(t *testing.T) {
+	c := newCluster(t, 1, ownArchives)
+	db := c.open(0, "db")
+	exec(t, db, `CREATE TABLE t(v)`)
+	for range 5 {
+		exec(t, db, `INSERT INTO t VALUES(randomblob(40000))`) // a file each
+	}
+	v := c.archived(0, "db", 0)
+	n := c.nodes[0]
+	st, _ := n.svc.Lookup("db")
+	if err := n.svc.ArchiveWriter(t.Context(), st.ID, retire); err != nil {
+		t.Fatal(err)
+	}
+	f, err := n.scratchFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dropScratch(f)
+	state, err := n.restore(t.Context(), &wanted{found: moment.Found{View: v, Point: v.Last()}}, f, func(api.Progress) {})
+	if err != nil || state.pageCount != st.PageCount {
+		t.Errorf("%+v, %v", state, err)
+	}
+	db.Close()
 }

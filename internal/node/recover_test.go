@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/internal/datadir"
@@ -24,6 +26,7 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	other := 3 - leader - behind
 	c.stop(behind)
 	db := c.open(leader, "db")
+	kept := query[string](t, db, `PRAGMA hasqlite_position`)
 	for i := range 5 {
 		exec(t, db, `INSERT INTO t VALUES(?)`, fmt.Sprint("acknowledged ", i))
 	}
@@ -44,6 +47,9 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 		}
 		return nil
 	})
+	if st := query[string](t, reader, `PRAGMA hasqlite_status`); !strings.Contains(st, `"stale":true`) {
+		t.Errorf("a reader is told %s", st)
+	}
 	reader.Close()
 	if _, err := Recover(RecoverOptions{Data: c.cfgs[other].Data}, slog.New(slog.DiscardHandler)); !errors.Is(err, datadir.ErrInUse) {
 		t.Errorf("recover of a running node: %v", err)
@@ -83,11 +89,41 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	if got := query[int](t, db, `SELECT count(*) FROM t`); got != 4 {
 		t.Errorf("%d rows after the recovery, want 4", got)
 	}
+	if st := query[string](t, db, `PRAGMA hasqlite_status`); !strings.Contains(st, `"stale":false`) {
+		t.Errorf("with a leader a reader is told %s", st)
+	}
+	waits := func(bookmark string) error {
+		_, err := db.Exec(`PRAGMA hasqlite_wait='` + bookmark + `'`)
+		return err
+	}
+	// What was lost is not waited for, whether or not the bookmark has a lineage, and what is kept is there.
+	if err := waits(lost); err == nil || !strings.Contains(err.Error(), "recovered without its transaction") {
+		t.Errorf("a bookmark of what was lost, above all that is there: %v", err)
+	}
+	if err := waits(kept); err != nil {
+		t.Errorf("a bookmark of what was kept: %v", err)
+	}
+	now := query[string](t, db, `PRAGMA hasqlite_position`)
+	if now != kept+"-1" {
+		t.Errorf("position %s after the recovery of %s", now, kept)
+	}
+	if err := waits(kept + "-2"); err == nil || !strings.Contains(err.Error(), "lineage 1") {
+		t.Errorf("a bookmark of a lineage to come: %v", err)
+	}
 	for i := range 6 {
 		exec(t, db, `INSERT INTO t VALUES(?)`, fmt.Sprint("second life ", i))
 	}
 	if _, err := db.Exec(`PRAGMA hasqlite_wait='` + lost + `'`); err == nil || !strings.Contains(err.Error(), "history") {
 		t.Errorf("a bookmark of what was lost: %v", err)
+	}
+	for i := range 1025 { // as many as are remembered one by one
+		exec(t, db, `UPDATE t SET v = ? WHERE rowid = (SELECT max(rowid) FROM t)`, i)
+	}
+	if err := waits(lost); err == nil || !strings.Contains(err.Error(), "too long ago to tell") {
+		t.Errorf("a bookmark of what was lost, long ago: %v", err)
+	}
+	if err := waits(now); err != nil {
+		t.Errorf("a bookmark of this lineage, long ago: %v", err)
 	}
 	st, err := backend{c.nodes[behind]}.Status(t.Context(), api.DatabaseQuery{})
 	if err != nil || len(st.Cluster.Members) != 1 || st.Cluster.Lineage != 1 || st.State != api.StateLeader {
@@ -142,6 +178,52 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	eventually(t, "it votes", func() error { return c.votes(behind, 3) })
 	if r := c.equal("db"); len(r.Nodes) != 3 {
 		t.Errorf("%d nodes", len(r.Nodes))
+	}
+}
+
+// What was archived before a recovery is the past of the database as what is archived since then is.
+func TestBookmarksFromBeforeARecovery(t *testing.T) {
+	c := newCluster(t, 1, func(i int, cfg *Config) {
+		ownArchives(i, cfg)
+		small(i, cfg)
+	})
+	c.insert(0, "db", 5)
+	bookmark, want := c.export(0, "db", api.Moment{})
+	c.insert(0, "db", 60)
+	c.logsFrom(30) // the new lineage has the last commits only
+	if lineage := c.archived(0, "db", 0).State().Lineage; lineage != 0 {
+		t.Errorf("a new cluster is of lineage %d", lineage)
+	}
+	last, _ := c.nodes[0].svc.Lookup("db")
+	cluster := c.nodes[0].dir.Record().Cluster.String()
+	c.stop(0)
+	if r, err := Recover(RecoverOptions{Data: c.cfgs[0].Data, AcceptDataLoss: cluster}, slog.New(slog.DiscardHandler)); err != nil || !r.Done {
+		t.Fatalf("recover: %+v, %v", r, err)
+	}
+	c.start(0)
+	c.ready(0)
+	c.insert(0, "db", 5)
+	v := c.archivedLate(0, "db", 0)
+	if first, err := v.First(t.Context()); err != nil || first.TXID < uint64(last.Position.TXID) || v.State().Lineage != 1 {
+		t.Errorf("the new lineage begins with %+v, %v", first, err)
+	}
+	if st := c.nodes[0].svc.ArchiveStatus(); st.Gaps != 0 {
+		t.Errorf("%d gaps are counted", st.Gaps)
+	}
+	for _, m := range []api.Moment{
+		{To: bookmark.Commit.Bookmark}, {To: fmt.Sprintf("%016x", uint64(bookmark.Commit.TXID))}, {At: bookmark.Commit.Time.Format(time.RFC3339Nano)},
+	} {
+		if head, got := c.export(0, "db", m); head.Commit.Bookmark != bookmark.Commit.Bookmark || !bytes.Equal(got, want) || head.Dropped {
+			t.Errorf("%+v: %+v", m, head)
+		}
+	}
+	c.fork(0, "db", "fork", api.Moment{To: bookmark.Commit.Bookmark})
+	if _, got := c.export(0, "fork", api.Moment{}); !bytes.Equal(got, want) {
+		t.Error("the fork is not what the database was")
+	}
+	c.rollback(0, "db", api.Moment{To: bookmark.Commit.Bookmark})
+	if _, got := c.export(0, "db", api.Moment{}); !bytes.Equal(counters(got), counters(want)) {
+		t.Error("the database is not what it was")
 	}
 }
 

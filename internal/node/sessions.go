@@ -261,7 +261,7 @@ func (h *handle) Pragma(ctx context.Context, name, arg string) (string, error) {
 		if !ok {
 			return "", &link.Error{Code: link.CodeBusy, Text: "the position of this node's copy is not known yet"}
 		}
-		return replicate.Bookmark{Position: pos, DB: h.h.Database()}.String(), nil
+		return replicate.Bookmark{Position: pos, DB: h.h.Database(), Lineage: h.h.Lineage()}.String(), nil
 	case "hasqlite_lag":
 		lctx, cancel := context.WithTimeout(ctx, h.opts.LockTimeout)
 		defer cancel()
@@ -296,13 +296,14 @@ func (h *handle) wait(ctx context.Context, arg string) (string, error) {
 	defer cancel()
 	if err := h.h.WaitPosition(wctx, b); err != nil {
 		code := link.CodeError
-		if wctx.Err() != nil {
+		var busy *replicate.BusyError
+		if wctx.Err() != nil || errors.As(err, &busy) {
 			code = link.CodeBusy
 		}
 		return "", &link.Error{Code: code, Text: "PRAGMA hasqlite_wait: " + err.Error()}
 	}
 	pos, _ := h.h.Position()
-	return replicate.Bookmark{Position: pos, DB: h.h.Database()}.String(), nil
+	return replicate.Bookmark{Position: pos, DB: h.h.Database(), Lineage: h.h.Lineage()}.String(), nil
 }
 
 // Close implements link.Handle.
@@ -340,7 +341,7 @@ func sqliteError(err error, fallback int32) error {
 		return &link.Error{Code: link.CodeFull, Text: err.Error()}
 	case errors.Is(err, replicate.ErrDeleted):
 		return &link.Error{Code: link.CodeReadOnly, Text: err.Error()}
-	case errors.As(err, &busy):
+	case errors.As(err, &busy), errors.Is(err, replicate.ErrDiskFull): // it passes
 		return &link.Error{Code: link.CodeBusy, Text: err.Error()}
 	}
 	return &link.Error{Code: fallback, Text: err.Error()}

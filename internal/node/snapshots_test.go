@@ -56,11 +56,11 @@ func TestLabelsAndPruneThroughAnyNode(t *testing.T) {
 				exec(t, db, `INSERT INTO t VALUES(randomblob(500))`)
 				st, _ := c.nodes[c.leader()].svc.Lookup("shop")
 				req := api.SnapshotRequest{Name: "shop", Label: fmt.Sprintf("label %d", i)}
-				r, err := b.Label(t.Context(), req)
+				r, err := b.Label(t.Context(), req, func(api.Progress) {})
 				if err != nil || len(r.Failed) > 0 || uint64(r.Commit.TXID) != uint64(st.Position.TXID) {
 					t.Fatalf("%+v, %v, decided is %s", r, err, st.Position)
 				}
-				if _, err := b.Label(t.Context(), req); err == nil {
+				if _, err := b.Label(t.Context(), req, func(api.Progress) {}); err == nil {
 					t.Error("a label was given twice")
 				}
 			}
@@ -69,24 +69,47 @@ func TestLabelsAndPruneThroughAnyNode(t *testing.T) {
 					t.Errorf("node %d has %v", i, got)
 				}
 			}
-			if r, err := b.Unlabel(t.Context(), api.SnapshotRequest{Name: "shop", Label: "label 1"}); err != nil || len(r.Failed) > 0 {
+			if r, err := b.Unlabel(t.Context(), api.SnapshotRequest{Name: "shop", Label: "label 1"}, func(api.Progress) {}); err != nil || len(r.Failed) > 0 {
 				t.Fatalf("%+v, %v", r, err)
 			}
-			if _, err := b.Unlabel(t.Context(), api.SnapshotRequest{Name: "shop", Label: "label 1"}); !errors.Is(err, api.ErrNotFound) {
+			if _, err := b.Unlabel(t.Context(), api.SnapshotRequest{Name: "shop", Label: "label 1"}, func(api.Progress) {}); !errors.Is(err, api.ErrNotFound) {
 				t.Errorf("a label that is not there: %v", err)
 			}
-			if _, err := b.Prune(t.Context(), api.PruneRequest{Name: "none"}); !errors.Is(err, api.ErrNotFound) {
+			// One may be named by its state, too; what was never labelled is not found.
+			first := c.labels(0, "shop")[0]
+			dry := func(to string) (api.SnapshotReport, error) {
+				return b.Unlabel(t.Context(), api.SnapshotRequest{Name: "shop", To: to, DryRun: true}, func(api.Progress) {})
+			}
+			f, err := moment.Moment{TXID: first.TXID}.Find(t.Context(), b.n.Archive(), "shop")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, to := range []string{f.Bookmark(), fmt.Sprintf("%016x", first.TXID)} {
+				if r, err := dry(to); err != nil || len(r.Failed) > 0 || r.Label != first.Name {
+					t.Errorf("%s: %+v, %v", to, r, err)
+				}
+			}
+			if _, err := dry(fmt.Sprintf("%016x", first.TXID-1)); !errors.Is(err, api.ErrNotFound) {
+				t.Errorf("a state without a label: %v", err)
+			}
+			if _, err := dry("soon"); !errors.Is(err, api.ErrInvalid) {
+				t.Errorf("no state: %v", err)
+			}
+			if _, err := b.Label(t.Context(), api.SnapshotRequest{Name: "shop", To: f.Bookmark()}, func(api.Progress) {}); !errors.Is(err, api.ErrInvalid) {
+				t.Errorf("a label for a past state: %v", err)
+			}
+			if _, err := b.Prune(t.Context(), api.PruneRequest{Name: "none"}, func(api.Progress) {}); !errors.Is(err, api.ErrNotFound) {
 				t.Errorf("a database that is not there: %v", err)
 			}
 			for range 30 {
 				exec(t, db, `INSERT INTO t VALUES(randomblob(500))`)
 			}
 			eventually(t, "there is something to remove, and it goes", func() error {
-				dry, err := b.Prune(t.Context(), api.PruneRequest{Name: "shop", DryRun: true})
+				dry, err := b.Prune(t.Context(), api.PruneRequest{Name: "shop", DryRun: true}, func(api.Progress) {})
 				if err != nil {
 					return err
 				}
-				done, err := b.Prune(t.Context(), api.PruneRequest{Name: "shop"})
+				done, err := b.Prune(t.Context(), api.PruneRequest{Name: "shop"}, func(api.Progress) {})
 				if err != nil || len(done.Failed) > 0 {
 					return fmt.Errorf("%+v, %w", done, err)
 				}

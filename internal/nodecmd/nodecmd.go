@@ -176,6 +176,14 @@ func shareProcessors() {
 	}
 }
 
+func startError(err error) error {
+	text := fmt.Errorf("start node: %w", err)
+	if errors.Is(err, node.ErrDevice) {
+		return exit.With(exit.Device, text)
+	}
+	return text
+}
+
 // supervise runs the node until it ends by itself or a signal asks for it.
 // quit ends the process and does not return outside tests.
 func supervise(cfg node.Config, log *slog.Logger, f Funcs, signals <-chan os.Signal, quit func(int), limit time.Duration) error {
@@ -191,14 +199,14 @@ func supervise(cfg node.Config, log *slog.Logger, f Funcs, signals <-chan os.Sig
 	select {
 	case err := <-started:
 		if err != nil {
-			return fmt.Errorf("start node: %w", err)
+			return startError(err)
 		}
 	case stop = <-signals:
 		log.Info("stopping as soon as the start is through; a second signal ends the process at once", "signal", stop.String())
 		select {
 		case err := <-started:
 			if err != nil {
-				return fmt.Errorf("start node: %w", err)
+				return startError(err)
 			}
 		case second := <-signals:
 			return abandon(log, second, quit)

@@ -56,6 +56,12 @@ func TestSupervise(t *testing.T) {
 			start: func(*fakeNode) Funcs {
 				return Funcs{Start: func(node.Config, *slog.Logger) (Runner, error) { return nil, errors.New("directory is held") }}
 			}, code: 1, text: "start node: directory is held"},
+		{name: "the disk fails at the start",
+			start: func(*fakeNode) Funcs {
+				return Funcs{Start: func(node.Config, *slog.Logger) (Runner, error) {
+					return nil, fmt.Errorf("sync: %w", node.ErrDevice)
+				}}
+			}, code: 8, text: "see to the device"},
 		{name: "node cannot go on",
 			script: func(n *fakeNode, _ chan<- os.Signal) { n.ended <- errors.New("newer entry") }, code: 1, text: "node cannot go on: newer entry", shutdown: 1},
 		{name: "the disk failed",

@@ -50,7 +50,7 @@ func newRecover(name string, f Funcs) *cobra.Command {
 		Long:  RecoverLong,
 		Example: fmt.Sprintf(`  %[1]s recover --data /var/lib/hasqlite
   %[1]s recover --data /var/lib/hasqlite --with /mnt/db2/hasqlite
-  %[1]s recover --data /var/lib/hasqlite --accept-data-loss 0f3c`, name),
+  %[1]s recover --data /var/lib/hasqlite --accept-data-loss 0f3c5d2e9a714b8690c1d7e8f2a3b4c5`, name),
 		Args:          exit.Args(cobra.NoArgs),
 		SilenceUsage:  true,
 		SilenceErrors: true,

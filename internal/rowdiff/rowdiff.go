@@ -96,6 +96,8 @@ func (f Field) Text() string {
 type Options struct {
 	Before, After string // schemas of the connection
 	Rows          int    // most rows of a table that are listed; they are all counted
+	// Progress, if not nil, is called before a table is compared.
+	Progress func(table string)
 }
 
 // Compare compares two databases that a connection has attached.
@@ -186,6 +188,9 @@ func (d *differ) compare(r *Result) error {
 	for _, x := range names {
 		if x.kind != "table" {
 			continue
+		}
+		if d.o.Progress != nil {
+			d.o.Progress(x.name)
 		}
 		if err := d.table(r, x.name); err != nil {
 			return fmt.Errorf("compare table %s: %w", x.name, err)

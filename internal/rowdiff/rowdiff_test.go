@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,9 +41,15 @@ func pair(t *testing.T, before, after string, rows int) *Result {
 	if _, err := c.ExecContext(t.Context(), "ATTACH ? AS after", filepath.Join(dir, "b.db")); err != nil {
 		t.Fatal(err)
 	}
-	r, err := Compare(t.Context(), c, Options{Before: "main", After: "after", Rows: rows})
+	var told []string
+	r, err := Compare(t.Context(), c, Options{Before: "main", After: "after", Rows: rows, Progress: func(table string) { told = append(told, table) }})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, changed := range r.Tables {
+		if !slices.Contains(told, changed.Name) {
+			t.Errorf("that %s is compared was not told: %q", changed.Name, told)
+		}
 	}
 	return r
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -183,4 +184,26 @@ func HasOpen(t testing.TB, n *localcluster.Node, path string) bool {
 		}
 	}
 	return false
+}
+
+// Metric reads one number of a node, of a metric without labels.
+func Metric(t testing.TB, n *localcluster.Node, name string) float64 {
+	t.Helper()
+	resp, err := http.Get("http://" + n.HTTP + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		if rest, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			v, err := strconv.ParseFloat(rest, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+	}
+	t.Fatalf("node %s has no metric %s", n.ID, name)
+	return 0
 }

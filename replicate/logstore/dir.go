@@ -24,6 +24,9 @@ func mkdirSync(dir string) error {
 	return fmt.Errorf("make directory: %w", err)
 }
 
+// fsync makes a file durable. Tests only: they let it fail.
+var fsync = (*os.File).Sync
+
 // syncDir makes the entries of a directory durable.
 func syncDir(dir string) error {
 	f, err := os.Open(dir)
@@ -31,8 +34,8 @@ func syncDir(dir string) error {
 		return fmt.Errorf("sync directory: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // opened for reading
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
+	if err := fsync(f); err != nil {
+		return fmt.Errorf("sync directory %s: %w: %w", dir, ErrSync, err)
 	}
 	return nil
 }

@@ -17,6 +17,9 @@ func TestALogBeforeASnapshotHasTheTermOfItsLastEntry(t *testing.T) {
 			t.Helper()
 			var l raft.Log
 			err := s.GetLog(index, &l)
+			if l, err := s.Entry(index); index <= 50 && !errors.Is(err, raft.ErrLogNotFound) { // no entry, only a term
+				t.Fatalf("entry %d was read: %+v, %v", index, l, err)
+			}
 			if term == 0 && !errors.Is(err, raft.ErrLogNotFound) || term > 0 && (err != nil || l.Index != index || l.Term != term) {
 				t.Fatalf("entry %d: %+v, %v, want term %d", index, l, err, term)
 			}

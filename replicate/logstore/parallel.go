@@ -50,7 +50,8 @@ var (
 
 // NewParallel returns the LogStore over s. leads is called by StoreLogs, so on raft's own goroutine: it says
 // whether this node leads and another vote than its own is needed to commit. failed is told, in a
-// goroutine of its own, when a write failed that raft takes for done: the node has to give up leadership.
+// goroutine of its own, when a write failed that raft takes for done: the node has to give up leadership. Until it does,
+// or Unwritten says that it need not, it hands StoreLogs a command, which is refused; anything else would be a new try.
 func NewParallel(s *Store, leads func() bool, failed func(error)) *Parallel {
 	p := &Parallel{Store: s, leads: leads, failed: failed, done: make(chan struct{})}
 	p.changed.L = &p.mu
@@ -217,6 +218,13 @@ func (p *Parallel) Wait(index uint64, cancel <-chan struct{}) error {
 			return ErrClosed
 		}
 	}
+}
+
+// Unwritten is why entries that raft takes for written are not, nil when they are.
+func (p *Parallel) Unwritten() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
 }
 
 // LastIndex implements raft.LogStore.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -44,6 +45,7 @@ type Snapshots struct {
 	open       map[string]int
 	index      map[string]uint64 // of those in open
 	onComplete func(index, term uint64)
+	onBroken   func(error)
 }
 
 var _ raft.SnapshotStore = (*Snapshots)(nil)
@@ -122,6 +124,15 @@ func (k *sink) Close() error {
 		return nil
 	}
 	k.closed = true
+	err := k.close()
+	// raft does not say which call failed; it has nothing to do here but to sync.
+	if errors.Is(err, syscall.EIO) && !errors.Is(err, ErrSync) {
+		err = fmt.Errorf("%w: %w", ErrSync, err)
+	}
+	return k.s.tellBroken(err)
+}
+
+func (k *sink) close() error {
 	if err := k.SnapshotSink.Close(); err != nil {
 		return err
 	}
@@ -130,7 +141,7 @@ func (k *sink) Close() error {
 		return err
 	}
 	if k.here {
-		return k.s.MarkComplete(k.ID())
+		return k.s.markComplete(k.ID())
 	}
 	k.s.mu.Lock()
 	k.s.incomplete = append(k.s.incomplete, k.ID())
@@ -239,7 +250,9 @@ func SnapshotOf(rc io.ReadCloser) (Given, bool) {
 }
 
 // MarkComplete makes a snapshot count, durably, and removes the surplus.
-func (s *Snapshots) MarkComplete(id string) error {
+func (s *Snapshots) MarkComplete(id string) error { return s.tellBroken(s.markComplete(id)) }
+
+func (s *Snapshots) markComplete(id string) error {
 	if id == "" || strings.ContainsAny(id, "/\\") || strings.HasPrefix(id, ".") {
 		return fmt.Errorf("mark snapshot %q complete: %w", id, ErrNoSnapshot)
 	}
@@ -253,7 +266,9 @@ func (s *Snapshots) MarkComplete(id string) error {
 	}
 	_, err = f.WriteString(s.mark(id))
 	if err == nil {
-		err = f.Sync()
+		if err = fsync(f); err != nil {
+			err = fmt.Errorf("%w: %w", ErrSync, err)
+		}
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
@@ -281,6 +296,24 @@ func (s *Snapshots) MarkComplete(id string) error {
 	}
 	s.prune()
 	return nil
+}
+
+// OnBroken sets f, which is called when a sync failed: what is on disk is not known, and the process has to end.
+func (s *Snapshots) OnBroken(f func(error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onBroken = f
+}
+
+// tellBroken returns err.
+func (s *Snapshots) tellBroken(err error) error {
+	s.mu.Lock()
+	tell := s.onBroken
+	s.mu.Unlock()
+	if errors.Is(err, ErrSync) && tell != nil {
+		tell(err)
+	}
+	return err
 }
 
 // OnComplete sets f, which is called with the last index of every snapshot

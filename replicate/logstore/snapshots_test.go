@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -265,4 +266,36 @@ func TestARestoreAheadOfTheLogGoesOn(t *testing.T) {
 		must(t, s.StoreLogs(entries(51, 52, 2)))
 		wantBounds(t, s, 51, 52, 2)
 	})
+}
+
+// A sync of a snapshot that fails is told at once, whichever it is: raft itself only takes another snapshot.
+func TestFailedSyncOfASnapshotIsTold(t *testing.T) {
+	former := fsync
+	defer func() { fsync = former }()
+	for n := range 3 { // the snapshot's directory, the mark, the directory of that
+		sn, err := OpenSnapshots(t.TempDir(), 2, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told error
+		sn.OnBroken(func(err error) { told = err })
+		_, trans := raft.NewInmemTransport("")
+		k, err := sn.Create(1, 7, 1, testConfiguration, 1, trans)
+		must(t, err)
+		must(t, TakenHere(k))
+		calls := 0
+		fsync = func(f *os.File) error {
+			if calls++; calls == n+1 {
+				return syscall.EIO
+			}
+			return former(f)
+		}
+		if err := k.Close(); !errors.Is(err, ErrSync) || told == nil || !errors.Is(told, syscall.EIO) {
+			t.Errorf("sync %d fails: close says %v, told is %v", n, err, told)
+		}
+		fsync = former
+		if list, err := sn.List(); err != nil || n < 1 && len(list) != 0 {
+			t.Errorf("sync %d fails: %v, %v", n, list, err)
+		}
+	}
 }

@@ -42,8 +42,10 @@ func (s *Store) prepareEntries(logs []*raft.Log) error {
 	for _, l := range logs {
 		n += int64(len(l.Data)+len(l.Extensions)) + 128
 	}
+	_, last := s.Bounds()
+	anew := last == 0 && (s.started || logs[0].Index > 1) // raft-wal makes a segment that begins there
 	for {
-		err := s.prepare(n, false)
+		err := s.prepare(n, anew)
 		if !s.cut || !errors.Is(err, ErrFull) {
 			return err
 		}

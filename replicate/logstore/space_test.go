@@ -175,3 +175,28 @@ func (f stableFails) SetUint64(k []byte, v uint64) error {
 	}
 	return f.backend.SetUint64(k, v)
 }
+
+// A log that a snapshot has replaced begins elsewhere, with a new segment. A disk that has no room for that refuses the first
+// entry, as any other, and the log goes on when there is.
+func TestAFullDiskRefusesTheFirstEntryAfterASnapshot(t *testing.T) {
+	for name, had := range map[string]bool{"of a log that was removed": true, "of a new log": false} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(t *testing.T, _ string, open func() *Store) {
+				s := open()
+				if had {
+					must(t, s.StoreLogs(entries(1, 9, 1)))
+					must(t, s.DeleteRange(1, 9))
+				}
+				s.Covered(50, 1)
+				free := fillDisk(s)
+				if err := s.StoreLogs(entries(51, 52, 1)); !errors.Is(err, ErrFull) || s.Failed() != nil {
+					t.Fatalf("got %v, failed %v, want %v", err, s.Failed(), ErrFull)
+				}
+				free()
+				must(t, s.StoreLogs(entries(51, 52, 1)))
+				s = open()
+				wantBounds(t, s, 51, 52, 1)
+			})
+		})
+	}
+}

@@ -317,7 +317,7 @@ func (s *Store) GetLog(index uint64, log *raft.Log) error {
 	// raft-wal goes on serving removed entries while they are in its last
 	// segment; a leader would then replay what it should send as a snapshot.
 	s.mu.Lock()
-	gone := s.last == 0 || index < s.first || index > s.last
+	gone := s.goneLocked(index)
 	covered, term := s.covered, s.coveredTerm
 	next := s.last == 0 || s.first > covered
 	s.mu.Unlock()
@@ -335,6 +335,10 @@ func (s *Store) GetLog(index uint64, log *raft.Log) error {
 	return s.read(index, log)
 }
 
+func (s *Store) goneLocked(index uint64) bool {
+	return s.last == 0 || index < s.first || index > s.last
+}
+
 func (s *Store) read(index uint64, log *raft.Log) error {
 	if s.cache.get(index, log) {
 		return nil
@@ -347,10 +351,17 @@ func (s *Store) read(index uint64, log *raft.Log) error {
 }
 
 // Entry reads an entry; raft.ErrLogNotFound if the log does not have it (any
-// more). The data may be shared and must not be changed.
+// more), the one that GetLog makes up included. The data may be shared and must
+// not be changed.
 func (s *Store) Entry(index uint64) (*raft.Log, error) {
-	l := new(raft.Log)
-	if err := s.GetLog(index, l); err != nil {
+	s.mu.Lock()
+	gone := s.goneLocked(index)
+	s.mu.Unlock()
+	l, err := new(raft.Log), raft.ErrLogNotFound
+	if !gone {
+		err = s.read(index, l)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read log entry %d: %w", index, err)
 	}
 	return l, nil

@@ -226,7 +226,7 @@ func (s *Store) rollLocked() error {
 	if n := len(s.segments); n > 0 {
 		last := s.segments[n-1]
 		number = last.number + 1
-		if err := last.file.Sync(); err != nil {
+		if err := fsync(last.file); err != nil {
 			s.broken = fmt.Errorf("segment %x: %w: %w", last.number, ErrSync, err)
 			return s.broken
 		}
@@ -237,10 +237,13 @@ func (s *Store) rollLocked() error {
 	}
 	head := binary.LittleEndian.AppendUint64([]byte(segmentMagic), number)
 	if _, err = f.WriteAt(head, 0); err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = syncDir(s.dir)
+		if err = fsync(f); err == nil {
+			err = syncDir(s.dir)
+		}
+		if err != nil {
+			err = fmt.Errorf("%w: %w", ErrSync, err)
+			s.broken = err
+		}
 	}
 	if err != nil {
 		f.Close()
@@ -257,8 +260,11 @@ func syncDir(path string) error {
 		return err
 	}
 	defer d.Close()
-	return d.Sync()
+	return fsync(d)
 }
+
+// fsync makes a file durable. Tests only: they let it fail.
+var fsync = (*os.File).Sync
 
 // Find returns the newest record of a database.
 func (s *Store) Find(id [16]byte) (Record, bool) {
@@ -421,7 +427,7 @@ func (s *Store) syncSegment(g *segment) error {
 	if g.synced >= size && g.marked >= marks {
 		return nil
 	}
-	if err := g.file.Sync(); err != nil {
+	if err := fsync(g.file); err != nil {
 		err = fmt.Errorf("segment %x: %w: %w", g.number, ErrSync, err)
 		s.mu.Lock()
 		s.broken = err // the next sync may succeed and lie

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -335,6 +336,37 @@ func TestNothingIsWrittenAfterAFailedSync(t *testing.T) {
 	s.broken = errors.New("sync failed")
 	if s.PutAll(Record{ID: id(1), TXID: 1, PageCount: 1}, []uint64{1}) == nil || s.Sync() == nil || s.Opened(id(1)) != nil {
 		t.Error("the store goes on")
+	}
+}
+
+// A sync that fails anywhere is the last one, also where a new segment begins: what it was to make durable may be gone,
+// and the next sync would call it good.
+func TestNoSyncIsTriedAgain(t *testing.T) {
+	former := fsync
+	defer func() { fsync = former }()
+	put := func(s *Store, txid uint64) error {
+		return s.PutAll(Record{ID: id(1), TXID: txid, PageCount: 1, PageSize: 512}, []uint64{1})
+	}
+	for n := range 3 { // the segment before, the head of the new one, the directory
+		s := open(t, t.TempDir())
+		s.segmentBytes = 1
+		try(t, put(s, 1))
+		calls := 0
+		fsync = func(f *os.File) error {
+			if calls++; calls == n+1 {
+				return syscall.EIO
+			}
+			return former(f)
+		}
+		if err := put(s, 2); !errors.Is(err, ErrSync) || !errors.Is(err, syscall.EIO) {
+			t.Errorf("sync %d of a new segment fails: %v", n, err)
+		}
+		for what, err := range map[string]error{"another record": put(s, 3), "a sync": s.Sync()} {
+			if !errors.Is(err, ErrSync) {
+				t.Errorf("%s after sync %d failed: %v", what, n, err)
+			}
+		}
+		fsync = former
 	}
 }
 

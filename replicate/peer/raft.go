@@ -292,8 +292,8 @@ func (p *pipeline) Consumer() <-chan raft.AppendFuture {
 	return p.passed
 }
 
-// pass lets answers through the gate, in order. One that cannot pass is the last: raft falls back to single requests
-// when it closes the pipeline, and finds out there.
+// pass lets answers through the gate, in order. One that cannot pass is the last, and the pipeline ends with it: raft's
+// next request fails, or the one that waits for room, and it goes on with single requests from the last answer that it has.
 func (p *pipeline) pass() {
 	for {
 		var f raft.AppendFuture
@@ -304,6 +304,7 @@ func (p *pipeline) pass() {
 		}
 		if n := len(f.Request().Entries); n > 0 && f.Response().Success {
 			if p.wait(f.Request().Entries[n-1].Index, p.closed) != nil {
+				p.Close() //nolint:errcheck // nothing more is read from it
 				return
 			}
 		}

@@ -147,6 +147,90 @@ func TestNothingIsCommittedBeforeTheLeaderHasIt(t *testing.T) {
 	}
 }
 
+// A leader that could not write, and then could, replicates as before: answers that found the gate shut end their
+// pipeline, and raft sends again what they were about.
+func TestReplicationGoesOnAfterTheGateWasShut(t *testing.T) {
+	var shut atomic.Bool
+	var failed atomic.Int32
+	rafts, _, _, _, _ := cluster(t, func(_ *raft.Raft, _ uint64, cancel <-chan struct{}) error {
+		if shut.Load() && cancel != nil { // of a pipeline
+			failed.Add(1)
+			return errors.New("no space left")
+		}
+		return nil
+	})
+	leader := waitLeader(t, rafts)
+	shut.Store(true)
+	eventually(t, "both pipelines have ended", func() bool {
+		leader.Apply([]byte("x"), time.Second)
+		return failed.Load() >= 2
+	})
+	shut.Store(false)
+	last := leader.LastIndex()
+	for id, r := range rafts {
+		eventually(t, id+" has committed it", func() bool { return r.CommitIndex() >= last })
+	}
+}
+
+// raft waits for room in a pipeline before it hears that it does not lead any more. What waits there when the gate stays shut
+// goes on.
+func TestARequestThatWaitsForRoomEndsWithItsPipeline(t *testing.T) {
+	n := newNetwork()
+	a, b := n.start(t, member("a")), n.start(t, member("b"))
+	transport := func(p *node) *raft.NetworkTransport {
+		return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			ServerAddressProvider: p, Stream: p.RaftLayer(), MaxPool: 1, MaxRPCsInFlight: 8, Timeout: time.Hour, Logger: hclog.NewNullLogger(),
+		})
+	}
+	far := transport(b)
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		for {
+			select {
+			case rpc := <-far.Consumer():
+				rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil)
+			case <-over:
+				return
+			}
+		}
+	}()
+	asked, disk := make(chan struct{}, 1), make(chan error, 1)
+	near := Gate(LimitBatches(transport(a), 1000, nil), func(uint64, <-chan struct{}) error {
+		asked <- struct{}{}
+		return <-disk
+	})
+	p, err := near.AppendEntriesPipeline("b", raft.ServerAddress(b.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const requests = 100 // more than one pipeline holds
+	sent := make(chan error, 1)
+	go func() {
+		for i := range uint64(requests) {
+			req := raft.AppendEntriesRequest{Term: 1, Entries: []*raft.Log{{Index: i + 1}}}
+			if _, err := p.AppendEntries(&req, new(raft.AppendEntriesResponse)); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- nil
+	}()
+	<-asked
+	disk <- errors.New("no space left")
+	select {
+	case err := <-sent:
+		if err == nil {
+			t.Fatalf("a pipeline took %d requests after its last answer", requests)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a request waits in a pipeline that nobody reads")
+	}
+	if err := errors.Join(p.Close(), near.EndWaits(), far.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Its peers vote for a node that stands for election although they hear from a leader.
 func TestAFollowerStandsForElectionOnDemand(t *testing.T) {
 	rafts, _, _, _, transports := cluster(t, nil)

@@ -48,7 +48,11 @@ type Backlog struct {
 	dbs     map[string]*pending
 	bytes   int64
 	dropped uint64 // commits, since the start
+	broken  error  // of a sync that failed; guarded by work
 }
+
+// fsync makes a file durable. Tests only: they let it fail.
+var fsync = (*os.File).Sync
 
 type pending struct {
 	records []record
@@ -291,10 +295,13 @@ func (b *Backlog) addLocked(db string, c Commit) error {
 	return nil
 }
 
-// Sync makes durable what was added.
+// Sync makes durable what was added. After an error with ErrSync it is not tried again.
 func (b *Backlog) Sync() error {
 	b.work.Lock()
 	defer b.work.Unlock()
+	if b.broken != nil {
+		return b.broken
+	}
 	for db, p := range b.dbs {
 		if len(p.dirty) == 0 {
 			continue
@@ -302,7 +309,10 @@ func (b *Backlog) Sync() error {
 		for _, name := range append(slices.Collect(maps.Keys(p.dirty)), filepath.Join(b.dir, db), b.dir) {
 			f, err := os.Open(name)
 			if err == nil {
-				err = f.Sync()
+				if err = fsync(f); err != nil {
+					b.broken = fmt.Errorf("%s: %w: %w", name, ErrSync, err)
+					err = b.broken
+				}
 				if closeErr := f.Close(); err == nil {
 					err = closeErr
 				}

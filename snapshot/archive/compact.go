@@ -20,10 +20,11 @@ import (
 func (w *Writer) Compact(ctx context.Context, now time.Time) error {
 	for level := 1; level <= TopLevel; level++ {
 		if err := w.compactLevel(ctx, level, now); err != nil {
-			return fmt.Errorf("compact %s into level %d: %w", w.view.state.Name, level, err)
+			return fmt.Errorf("compact %s into level %d: %w", w.View().state.Name, level, err)
 		}
 	}
-	s := w.view.state
+	v := w.View()
+	s := v.state
 	if s.Last.MaxTXID == 0 {
 		return nil
 	}
@@ -31,7 +32,7 @@ func (w *Writer) Compact(ctx context.Context, now time.Time) error {
 	if n := len(s.Snapshots); n > 0 {
 		since = s.Snapshots[n-1].Time
 	} else {
-		first, err := w.view.First(ctx)
+		first, err := v.First(ctx)
 		if err != nil {
 			return err
 		}
@@ -49,7 +50,7 @@ const crowdedFrom = 384 << 10
 
 // Crowded reports whether so much lies in small files which are not yet merged
 // that Compact does it before their window has passed.
-func (w *Writer) Crowded() bool { return w.view.state.small() >= crowdedFrom }
+func (w *Writer) Crowded() bool { return w.View().state.small() >= crowdedFrom }
 
 // small is how much lies in files behind level 1 that have no page index.
 func (s *State) small() int64 {
@@ -69,7 +70,8 @@ func (s *State) small() int64 {
 func (w *Writer) compactLevel(ctx context.Context, level int, now time.Time) error {
 	interval := w.opts.Intervals[level].Microseconds()
 	for {
-		s := w.view.state
+		v := w.View()
+		s := v.state
 		limit := s.Last.MaxTXID
 		if level > 1 {
 			limit = s.Done[level-1]
@@ -77,7 +79,7 @@ func (w *Writer) compactLevel(ctx context.Context, level int, now time.Time) err
 		at, done, window := s.Done[level], s.Done[level], int64(-1)
 		var group []Object
 		for at < limit {
-			o, ok, err := w.view.next(ctx, at, limit, level-1)
+			o, ok, err := v.next(ctx, at, limit, level-1)
 			if err != nil {
 				return err
 			}
@@ -111,7 +113,7 @@ func (w *Writer) compactLevel(ctx context.Context, level int, now time.Time) err
 		var changes []change
 		merged := len(group) >= w.opts.MinInputs[level] && len(group) > 0
 		if merged {
-			o, err := w.merge(ctx, group, level)
+			o, err := w.merge(ctx, v, group, level)
 			if err != nil {
 				return err
 			}
@@ -133,21 +135,33 @@ func (w *Writer) compactLevel(ctx context.Context, level int, now time.Time) err
 
 // Snapshot makes a file of every page of the last state, from the archive.
 func (w *Writer) Snapshot(ctx context.Context) error {
-	s := w.view.state
-	if i := find(s.Snapshots, s.Last.MaxTXID); i < len(s.Snapshots) || s.Last.MaxTXID == 0 {
-		return nil
+	_, err := w.snapshot(ctx)
+	return err
+}
+
+// snapshot is Snapshot and returns the state: what is archived while it is made
+// is not in it.
+func (w *Writer) snapshot(ctx context.Context) (Point, error) {
+	v := w.View()
+	s := v.state
+	if s.Last.MaxTXID == 0 {
+		return Point{}, nil
 	}
-	plan, err := w.view.Plan(ctx, w.view.Last())
+	p := v.Last()
+	if i := find(s.Snapshots, p.TXID); i < len(s.Snapshots) {
+		return p, nil
+	}
+	plan, err := v.Plan(ctx, p)
 	if err == nil {
 		var o Object
-		if o, err = w.merge(ctx, plan.Objects, SnapshotLevel); err == nil {
+		if o, err = w.merge(ctx, v, plan.Objects, SnapshotLevel); err == nil {
 			err = w.journal(ctx, change{kind: changeAdd, object: o})
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("make snapshot of %s: %w", s.Name, err)
+		return p, fmt.Errorf("make snapshot of %s: %w", s.Name, err)
 	}
-	return nil
+	return p, nil
 }
 
 // input is a file to be merged.
@@ -158,16 +172,28 @@ type input struct {
 
 // merge makes one file of a chain of them, stores it, and reads it back from
 // the store, before it is entered and its inputs may go.
-func (w *Writer) merge(ctx context.Context, list []Object, level int) (Object, error) {
+func (w *Writer) merge(ctx context.Context, v *View, list []Object, level int) (Object, error) {
+	all, passes := int64(0), int64(1)
+	for _, o := range list {
+		all += o.Size
+	}
+	for n := len(list); n > w.opts.Fanout; n = (n + w.opts.Fanout - 1) / w.opts.Fanout {
+		passes++
+	}
+	release, err := w.room(v, passes*all, all)
+	if err != nil {
+		return Object{}, err
+	}
+	defer release()
 	inputs := make([]input, len(list))
 	for i, o := range list {
-		inputs[i] = input{o, func(ctx context.Context) (*file, error) { return w.view.openSmall(ctx, o) }}
+		inputs[i] = input{o, func(ctx context.Context) (*file, error) { return v.openSmall(ctx, o) }}
 	}
 	for len(inputs) > w.opts.Fanout {
 		var next []input
 		for len(inputs) > 0 {
 			n := min(len(inputs), w.opts.Fanout)
-			f, done, err := tempFile(w.view.tmp)
+			f, done, err := tempFile(v.tmp)
 			if err != nil {
 				return Object{}, err
 			}
@@ -177,13 +203,13 @@ func (w *Writer) merge(ctx context.Context, list []Object, level int) (Object, e
 				return Object{}, err
 			}
 			next = append(next, input{o, func(context.Context) (*file, error) {
-				return w.view.newFile(f.Name(), o, bufio.NewReaderSize(io.NewSectionReader(f, 0, o.Size), readBuffer), io.NopCloser(nil))
+				return v.newFile(f.Name(), o, bufio.NewReaderSize(io.NewSectionReader(f, 0, o.Size), readBuffer), io.NopCloser(nil))
 			}})
 			inputs = inputs[n:]
 		}
 		inputs = next
 	}
-	f, done, err := tempFile(w.view.tmp)
+	f, done, err := tempFile(v.tmp)
 	if err != nil {
 		return Object{}, err
 	}
@@ -193,14 +219,29 @@ func (w *Writer) merge(ctx context.Context, list []Object, level int) (Object, e
 		return Object{}, err
 	}
 	if o.MinTXID == 1 && sum != o.Post {
-		return Object{}, damaged(w.view.Key(list[len(list)-1]), "with the files before it it gives checksum %016x, the commit had %016x", sum, o.Post)
+		return Object{}, damaged(v.Key(list[len(list)-1]), "with the files before it it gives checksum %016x, the commit had %016x", sum, o.Post)
 	}
-	return w.store(ctx, f, o, level)
+	return w.store(ctx, v, f, o, level)
+}
+
+// room asks for room for files, of which one of so many bytes is stored: encrypted it is there twice.
+func (w *Writer) room(v *View, files, stored int64) (func(), error) {
+	if w.opts.Room == nil {
+		return func() {}, nil
+	}
+	if v.keys != nil {
+		files += stored
+	}
+	release, err := w.opts.Room(files)
+	if err != nil {
+		return nil, fmt.Errorf("make a file of up to %d bytes: %w", stored, err)
+	}
+	return release, nil
 }
 
 // store puts a file that was made and reads it back.
-func (w *Writer) store(ctx context.Context, f *os.File, o Object, level int) (Object, error) {
-	made, index, err := describe(bufio.NewReaderSize(io.NewSectionReader(f, 0, o.Size), readBuffer))
+func (w *Writer) store(ctx context.Context, v *View, f *os.File, o Object, level int) (Object, error) {
+	made, index, err := describe(bufio.NewReaderSize(moving{ctx: ctx, r: io.NewSectionReader(f, 0, o.Size)}, readBuffer))
 	if err != nil {
 		return Object{}, fmt.Errorf("read back %s: %w", f.Name(), err)
 	}
@@ -211,7 +252,7 @@ func (w *Writer) store(ctx context.Context, f *os.File, o Object, level int) (Ob
 	if o, err = w.putFile(ctx, o, f, index); err != nil {
 		return Object{}, err
 	}
-	return o, w.view.VerifyObject(ctx, o)
+	return o, v.VerifyObject(ctx, o)
 }
 
 // VerifyObject reads a file of the archive to its end.
@@ -271,6 +312,7 @@ func (w *Writer) mergeInto(ctx context.Context, f *os.File, inputs []input) (Obj
 	info, err := snapshot.Merge(out, readers, func(fr snapshot.Frame) error {
 		sum = snapshot.Roll(sum, fr.Sum)
 		if pages++; pages%1024 == 0 {
+			progressed(ctx)
 			return ctx.Err()
 		}
 		return nil
@@ -296,6 +338,9 @@ func (w *Writer) mergeInto(ctx context.Context, f *os.File, inputs []input) (Obj
 	return o, sum, nil
 }
 
+// frameOverhead is what a page in a file takes beside its data, at most: its header, and its entry in the index.
+const frameOverhead = 40
+
 // Image is a database that is read at one position while others write it.
 type Image interface {
 	// Position is what the image shows.
@@ -309,16 +354,18 @@ type Image interface {
 // SnapshotOf archives a whole database as it is now: the first time, where a
 // database was not archived from its first commit on, and where commits are
 // missing. Those between the last one archived and the image are entered as a
-// gap: they cannot be restored one by one.
+// gap: they cannot be restored one by one. What was before the first snapshot
+// of an archive is none: its history begins there.
 func (w *Writer) SnapshotOf(ctx context.Context, img Image) error {
 	if err := w.snapshotOf(ctx, img); err != nil {
-		return fmt.Errorf("make snapshot of %s: %w", w.view.state.Name, err)
+		return fmt.Errorf("make snapshot of %s: %w", w.View().state.Name, err)
 	}
 	return nil
 }
 
 func (w *Writer) snapshotOf(ctx context.Context, img Image) error {
-	s := w.view.state
+	v := w.View()
+	s := v.state
 	txid, commit, want := img.Position()
 	if txid <= s.Last.MaxTXID {
 		return fmt.Errorf("the image has transaction %016x, archived is %016x: %w", txid, s.Last.MaxTXID, errInvalidChange)
@@ -326,7 +373,13 @@ func (w *Writer) snapshotOf(ctx context.Context, img Image) error {
 	if s.PageSize != 0 && img.PageSize() != s.PageSize {
 		return fmt.Errorf("the image has pages of %d bytes, the archive of %d: %w", img.PageSize(), s.PageSize, errInvalidChange)
 	}
-	f, done, err := tempFile(w.view.tmp)
+	size := int64(img.PageCount()) * int64(img.PageSize()+frameOverhead)
+	release, err := w.room(v, size, size)
+	if err != nil {
+		return err
+	}
+	defer release()
+	f, done, err := tempFile(v.tmp)
 	if err != nil {
 		return err
 	}
@@ -340,6 +393,9 @@ func (w *Writer) snapshotOf(ctx context.Context, img Image) error {
 	for pgno := uint32(1); pgno <= img.PageCount() && pgno != 0; pgno++ {
 		if pgno == lock {
 			continue
+		}
+		if pgno%1024 == 0 {
+			progressed(ctx)
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -370,12 +426,12 @@ func (w *Writer) snapshotOf(ctx context.Context, img Image) error {
 		changes = append(changes, change{kind: changePageSize, pageSize: img.PageSize()})
 	}
 	// Storing reads the file back with the page size of the manifest.
-	reader := &Writer{view: &View{Archive: w.view.Archive, state: s.clone(), dir: w.view.dir}, opts: w.opts}
-	reader.view.state.PageSize = img.PageSize()
-	if o, err = reader.store(ctx, f, o, SnapshotLevel); err != nil {
+	back := &View{Archive: v.Archive, state: s.clone(), dir: v.dir}
+	back.state.PageSize = img.PageSize()
+	if o, err = w.store(ctx, back, f, o, SnapshotLevel); err != nil {
 		return err
 	}
-	if txid > s.Last.MaxTXID+1 {
+	if s.Last.MaxTXID > 0 && txid > s.Last.MaxTXID+1 {
 		changes = append(changes, change{kind: changeGap, gap: Gap{s.Last.MaxTXID + 1, txid - 1}})
 	}
 	return w.journal(ctx, append(changes, change{kind: changeAdd, object: o})...)
@@ -384,10 +440,10 @@ func (w *Writer) snapshotOf(ctx context.Context, img Image) error {
 // Label keeps the last state that is archived, as a snapshot that retention
 // does not drop.
 func (w *Writer) Label(ctx context.Context, name string) (Point, error) {
-	if err := w.Snapshot(ctx); err != nil {
+	p, err := w.snapshot(ctx)
+	if err != nil {
 		return Point{}, err
 	}
-	p := w.view.Last()
 	return p, w.journalAlone(ctx, change{kind: changeLabel, label: Label{Name: name, TXID: p.TXID}})
 }
 

@@ -21,6 +21,10 @@ var (
 	// text says which are there.
 	ErrNotArchived = errors.New("not in the archive")
 
+	// ErrSync is wrapped by the error of a sync of the backlog that failed, and by every later one: the next sync may
+	// succeed without the data. The caller ends the process.
+	ErrSync = errors.New("sync of the backlog failed, and what is on disk is not known")
+
 	// ErrKey is returned where an archive is encrypted and the key is missing or
 	// wrong, and where a key was given for one that is not.
 	ErrKey = errors.New("encryption key")

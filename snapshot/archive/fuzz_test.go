@@ -187,10 +187,11 @@ func TestPageIndexFindsEveryPage(t *testing.T) {
 func FuzzMarker(f *testing.F) {
 	f.Add([]byte(`{"format":1,"cluster":"c1","encryption":"none"}`))
 	f.Add([]byte(`{"format":1,"cluster":"c1","encryption":"age"}`))
+	f.Add([]byte(`{"format":1,"cluster":"c1","encryption":"age","recipients":"0123456789abcdef","token":"YWdl"}`))
 	f.Add([]byte(`{"format":2,"cluster":"","encryption":"rot13","more":[]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := parseMarker(b)
-		if err == nil && (m.Format != format || m.Cluster == "" || m.Encryption != "none" && m.Encryption != "age") {
+		if err == nil && (m.Format != format || m.Cluster == "" || m.Encryption != "none" && m.Encryption != "age" || (m.Encryption == "age") != (len(m.Token) > 0)) {
 			t.Errorf("%q is read as %+v", b, m)
 		}
 	})

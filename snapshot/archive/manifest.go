@@ -51,8 +51,8 @@ type Segment struct {
 
 func (s Segment) name() string { return fmt.Sprintf("%016x-%016x", s.MinTXID, s.MaxTXID) }
 
-// Gap is a range of commits that were not archived one by one: the state after
-// the last of them is, as a snapshot.
+// Gap is a range of commits behind the first state that were not archived one
+// by one: the state after the last of them is, as a snapshot.
 type Gap struct {
 	MinTXID, MaxTXID uint64
 }

@@ -29,6 +29,8 @@ func (m *memoryStore) URL() string               { return "memory:" }
 func (m *memoryStore) LevelDir(level int) string { return "ltx/" + string(rune('0'+level)) }
 func (m *memoryStore) Conditional() bool         { return true }
 
+func (m *memoryStore) Detect(context.Context) error { return nil }
+
 func (m *memoryStore) Put(ctx context.Context, key string, body io.ReaderAt, size int64, t time.Time) error {
 	if err := store.CheckKey(key); err != nil {
 		return err
@@ -120,4 +122,18 @@ func (m *memoryStore) Delete(_ context.Context, keys ...string) error {
 		delete(m.objs, key)
 	}
 	return nil
+}
+
+// hungStore does not answer to a listing, if it is told so.
+type hungStore struct {
+	store.Store
+	hangs bool
+}
+
+func (h *hungStore) List(ctx context.Context, dir, after string, f func(store.Info) error) error {
+	if h.hangs {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return h.Store.List(ctx, dir, after, f)
 }

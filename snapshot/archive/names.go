@@ -17,6 +17,7 @@ import (
 // underscore gets another one in front, so nothing of ours meets a name.
 //
 //	_archive.json                         whose archive it is
+//	_keys/<recipients>.age                the token of the marker for recipients that came later
 //	_databases/<id>-<lineage>.json        the name of each database
 //	<name>/_<id>-<lineage>/               a database, as litestream sees it:
 //	    <level>/<min>-<max>.ltx           levels 0 to 3 and 9
@@ -27,6 +28,7 @@ import (
 //	    hasqlite/index/<level>-<min>-<max>-<checksum of the file>  where each of its pages is, and its checksum
 const (
 	markerKey    = "_archive.json"
+	keysDir      = "_keys"
 	databasesDir = "_databases"
 	manifestDir  = "hasqlite/manifest"
 	journalDir   = "hasqlite/journal"
@@ -85,7 +87,9 @@ func escapeName(name string) string {
 type marker struct {
 	Format     int    `json:"format"`
 	Cluster    string `json:"cluster"`
-	Encryption string `json:"encryption"` // "none" or "age"
+	Encryption string `json:"encryption"`           // "none" or "age"
+	Recipients string `json:"recipients,omitempty"` // names those that the token is encrypted to
+	Token      []byte `json:"token,omitempty"`      // the cluster's id, encrypted: who cannot read it has another key
 }
 
 const format = 1
@@ -124,26 +128,52 @@ func Claim(ctx context.Context, s store.Store, cluster string, o Options) (*Arch
 	fail := func(err error) (*Archive, error) { return nil, fmt.Errorf("open archive %s: %w", s.URL(), err) }
 	a := &Archive{objects: objects{store: s, keys: o.Keys, tmp: o.TempDir}, cluster: cluster}
 	m, err := a.readMarker(ctx)
-	if errors.Is(err, store.ErrNotFound) {
-		m = marker{Format: format, Cluster: cluster, Encryption: "none"}
-		if o.Keys != nil {
-			m.Encryption = "age"
-		}
-		var b []byte
-		if b, err = json.Marshal(m); err == nil {
-			err = s.Put(ctx, markerKey, bytes.NewReader(b), int64(len(b)), time.Time{})
-		}
-		if err == nil || errors.Is(err, store.ErrExists) {
-			m, err = a.readMarker(ctx)
-		}
-	}
-	if err != nil {
+	missing := errors.Is(err, store.ErrNotFound)
+	if err != nil && !missing {
 		return fail(err)
 	}
-	if m.Cluster != cluster {
-		return fail(fmt.Errorf("it is that of cluster %s, this is %s: %w", m.Cluster, cluster, ErrForeign))
+	if !missing && m.Cluster != cluster {
+		return fail(foreign(m.Cluster, cluster))
+	}
+	if err := s.Detect(ctx); err != nil {
+		return fail(err)
+	}
+	if missing {
+		if m, err = a.makeMarker(ctx); err != nil {
+			return fail(err)
+		}
+		if m.Cluster != cluster {
+			return fail(foreign(m.Cluster, cluster))
+		}
+	}
+	if err := a.admit(ctx, m); err != nil {
+		return fail(err)
 	}
 	return a, nil
+}
+
+func foreign(is, want string) error {
+	return fmt.Errorf("it is that of cluster %s, this is %s: %w", is, want, ErrForeign)
+}
+
+// makeMarker makes the marker of an archive that has none, and returns the one that is there then.
+func (a *Archive) makeMarker(ctx context.Context) (marker, error) {
+	m := marker{Format: format, Cluster: a.cluster, Encryption: "none"}
+	if a.keys != nil {
+		m.Encryption, m.Recipients = "age", a.keys.set
+		var err error
+		if m.Token, err = a.keys.token(a.cluster); err != nil {
+			return m, err
+		}
+	}
+	b, err := json.Marshal(m)
+	if err == nil {
+		err = a.store.Put(ctx, markerKey, bytes.NewReader(b), int64(len(b)), time.Time{})
+	}
+	if err != nil && !errors.Is(err, store.ErrExists) {
+		return m, err
+	}
+	return a.readMarker(ctx)
 }
 
 // readMarker reads whose the archive is and refuses keys that do not fit.
@@ -162,6 +192,8 @@ func (a *Archive) readMarker(ctx context.Context) (marker, error) {
 		return marker{}, fmt.Errorf("the archive is encrypted, and no identity was given: %w", ErrKey)
 	case m.Encryption == "none" && a.keys != nil:
 		return marker{}, fmt.Errorf("a key was given, and the archive is not encrypted: choose another place for an encrypted one: %w", ErrKey)
+	case m.Encryption == "age":
+		return m, a.fits(ctx, m)
 	}
 	return m, nil
 }
@@ -180,6 +212,8 @@ func parseMarker(b []byte) (marker, error) {
 		return marker{}, damaged(markerKey, "it names no cluster")
 	case m.Encryption != "age" && m.Encryption != "none":
 		return marker{}, fmt.Errorf("the archive is encrypted in a way that this program does not know, %q: %w", m.Encryption, ErrKey)
+	case (m.Encryption == "age") != (len(m.Token) > 0):
+		return marker{}, damaged(markerKey, "it has encryption %q and a token of %d bytes", m.Encryption, len(m.Token))
 	}
 	return m, nil
 }
@@ -211,7 +245,7 @@ func (a *Archive) unannounced(ctx context.Context, dir string, known map[string]
 	for _, name := range names {
 		at := store.Join(dir, name)
 		switch {
-		case known[at] || at == databasesDir:
+		case known[at] || at == databasesDir || at == keysDir:
 		case !strings.HasPrefix(name, "_") || strings.HasPrefix(name, "__"):
 			if err := a.unannounced(ctx, at, known); err != nil {
 				return err

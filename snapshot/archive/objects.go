@@ -26,6 +26,7 @@ const (
 type Keys struct {
 	recipients []age.Recipient
 	identities []age.Identity
+	set        string // names the recipients
 }
 
 // NewKeys makes keys of age recipients (age1…) and identities
@@ -65,17 +66,14 @@ func NewKeys(recipients, identities string) (*Keys, error) {
 	if len(k.identities) == 0 {
 		return fail("recipients without an identity: the archive could not be read back")
 	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, k.recipients...)
+	token, err := k.token("")
 	if err != nil {
-		return fail("encrypt: %v", err)
+		return fail("%v", err)
 	}
-	if err := w.Close(); err != nil {
-		return fail("encrypt: %v", err)
-	}
-	if _, err := age.Decrypt(&sealed, k.identities...); err != nil {
+	if err := k.opens("", token, ""); err != nil {
 		return fail("what is encrypted to the recipients cannot be read with the identities")
 	}
+	k.set = recipientSet(k.recipients)
 	return k, nil
 }
 
@@ -97,6 +95,7 @@ func (o *objects) ext() string {
 // put stores an object and returns the size that it has in the store. An object
 // with the same content that is there already is no error.
 func (o *objects) put(ctx context.Context, key string, body io.ReaderAt, size int64, t time.Time) (int64, error) {
+	body = moving{ctx: ctx, at: body}
 	sealed, stored := body, size
 	if o.keys != nil {
 		f, n, done, err := o.seal(body, size)
@@ -104,7 +103,7 @@ func (o *objects) put(ctx context.Context, key string, body io.ReaderAt, size in
 			return 0, &ObjectError{key, err}
 		}
 		defer done()
-		sealed, stored = f, n
+		sealed, stored = moving{ctx: ctx, at: f}, n
 	}
 	err := o.store.Put(ctx, key, sealed, stored, t)
 	if !errors.Is(err, store.ErrExists) {
@@ -279,6 +278,7 @@ func (r *resumed) Read(p []byte) (int, error) {
 	for {
 		n, err := r.body.Read(p)
 		r.at += int64(n)
+		progressed(r.ctx)
 		if n > 0 || err == nil || err == io.EOF {
 			if err != nil && err != io.EOF {
 				err = nil // the next call sees it again, or goes on
@@ -366,6 +366,7 @@ func (r *rangeReader) ReadAt(p []byte, off int64) (int, error) {
 	}
 	defer body.Close()
 	n, err := io.ReadFull(body, want)
+	progressed(r.ctx)
 	if err != nil {
 		return n, r.fail(err)
 	}

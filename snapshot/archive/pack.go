@@ -105,7 +105,7 @@ func (w *Writer) putPack(ctx context.Context, commits []Commit, objects []Object
 	}
 	index, sum := x.bytes()
 	body = slices.Concat(body, index)
-	stored, err := w.view.put(ctx, w.view.packKey(first, last.MaxTXID), bytes.NewReader(body), int64(len(body)), time.UnixMicro(last.Time))
+	stored, err := w.View().put(ctx, w.View().packKey(first, last.MaxTXID), bytes.NewReader(body), int64(len(body)), time.UnixMicro(last.Time))
 	if errors.Is(err, ErrForeign) {
 		// An earlier writer compressed otherwise and did not enter it: nobody knows of its object.
 		for i, c := range commits {

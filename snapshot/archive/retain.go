@@ -16,28 +16,29 @@ import (
 func (w *Writer) Retain(ctx context.Context, now time.Time) (int, error) {
 	n, err := w.retain(ctx, now)
 	if err != nil {
-		return n, fmt.Errorf("remove old files of %s: %w", w.view.state.Name, err)
+		return n, fmt.Errorf("remove old files of %s: %w", w.View().state.Name, err)
 	}
 	return n, nil
 }
 
 func (w *Writer) retain(ctx context.Context, now time.Time) (int, error) {
-	changes, segments, blocked := w.old(ctx, now)
-	if len(changes) == 0 {
-		return 0, blocked
+	v := w.View()
+	keys, n, err := w.drop(ctx, now)
+	if err != nil && !errors.Is(err, errBlocked) {
+		return 0, err
 	}
-	n, err := w.remove(ctx, changes, segments)
-	if err == nil {
-		err = blocked
+	if gone := v.remove(ctx, keys); gone != nil {
+		return n, errors.Join(errors.New("the manifest has dropped them already"), gone)
 	}
 	return n, err
 }
 
 // Removable returns the files that Retain would remove.
 func (w *Writer) Removable(ctx context.Context, now time.Time) ([]Object, error) {
-	changes, files, err := w.old(ctx, now)
+	v := w.View()
+	changes, files, err := w.old(ctx, v, now)
 	if err != nil && !errors.Is(err, errBlocked) {
-		return nil, fmt.Errorf("look for old files of %s: %w", w.view.state.Name, err)
+		return nil, fmt.Errorf("look for old files of %s: %w", v.state.Name, err)
 	}
 	for _, c := range changes {
 		if c.kind == changeRemove {
@@ -52,8 +53,8 @@ func (w *Writer) Removable(ctx context.Context, now time.Time) ([]Object, error)
 var errBlocked = errors.New("files that are older than what is kept cannot be removed")
 
 // old finds what retention removes, and the files of segments that go. With errBlocked there may be some, too.
-func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, error) {
-	s := w.view.state
+func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []Object, error) {
+	s := v.state
 	var cutoff [TopLevel + 1]int64
 	for level := TopLevel; level >= 0; level-- {
 		// A lower level is never kept for longer than a higher one.
@@ -86,7 +87,7 @@ func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, er
 		if seg.LastTime >= cutoff[0] {
 			break
 		}
-		list, err := w.view.segment(ctx, seg)
+		list, err := v.segment(ctx, seg)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -104,7 +105,7 @@ func (w *Writer) old(ctx context.Context, now time.Time) ([]change, []Object, er
 			chains = append(chains, unseal)
 		}
 	}
-	snapshots, needless := w.oldSnapshots(now, base)
+	snapshots, needless := w.oldSnapshots(s, now, base)
 	// What one group needs does not keep the others.
 	var changes []change
 	var going []Object
@@ -154,8 +155,7 @@ func (s *State) retainBase(cutoff int64) uint64 {
 // oldSnapshots finds snapshots that are kept no longer: those before base, with which the history begins, and, where
 // snapshots are kept for a shorter time than the files of the highest level, needless ones behind it. Of these one in
 // that time stays, to be base later.
-func (w *Writer) oldSnapshots(now time.Time, base uint64) (before, needless []change) {
-	s := w.view.state
+func (w *Writer) oldSnapshots(s *State, now time.Time, base uint64) (before, needless []change) {
 	old := now.Add(-w.opts.Snapshots).UnixMicro()
 	stays := int64(0)
 	for i, o := range s.Snapshots {
@@ -265,23 +265,29 @@ func (s *State) unreachable() (Object, bool) {
 	return Object{}, false
 }
 
-// remove enters that files are gone, and then removes them. What is left by a
-// crash in between nobody looks at.
-func (w *Writer) remove(ctx context.Context, changes []change, more []Object) (int, error) {
-	var keys []string
-	n := 0
+// drop enters that old files are gone, and returns the keys of what may be
+// removed then, and how many files these are, also with errBlocked. What is left by
+// a crash in between Tidy finds.
+func (w *Writer) drop(ctx context.Context, now time.Time) (keys []string, n int, err error) {
+	w.shape.Lock()
+	defer w.shape.Unlock()
+	v := w.View()
+	changes, more, blocked := w.old(ctx, v, now)
+	if len(changes) == 0 {
+		return nil, 0, blocked
+	}
 	add := func(o Object) {
 		n++
-		if key := w.view.Key(o); len(keys) == 0 || keys[len(keys)-1] != key { // of a pack there are many
+		if key := v.Key(o); len(keys) == 0 || keys[len(keys)-1] != key { // of a pack there are many
 			keys = append(keys, key)
 		}
 		if o.IndexSize > 0 {
-			keys = append(keys, w.view.indexKey(o))
+			keys = append(keys, v.indexKey(o))
 		}
 	}
 	for _, c := range changes {
 		if c.kind == changeUnseal {
-			keys = append(keys, w.view.segmentKey(c.segment))
+			keys = append(keys, v.segmentKey(c.segment))
 			for _, o := range more {
 				if o.MinTXID >= c.segment.MinTXID && o.MaxTXID <= c.segment.MaxTXID {
 					add(o)
@@ -292,10 +298,7 @@ func (w *Writer) remove(ctx context.Context, changes []change, more []Object) (i
 		add(c.object)
 	}
 	if err := w.journalAlone(ctx, changes...); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
-	if err := w.view.store.Delete(ctx, keys...); err != nil {
-		return n, errors.Join(errors.New("the manifest has dropped them already"), err)
-	}
-	return n, nil
+	return keys, n, blocked
 }

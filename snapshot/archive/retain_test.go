@@ -134,37 +134,45 @@ func TestRetentionThatIsBlockedSaysSo(t *testing.T) {
 		a := claim(t, s, nil)
 		n := newNode(t, 1<<30)
 		n.commit(8)
-		u := n.uploader(a)
-		var w *Writer
-		var compact, retain time.Time
-		var seen evidence
-		if err := u.round(t.Context(), &w, &seen, &compact, &retain); err != nil {
+		r := &run{Uploader: n.uploader(a)}
+		round := func() error {
+			if !r.upload(t.Context()) {
+				t.Fatal("the context has ended")
+			}
+			r.keepUp(t.Context(), nil)
+			o := <-r.upkeep.running
+			r.upkeepOver(t.Context(), o)
+			return o.err
+		}
+		if err := round(); err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(2 * time.Hour)
 		n.commit(1)
-		if err := u.round(t.Context(), &w, &seen, &compact, &retain); err != nil {
+		if err := round(); err != nil {
 			t.Fatal(err)
 		}
+		w := r.w
 		broken := w.view.state.clone()
 		if len(broken.Levels[3]) != 1 || len(broken.Recent) != 9 {
 			t.Fatalf("%d files of level 3, %d commits", len(broken.Levels[3]), len(broken.Recent))
 		}
 		broken.Recent = append(broken.Recent[:4:4], broken.Recent[5:]...) // a hole that level 3 leads over
-		w.setState(broken)
+		w.mu.Lock()
+		w.setStateLocked(broken)
+		w.mu.Unlock()
 		<-time.After(40 * 24 * time.Hour)
 		n.commit(1)
 		w.opts.Keep[3] = 100 * 24 * time.Hour
-		seen = evidence{w.view.state.Last.Time, time.Now().Add(-believeClock)}
-		if err := u.round(t.Context(), &w, &seen, &compact, &retain); err != nil {
+		r.seen = evidence{w.view.state.Last.Time, time.Now().Add(-believeClock)}
+		if err := round(); err != nil {
 			t.Fatal(err)
 		}
-		u.note(w.Position(), nil)
-		if st := u.Status(); !strings.Contains(st.Blocked, "could not be reached") || st.Error != "" {
-			t.Errorf("status %+v", st)
+		if st := r.Status(); !strings.Contains(st.Blocked, "could not be reached") || st.Error != "" || !r.upkeep.retain.After(time.Now()) {
+			t.Errorf("status %+v, next at %s", st, r.upkeep.retain)
 		}
 		n.commit(1)
-		if err := u.round(t.Context(), &w, &seen, &compact, &retain); err != nil || w.Position() != 11 {
+		if err := r.round(t.Context()); err != nil || w.Position() != 11 {
 			t.Errorf("archived up to %d: %v", w.Position(), err)
 		}
 	})
@@ -238,6 +246,24 @@ func TestAJobOfAnUploaderThatHasEndedIsRefused(t *testing.T) {
 		stop()
 		begun := time.Now()
 		if err := u.Do(t.Context(), func(context.Context, *Writer) error { return nil }); !errors.Is(err, ErrEnded) || time.Since(begun) != 0 {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+	})
+}
+
+// Whoever has a job while the store does not answer waits for it no longer than for the job.
+func TestAJobEndsWhileTheArchiveIsOpened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &hungStore{Store: newMemoryStore()}
+		a := claim(t, s, nil)
+		s.hangs = true
+		u := newNode(t, 1<<30).uploader(a)
+		stop := lead(u)
+		defer stop()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begun := time.Now()
+		if err := u.Do(ctx, func(context.Context, *Writer) error { return nil }); err == nil || time.Since(begun) != time.Second {
 			t.Errorf("after %s: %v", time.Since(begun), err)
 		}
 	})

@@ -35,7 +35,7 @@ type tidied struct {
 // archived, and merged, already. Writers take over what others have stored, but none goes back. It looks once a day at
 // most, and only where something was written since.
 func (w *Writer) Tidy(ctx context.Context) error {
-	v := w.view
+	v := w.View()
 	v.strays.mu.Lock()
 	if v.strays.dbs == nil {
 		v.strays.dbs = map[string]*tidied{}
@@ -46,9 +46,9 @@ func (w *Writer) Tidy(ctx context.Context) error {
 		return nil
 	}
 	next := &tidied{seq: v.state.Seq, at: time.Now(), found: map[string]time.Time{}}
-	old, err := w.strays(ctx, last, next)
-	if err == nil && len(old) > 0 {
-		err = v.store.Delete(ctx, old...)
+	old, err := v.findStrays(ctx, last, next)
+	if err == nil {
+		err = v.remove(ctx, old)
 	}
 	if err != nil {
 		return fmt.Errorf("remove what %s does not need: %w", v.state.Name, err)
@@ -59,9 +59,9 @@ func (w *Writer) Tidy(ctx context.Context) error {
 	return nil
 }
 
-// strays looks for objects that the manifest does not list, and returns those that were there long ago already.
-func (w *Writer) strays(ctx context.Context, last, next *tidied) (old []string, err error) {
-	v := w.view
+// findStrays looks for objects that the manifest does not list, and returns those that were there long ago already. What
+// is archived meanwhile is behind all that it looks at.
+func (v *View) findStrays(ctx context.Context, last, next *tidied) (old []string, err error) {
 	known := map[string]bool{}
 	add := func(list []Object) {
 		for _, o := range list {
@@ -88,7 +88,7 @@ func (w *Writer) strays(ctx context.Context, last, next *tidied) (old []string, 
 		dirs[v.store.LevelDir(level)] = level
 	}
 	for dir, level := range dirs {
-		if err := v.store.List(ctx, store.Join(v.dir, dir), "", func(i store.Info) error {
+		if err := v.list(ctx, store.Join(v.dir, dir), "", func(i store.Info) error {
 			var first, end uint64
 			level, name := level, path.Base(i.Key)
 			if dir == indexDir {

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,10 +15,6 @@ const (
 	roundBytes   = 64 << 20
 	minRetry     = time.Second
 	maxRetry     = 30 * time.Second
-	retainEvery  = time.Hour
-	retainFirst  = 5 * time.Minute
-	believeClock = 24 * time.Hour
-	roundTimeout = 10 * time.Minute
 )
 
 // Source is where an Uploader gets a database from: the node.
@@ -45,13 +42,16 @@ type UploaderOptions struct {
 	Archived uint64        // last commit that is known to be archived: a database without later ones costs no request
 	Log      *slog.Logger
 
-	// Turn waits until a round may begin, and returns what ends it; nil: at once.
+	// Turn waits until a round of uploads may begin, and returns what ends it; nil: at once.
 	Turn func(context.Context) (func(), error)
+	// UpkeepTurn is the same for what may take long: merging, snapshots, removing.
+	UpkeepTurn func(context.Context) (func(), error)
 }
 
 // Uploader keeps the archive of one database complete, on the node that leads.
 // As long as nothing is committed it sends no request; where the store does not
-// answer it waits, and the commits stay in the source.
+// answer it waits, and the commits stay in the source. What is there is merged
+// and removed beside the uploads, which do not wait for it.
 type Uploader struct {
 	archive *Archive
 	id      Identity
@@ -60,20 +60,22 @@ type Uploader struct {
 	wake    chan struct{}
 	jobs    chan job
 	ended   chan struct{} // closed when Run returns
+	stall   time.Duration // without progress
 
 	mu     sync.Mutex
 	status UploadStatus
+	failed [2]string // of the last round of uploads, and of the last upkeep
 }
 
 // UploadStatus is what an Uploader has done.
 type UploadStatus struct {
 	Archived uint64    // last commit in the archive; 0 also before it was read
 	Since    time.Time // of the oldest commit that was found not archived, zero where all are
-	Error    string    // of the last round, empty where it went well
-	Failed   time.Time // since when rounds fail, zero where the last one went well
-	Failures uint64    // rounds that failed
+	Error    string    // of the last round or upkeep, empty where both went well
+	Failed   time.Time // since when one of them fails, zero where the last ones went well
+	Failures uint64    // of them, so far
 	Blocked  string    // what retention could not remove, empty where it did
-	Gaps     uint64    // times that commits were missing and a snapshot was made
+	Gaps     uint64    // ranges of commits that were missing in the middle, over which a snapshot leads
 	Settled  bool      // everything is archived and merged: nothing is to be done before the next commit
 }
 
@@ -98,7 +100,9 @@ func NewUploader(a *Archive, id Identity, source Source, o UploaderOptions) *Upl
 		o.Interval = time.Second
 	}
 	o.Writer.defaults()
-	return &Uploader{archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1), jobs: make(chan job), ended: make(chan struct{})}
+	return &Uploader{
+		archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1), jobs: make(chan job), ended: make(chan struct{}), stall: stallTimeout,
+	}
 }
 
 // Notify says that there was a commit. It never waits.
@@ -113,7 +117,7 @@ func (u *Uploader) Notify() {
 // database. f was not called, unless it was cut short.
 var ErrEnded = errors.New("the uploader has ended")
 
-// Do calls f with the Writer, between two rounds of Run. When it returns f has, too, or is never called.
+// Do calls f with the Writer, as a part of the upkeep. When it returns f has, too, or is never called.
 func (u *Uploader) Do(ctx context.Context, f func(context.Context, *Writer) error) error {
 	j := job{ctx, f, make(chan error, 1)}
 	select {
@@ -133,75 +137,121 @@ func (u *Uploader) Status() UploadStatus {
 	return u.status
 }
 
+// run is what Run knows of the archive; it is of that goroutine alone.
+type run struct {
+	*Uploader
+	w        *Writer
+	archived uint64        // last commit that is, as far as is known
+	due      time.Time     // when what is not has to be; zero where all is
+	took     time.Duration // by the last round
+	retry    time.Duration // after a round that fails
+	seen     evidence
+	upkeep   upkeep
+}
+
 // Run archives until the context ends. The node runs it while it leads, once.
 func (u *Uploader) Run(ctx context.Context) {
 	defer close(u.ended)
-	var w *Writer
-	retry := minRetry
-	var nextCompact time.Time
-	nextRetain := time.Now().Add(retainFirst)
-	var seen evidence
-	var took time.Duration      // by the last round
-	archived := u.opts.Archived // as far as is known
+	r := &run{Uploader: u, archived: u.opts.Archived, retry: minRetry, upkeep: upkeep{retry: minRetry, retain: time.Now().Add(retainFirst)}}
+	defer r.stopUpkeep()
 	for ctx.Err() == nil {
-		last, _ := u.source.Position()
-		settled := w != nil && w.settled()
-		now := time.Now()
-		var wait time.Duration
-		switch {
-		case last > archived:
-			// The oldest that waits came while the last round ran, and is there when the next one is over.
-			wait = max(u.opts.Interval/2, u.opts.Interval-2*took)
-		case w == nil:
-			wait = -1
-		case settled:
-			wait = max(0, nextRetain.Sub(now))
-		default:
-			wait = max(0, nextCompact.Sub(now))
-		}
-		u.settled(settled && last <= archived && now.Before(nextRetain))
-		j, err := u.sleep(ctx, wait)
-		if err != nil {
+		j, why := r.sleep(ctx)
+		switch last, _ := u.source.Position(); {
+		case why == ended:
 			return
-		}
-		if last, _ = u.source.Position(); j == nil && (last == 0 || w == nil && last <= archived) {
-			continue
-		}
-		begun := time.Now()
-		round, cancel := context.WithTimeout(ctx, roundTimeout)
-		if j != nil {
-			err = u.do(round, j, &w)
-		} else {
-			err = u.round(round, &w, &seen, &nextCompact, &nextRetain)
-			took = time.Since(begun)
-		}
-		cancel()
-		if w != nil {
-			archived = w.Position()
-		}
-		if errors.Is(err, ErrForeign) || errors.Is(err, errInvalidChange) {
-			w = nil // what it knows of the archive is not true any more
-		}
-		if j != nil {
-			if err != nil && ctx.Err() != nil {
-				err = fmt.Errorf("%w: %w", ErrEnded, err)
+		case why == upkeepEnded || why == asked:
+		case last > r.archived:
+			if !r.upload(ctx) {
+				return
 			}
-			j.done <- err
-			continue
 		}
-		u.note(archived, err)
-		if err == nil {
-			retry = minRetry
-			continue
+		r.keepUp(ctx, j)
+	}
+}
+
+// What ends a sleep.
+const (
+	ended = iota
+	elapsed
+	asked // to do a job
+	upkeepEnded
+)
+
+// sleep waits for the next thing that is to be done. A commit ends a wait for upkeep, and for what is not told in time
+// nothing does: let more commits come.
+func (r *run) sleep(ctx context.Context) (j *job, why int) {
+	last, _ := r.source.Position()
+	now := time.Now()
+	wake, jobs := r.wake, r.jobs
+	wait := time.Duration(-1)
+	next, planned := r.nextUpkeep()
+	switch {
+	case last > r.archived:
+		if r.due.IsZero() {
+			// The oldest that waits came while the last round ran, and is there when the next one is over.
+			r.due = now.Add(max(r.opts.Interval/2, r.opts.Interval-2*r.took))
 		}
-		if ctx.Err() != nil {
-			return
+		wait = max(0, r.due.Sub(now))
+		wake = nil
+	case planned:
+		if wait = max(0, next.Sub(now)); wait <= r.opts.Interval {
+			wake = nil
 		}
-		u.opts.Log.Warn("archive not complete, trying again", "db", u.id.Name, "duration", retry, "err", err)
-		if !u.pause(ctx, retry) {
-			return
-		}
-		retry = min(2*retry, maxRetry)
+	}
+	if r.upkeep.running != nil {
+		jobs = nil
+	}
+	r.settled(last <= r.archived && r.w != nil && r.w.settled() && r.upkeep.running == nil && now.Before(next))
+	var timer <-chan time.Time
+	if wait >= 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ended
+	case o := <-r.upkeep.running:
+		r.upkeepOver(ctx, o)
+		return nil, upkeepEnded
+	case j := <-jobs:
+		return &j, asked
+	case <-timer:
+	case <-wake:
+	}
+	return nil, elapsed
+}
+
+// upload archives what waits; false says that the context has ended.
+func (r *run) upload(ctx context.Context) bool {
+	begun := time.Now()
+	err := r.round(ctx)
+	r.due, r.took = time.Time{}, time.Since(begun)
+	r.know(err)
+	r.note(r.archived, uploads, err)
+	if err == nil {
+		r.retry = minRetry
+		return true
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	r.opts.Log.Warn("archive not complete, trying again", "db", r.id.Name, "duration", r.retry, "err", err)
+	if !r.pause(ctx, r.retry) {
+		return false
+	}
+	r.retry = min(2*r.retry, maxRetry)
+	return true
+}
+
+// know follows what was written, or could not be.
+func (r *run) know(err error) {
+	if r.w != nil {
+		r.archived = r.w.Position()
+	}
+	if errors.Is(err, ErrForeign) || errors.Is(err, errInvalidChange) {
+		r.stopUpkeep()
+		r.w = nil // what it knows of the archive is not true any more
 	}
 }
 
@@ -211,71 +261,35 @@ func (u *Uploader) settled(v bool) {
 	u.status.Settled = v
 }
 
-// do runs a job.
-func (u *Uploader) do(ctx context.Context, j *job, wp **Writer) error {
-	if j.ctx.Err() != nil {
-		return j.ctx.Err()
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(j.ctx, cancel)()
-	done, err := u.turn(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if err := u.open(ctx, wp); err != nil {
-		return err
-	}
-	return j.f(ctx, *wp)
-}
-
 // open makes the Writer where there is none, which reads how far the archive is.
-func (u *Uploader) open(ctx context.Context, wp **Writer) error {
-	if *wp != nil {
+func (r *run) open(ctx context.Context) error {
+	if r.w != nil {
 		return nil
 	}
-	w, err := u.archive.Writer(ctx, u.id, u.opts.Writer)
+	w, err := r.archive.Writer(ctx, r.id, r.opts.Writer)
 	if err != nil {
 		return err
 	}
-	if err := w.view.Damage(); err != nil {
-		u.opts.Log.Warn("the newest manifest is damaged, the one before it serves; nothing is missing, the next one replaces it", "db", u.id.Name, "err", err)
+	if err := w.View().Damage(); err != nil {
+		r.opts.Log.Warn("the newest manifest is damaged, the one before it serves; nothing is missing, the next one replaces it", "db", r.id.Name, "err", err)
 	}
-	*wp = w
-	u.source.Archived(w.Position())
+	r.w = w
+	r.seen.note(w)
+	r.source.Archived(w.Position())
 	return nil
 }
 
-func (u *Uploader) turn(ctx context.Context) (func(), error) {
-	if u.opts.Turn == nil {
-		return func() {}, nil
+// work waits for a turn and does f, which ends when it does not get on.
+func (u *Uploader) work(ctx context.Context, turn func(context.Context) (func(), error), f func(context.Context) error) error {
+	if turn != nil {
+		done, err := turn(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
 	}
-	return u.opts.Turn(ctx)
-}
-
-// sleep waits for the time, or where that is negative for a commit, and
-// returns a job if one came, or an error at the end. A commit ends a wait for something else.
-func (u *Uploader) sleep(ctx context.Context, d time.Duration) (*job, error) {
-	var timer <-chan time.Time
-	if d >= 0 {
-		t := time.NewTimer(d)
-		defer t.Stop()
-		timer = t.C
-	}
-	wake := u.wake
-	if d >= 0 && d <= u.opts.Interval {
-		wake = nil // let more commits come
-	}
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case j := <-u.jobs:
-		return &j, nil
-	case <-timer:
-	case <-wake:
-	}
-	return nil, nil
+	ctx, end := watch(ctx, u.stall)
+	return end(f(ctx))
 }
 
 func (u *Uploader) pause(ctx context.Context, d time.Duration) bool {
@@ -289,8 +303,14 @@ func (u *Uploader) pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// note keeps the outcome of a round for Status.
-func (u *Uploader) note(archived uint64, err error) {
+// What note is told of.
+const (
+	uploads = iota
+	upkeeps
+)
+
+// note keeps the outcome of a round, or of upkeep, for Status.
+func (u *Uploader) note(archived uint64, of int, err error) {
 	last, commit := u.source.Position()
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -301,125 +321,90 @@ func (u *Uploader) note(archived uint64, err error) {
 	case u.status.Since.IsZero():
 		u.status.Since = time.UnixMicro(commit)
 	}
-	if err == nil {
-		u.status.Error, u.status.Failed = "", time.Time{}
-		return
+	u.failed[of] = ""
+	if err != nil {
+		u.failed[of] = err.Error()
+		u.status.Failures++
 	}
-	u.status.Error = err.Error()
-	u.status.Failures++
-	if u.status.Failed.IsZero() {
+	u.status.Error = cmp.Or(u.failed[uploads], u.failed[upkeeps])
+	switch {
+	case u.status.Error == "":
+		u.status.Failed = time.Time{}
+	case u.status.Failed.IsZero():
 		u.status.Failed = time.Now()
 	}
 }
 
-// evidence is what bounds the time by which retention goes: a clock that is days ahead, of a node that has just begun to
-// lead, must not remove what is to be kept for these days. The last commit that was archived before has the time of
-// another clock, or of this one before it went wrong; since then at least as much time has passed as this process has
-// seen. What is committed from now on proves nothing, it has the time of the same clock. So history is kept for as much
-// longer as the database was idle before, but for a day at most: by then a clock that was so wrong has been noticed.
-type evidence struct {
-	commit int64 // time of that commit, 0 where there was none
-	at     time.Time
-}
-
-// note takes what a Writer has found, the first time.
-func (e *evidence) note(w *Writer) {
-	if e.at.IsZero() {
-		e.commit, e.at = w.view.state.Last.Time, time.Now()
+// round archives what is there. A snapshot that stands in for commits takes a turn of its own: it may be long.
+func (r *run) round(ctx context.Context) error {
+	for {
+		err := r.work(ctx, r.opts.Turn, r.commits)
+		if !errors.Is(err, ErrNotInBacklog) {
+			return err
+		}
+		if err := r.work(ctx, r.opts.UpkeepTurn, r.image); err != nil {
+			return err
+		}
 	}
 }
 
-func (e *evidence) bound(now time.Time) time.Time {
-	passed := now.Sub(e.at) // monotonic, whatever the clock does meanwhile
-	if proven := time.UnixMicro(e.commit).Add(passed); e.commit != 0 && passed < believeClock && proven.Before(now) {
-		return proven
-	}
-	return now
-}
-
-// retained keeps for Status what retention could not do. It is no reason to try again before it is due.
-func (u *Uploader) retained(blocked error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.status.Blocked = ""
-	if blocked != nil {
-		u.status.Blocked = blocked.Error()
-		u.opts.Log.Error("the archive keeps more than it should: verify it, with hasqlite archive verify", "db", u.id.Name, "err", blocked)
-	}
-}
-
-// round archives what is there, and merges and removes what is due.
-func (u *Uploader) round(ctx context.Context, wp **Writer, seen *evidence, nextCompact, nextRetain *time.Time) error {
-	done, err := u.turn(ctx)
-	if err != nil {
+// commits archives commits one by one.
+func (r *run) commits(ctx context.Context) error {
+	if err := r.open(ctx); err != nil {
 		return err
 	}
-	defer done()
-	if err := u.open(ctx, wp); err != nil {
-		return err
-	}
-	w := *wp
-	seen.note(w)
 	// What is committed meanwhile is for the next round, an interval later: a few commits at a time cost as many
 	// objects as there are commits.
-	for last, _ := u.source.Position(); w.Position() < last; {
-		more, err := u.upload(ctx, w)
+	for last, _ := r.source.Position(); r.w.Position() < last; {
+		more, err := r.batch(ctx)
 		if err != nil {
 			return err
 		}
-		u.source.Archived(w.Position())
-		u.note(w.Position(), nil)
+		r.source.Archived(r.w.Position())
+		r.note(r.w.Position(), uploads, nil)
 		if !more {
 			break
 		}
 	}
-	now := time.Now()
-	if !now.Before(*nextCompact) || w.Crowded() {
-		if err := w.Compact(ctx, now); err != nil {
-			return err
-		}
-		*nextCompact = now.Add(u.opts.Writer.Intervals[1])
-	}
-	if !now.Before(*nextRetain) {
-		_, err := w.Retain(ctx, seen.bound(now))
-		if err != nil && !errors.Is(err, errBlocked) {
-			return err
-		}
-		u.retained(err)
-		if err := w.Tidy(ctx); err != nil {
-			return err
-		}
-		*nextRetain = now.Add(retainEvery)
-	}
-	return w.Manifest(ctx, false)
+	r.upkeep.crowded = r.w.Crowded()
+	return r.w.Manifest(ctx, false)
 }
 
-// upload archives one batch and reports whether there may be more.
-func (u *Uploader) upload(ctx context.Context, w *Writer) (bool, error) {
-	batch, err := u.source.Commits(ctx, w.Position()+1, roundCommits, roundBytes)
-	if errors.Is(err, ErrNotInBacklog) {
-		img, done, err := u.source.Image(ctx)
-		if err != nil {
-			return false, fmt.Errorf("open image: %w", err)
-		}
-		defer done()
-		u.mu.Lock()
-		u.status.Gaps++
-		u.mu.Unlock()
-		return true, w.SnapshotOf(ctx, img)
-	}
+// batch archives some commits and reports whether there may be more.
+func (r *run) batch(ctx context.Context) (bool, error) {
+	batch, err := r.source.Commits(ctx, r.w.Position()+1, roundCommits, roundBytes)
 	if err != nil {
 		return false, err
 	}
 	defer batch.Close()
+	progressed(ctx)
 	if len(batch.Commits) == 0 {
 		return false, nil
 	}
-	return true, w.Append(ctx, batch.Commits)
+	return true, r.w.Append(ctx, batch.Commits)
+}
+
+// image archives the database as it is now, in the place of commits that cannot be had any more.
+func (r *run) image(ctx context.Context) error {
+	img, done, err := r.source.Image(ctx)
+	if err != nil {
+		return fmt.Errorf("open image: %w", err)
+	}
+	defer done()
+	before := len(r.w.View().state.Gaps)
+	if err := r.w.SnapshotOf(ctx, img); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.status.Gaps += uint64(len(r.w.View().state.Gaps) - before)
+	r.mu.Unlock()
+	r.source.Archived(r.w.Position())
+	r.note(r.w.Position(), uploads, nil)
+	return nil
 }
 
 // settled reports whether nothing is left to be merged.
 func (w *Writer) settled() bool {
-	s := w.view.state
+	s := w.View().state
 	return s.Done[TopLevel] == s.Last.MaxTXID
 }

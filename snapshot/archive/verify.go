@@ -1,10 +1,12 @@
 package archive
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"strings"
+	"time"
 
 	"github.com/uglyer/ha-sqlite/snapshot/store"
 )
@@ -18,9 +20,10 @@ type Report struct {
 	Unknown  []string // files of levels that the manifest does not list
 }
 
-// Verify reads every file of a database, follows a chain of files to every
-// state that the manifest lists, and restores the last one, page by page,
-// without keeping it. It goes on behind a problem.
+// Verify reads every file of a database and its page index, compares the times
+// by which litestream restores, follows a chain of files to every state that the
+// manifest lists, and restores the last one, page by page, without keeping it.
+// It goes on behind a problem.
 func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 	r := &Report{}
 	problem := func(err error) error {
@@ -54,23 +57,9 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 		known[v.Key(o)] = true
 	}
 	for _, o := range all {
-		if err := v.VerifyObject(ctx, o); err != nil {
+		for _, err := range v.verify(ctx, o) {
 			if err := problem(err); err != nil {
 				return r, err
-			}
-		}
-		if o.IndexSize > 0 {
-			if _, err := v.readDirectory(ctx, o); err != nil {
-				if err := problem(err); err != nil {
-					return r, err
-				}
-			}
-		}
-		if o.packed() && o.MaxTXID == o.PackMax {
-			if _, err := v.readPackIndex(ctx, o); err != nil {
-				if err := problem(err); err != nil {
-					return r, err
-				}
 			}
 		}
 		r.Objects++
@@ -115,6 +104,90 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 	return r, nil
 }
 
+// verify returns what is wrong with a file and with what belongs to it.
+func (v *View) verify(ctx context.Context, o Object) (problems []error) {
+	note := func(err error) {
+		if err != nil {
+			problems = append(problems, err)
+		}
+	}
+	switch {
+	case o.IndexSize > 0:
+		note(v.verifyIndexed(ctx, o))
+	default:
+		note(v.VerifyObject(ctx, o))
+	}
+	last := o.packed() && o.MaxTXID == o.PackMax
+	if last {
+		_, err := v.readPackIndex(ctx, o)
+		note(err)
+	}
+	if !o.packed() || last {
+		note(v.verifyTime(ctx, o))
+	}
+	return problems
+}
+
+// verifyIndexed reads a file to its end, and compares its page index, directory
+// and blocks, with the one that the file gives.
+func (v *View) verifyIndexed(ctx context.Context, o Object) error {
+	in, err := v.openFile(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer in.c.Close()
+	index := &indexWriter{}
+	for {
+		fr, err := in.next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		index.add(fr)
+	}
+	key := v.indexKey(o)
+	want, sum := index.bytes()
+	if sum != o.IndexSum {
+		return damaged(key, "the manifest lists checksum %016x, its file gives %016x", o.IndexSum, sum)
+	}
+	r, err := v.open(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	same, err := sameContent(r, bytes.NewReader(want))
+	if err != nil {
+		return fileError(key, err)
+	}
+	if !same {
+		return damaged(key, "it is not the page index of its file")
+	}
+	return nil
+}
+
+// timeUnits are the precisions in which stores keep times: S3 and most file
+// systems a microsecond, others less.
+var timeUnits = []time.Duration{time.Microsecond, time.Millisecond, time.Second, 2 * time.Second}
+
+// verifyTime compares the time of an object, which litestream restores by, with
+// that of its last commit.
+func (v *View) verifyTime(ctx context.Context, o Object) error {
+	key := v.Key(o)
+	info, err := v.store.Stat(ctx, key)
+	if err != nil {
+		return objectError(key, err)
+	}
+	want := time.UnixMicro(o.Time)
+	for _, unit := range timeUnits {
+		if info.Time.Equal(want.Truncate(unit)) {
+			return nil
+		}
+	}
+	return damaged(key, "its time is %s, its last commit was made at %s", info.Time.UTC().Format(timeFormat), want.UTC().Format(timeFormat))
+}
+
 // nowhere is a Target that keeps nothing.
 type nowhere struct{}
 
@@ -150,78 +223,4 @@ func (v *View) Describe(ctx context.Context) (Description, error) {
 		add(list)
 	}
 	return d, nil
-}
-
-// Choose finds which of the databases that had a name the archive means at a
-// time: the one that was made last before it.
-func (a *Archive) Choose(ctx context.Context, name string, at func(*View) (bool, error)) (*View, error) {
-	list, err := a.Find(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	var views []*View
-	for _, id := range list {
-		v, err := a.Load(ctx, id)
-		if errors.Is(err, ErrNoDatabase) {
-			continue // it is just being made
-		}
-		if err != nil {
-			// It may be the one that is meant.
-			return nil, fmt.Errorf("%w; a state of another database that had the name is found by its bookmark", err)
-		}
-		if !v.Empty() {
-			views = append(views, v)
-		}
-	}
-	if len(views) == 0 {
-		return nil, fmt.Errorf("nothing is archived of %s: %w", name, ErrNoDatabase)
-	}
-	var best *View
-	for _, v := range views {
-		ok, err := at(v)
-		if err != nil {
-			return nil, err
-		}
-		if ok && (best == nil || v.state.Last.Time > best.state.Last.Time) {
-			best = v
-		}
-	}
-	if best == nil {
-		// None fits; the last one says why.
-		best = views[0]
-		for _, v := range views[1:] {
-			if v.state.Last.Time > best.state.Last.Time {
-				best = v
-			}
-		}
-	}
-	return best, nil
-}
-
-// ChooseID finds the database of an id among those that had a name, in its last lineage. Of the others it reads nothing.
-func (a *Archive) ChooseID(ctx context.Context, name, database string) (*View, error) {
-	list, err := a.Find(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	var best *View
-	for _, id := range list {
-		if id.Database != database {
-			continue
-		}
-		v, err := a.Load(ctx, id)
-		if errors.Is(err, ErrNoDatabase) {
-			continue // it is just being made
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !v.Empty() && (best == nil || v.state.Last.Time > best.state.Last.Time) {
-			best = v
-		}
-	}
-	if best == nil {
-		return nil, fmt.Errorf("nothing is archived of database %s under the name %s: %w", database, name, ErrNoDatabase)
-	}
-	return best, nil
 }

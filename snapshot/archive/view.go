@@ -352,7 +352,7 @@ func (v *View) At(ctx context.Context, t time.Time) (p Point, dropped bool, err 
 		}
 		return Point{}, false, &RangeError{At: t, First: first.Time, Last: v.Last().Time}
 	}
-	if o.MaxTXID < v.state.Last.MaxTXID {
+	if o.MaxTXID < v.state.Last.MaxTXID && o.Time < micros { // no two commits have one time
 		next, err := v.After(ctx, o.MaxTXID)
 		if err != nil {
 			return Point{}, false, err
@@ -440,6 +440,12 @@ func (v *View) Commits(ctx context.Context, from uint64, f func(Point) error) er
 // File returns the file that ends at the point; of several, that of the lowest
 // level.
 func (p Point) File() Object { return p.object }
+
+// HasSnapshot reports whether there is a file of every page of the state.
+func (v *View) HasSnapshot(p Point) bool {
+	i := find(v.state.Snapshots, p.TXID)
+	return i < len(v.state.Snapshots) && v.state.Snapshots[i].MaxTXID == p.TXID
+}
 
 // Batch returns single commits from one on, as Backlog.Range does, for an
 // archive that lacks them.

@@ -43,10 +43,27 @@ type Commit struct {
 
 // Writer writes the archive of one database. There is one at a time, the
 // leader's; if another one writes to the same archive, one of the two gets
-// ErrForeign and has to make a new Writer. It is not safe for concurrent use.
+// ErrForeign and has to make a new Writer.
+//
+// Two goroutines may use it: one that adds what is new, with Append and
+// SnapshotOf, and one that looks after what is there, with all the rest. Both
+// may call Manifest.
+//
+// Invariants:
+//  1. Entries are written one at a time, each with changes that are valid in the
+//     state that the one before has made, whatever state they were computed from.
+//  2. Only the goroutine that adds changes what is last; only the other one
+//     removes, merges and labels. So what that one has read of a state is there
+//     until it changes it, and what is added meanwhile comes behind it.
+//  3. While a segment is made or files are chosen to go, commits change their
+//     lists: shape is held, so that the two do not meet.
 type Writer struct {
+	opts  WriterOptions
+	entry sync.Mutex // while an entry is written
+	shape sync.Mutex // before entry
+
+	mu       sync.Mutex
 	view     *View
-	opts     WriterOptions
 	since    uint64 // journal entries since the last manifest
 	changes  int    // in those that this Writer made
 	manifest uint64 // sequence number of the last manifest
@@ -55,8 +72,8 @@ type Writer struct {
 	// That the next number of an entry is free proves that nobody else was here only while the numbers that others have
 	// taken are not free again: known is when this Writer last knew the newest entry, marks are the manifests since
 	// which time has passed.
-	known time.Time
-	marks []mark
+	known time.Time // guarded by entry
+	marks []mark    // guarded by shape
 }
 
 // mark says that a manifest was there at a time.
@@ -87,6 +104,10 @@ type WriterOptions struct {
 	Snapshots time.Duration               // for which snapshots are kept: 30 days
 	Fanout    int                         // files merged at a time: 48
 	PackFrom  int                         // commits of one upload, from so many on, share an object: 4
+
+	// Room is asked before temporary files of at most so many bytes are made for a merge or a snapshot, which is put off
+	// where it gives an error; else it returns what says that they are gone. Nil: there is always room.
+	Room func(bytes int64) (release func(), err error)
 }
 
 func (o *WriterOptions) defaults() {
@@ -146,10 +167,21 @@ func (a *Archive) Writer(ctx context.Context, id Identity, o WriterOptions) (*Wr
 }
 
 // View returns what the archive has. It changes with the next write.
-func (w *Writer) View() *View { return w.view }
+func (w *Writer) View() *View {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.view
+}
 
 // Position returns the last transaction that is archived, 0 before the first.
-func (w *Writer) Position() uint64 { return w.view.state.Last.MaxTXID }
+func (w *Writer) Position() uint64 { return w.View().state.Last.MaxTXID }
+
+// failed returns why nothing can be written any more.
+func (w *Writer) failed() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.broken
+}
 
 // journal enters changes: with it they have happened, before it they have not.
 func (w *Writer) journal(ctx context.Context, changes ...change) error {
@@ -163,22 +195,34 @@ func (w *Writer) journalAlone(ctx context.Context, changes ...change) error {
 }
 
 func (w *Writer) enter(ctx context.Context, alone bool, changes []change) error {
-	if w.broken != nil {
-		return w.broken
+	w.entry.Lock()
+	defer w.entry.Unlock()
+	if err := w.failed(); err != nil {
+		return err
 	}
-	next := w.view.state.clone()
+	v := w.View()
+	next := v.state.clone()
+	removes := false
 	for _, c := range changes {
 		if err := next.apply(c); err != nil {
 			return fmt.Errorf("write archive of %s: %w", next.Name, err)
+		}
+		removes = removes || c.kind == changeRemove || c.kind == changeUnseal
+	}
+	if removes {
+		if lost, ok := next.unreachable(); ok {
+			return fmt.Errorf("write archive of %s: level %d file %s could not be reached any more: %w", next.Name, lost.Level, lost.name(), errInvalidChange)
 		}
 	}
 	next.Seq++
 	b := encodeJournal(next.Seq, changes)
 	begun := time.Now()
-	_, err := w.view.put(ctx, w.view.seqKey(w.view.dir, journalDir, next.Seq), bytes.NewReader(b), int64(len(b)), time.Time{})
+	_, err := v.put(ctx, v.seqKey(v.dir, journalDir, next.Seq), bytes.NewReader(b), int64(len(b)), time.Time{})
 	if err == nil && (alone || passed(w.known) > knownFor) {
-		err = w.newest(ctx, next.Seq)
+		err = w.newest(ctx, v, next.Seq)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if errors.Is(err, ErrForeign) {
 		w.broken = fmt.Errorf("write archive of %s: another writer was here: %w", next.Name, err)
 		return w.broken
@@ -187,16 +231,19 @@ func (w *Writer) enter(ctx context.Context, alone bool, changes []change) error 
 		return err
 	}
 	w.known = begun // the number after it cannot have been taken before
-	w.setState(next)
+	w.setStateLocked(next)
 	w.since++
 	w.changes += len(changes)
 	return nil
 }
 
-// newest makes sure that an entry is the newest one: no manifest has one of that number.
-func (w *Writer) newest(ctx context.Context, seq uint64) error {
-	v := w.view
-	return v.store.List(ctx, store.Join(v.dir, manifestDir), fmt.Sprintf("%016x%s", w.manifest, v.ext()), func(i store.Info) error {
+// newest makes sure that an entry is the newest one: no manifest has one of that number. Those that this Writer makes
+// meanwhile have lower ones.
+func (w *Writer) newest(ctx context.Context, v *View, seq uint64) error {
+	w.mu.Lock()
+	from := w.manifest
+	w.mu.Unlock()
+	return v.list(ctx, store.Join(v.dir, manifestDir), fmt.Sprintf("%016x%s", from, v.ext()), func(i store.Info) error {
 		if i.Key >= v.seqKey(v.dir, manifestDir, seq) {
 			return &ObjectError{i.Key, fmt.Errorf("it has an entry %016x already: %w", seq, ErrForeign)}
 		}
@@ -204,8 +251,8 @@ func (w *Writer) newest(ctx context.Context, seq uint64) error {
 	})
 }
 
-// setState makes a new view, so that one that was handed out stays as it was.
-func (w *Writer) setState(s *State) {
+// setStateLocked makes a new view, so that one that was handed out stays as it was.
+func (w *Writer) setStateLocked(s *State) {
 	old := w.view
 	old.mu.Lock()
 	defer old.mu.Unlock()
@@ -228,25 +275,23 @@ func (s *State) clone() *State {
 // 0, and then enters them. What it had stored before an error is found again by
 // the next try. The bodies are read several times.
 func (w *Writer) Append(ctx context.Context, commits []Commit) error {
-	if w.broken != nil {
-		return w.broken
+	if err := w.failed(); err != nil || len(commits) == 0 {
+		return err
 	}
-	if len(commits) == 0 {
-		return nil
-	}
+	s := w.View().state
 	objects, err := w.upload(ctx, commits)
 	if err != nil {
-		return fmt.Errorf("archive %s: %w", w.view.state.Name, err)
+		return fmt.Errorf("archive %s: %w", s.Name, err)
 	}
 	changes := make([]change, 0, len(objects)+1)
-	if w.view.state.PageSize == 0 {
+	if s.PageSize == 0 {
 		head := make([]byte, 100)
 		if _, err := commits[0].LTX.ReadAt(head, 0); err != nil {
-			return fmt.Errorf("archive %s: %w", w.view.state.Name, err)
+			return fmt.Errorf("archive %s: %w", s.Name, err)
 		}
 		h, err := snapshot.ParseFileHeader(head)
 		if err != nil {
-			return fmt.Errorf("archive %s: %w", w.view.state.Name, err)
+			return fmt.Errorf("archive %s: %w", s.Name, err)
 		}
 		changes = append(changes, change{kind: changePageSize, pageSize: h.PageSize})
 	}
@@ -257,7 +302,7 @@ func (w *Writer) Append(ctx context.Context, commits []Commit) error {
 }
 
 func (w *Writer) upload(ctx context.Context, commits []Commit) ([]Object, error) {
-	last := w.view.state.Last
+	last := w.View().state.Last
 	for _, c := range commits {
 		if c.TXID != last.MaxTXID+1 || last.MaxTXID != 0 && c.Time <= last.Time {
 			return nil, fmt.Errorf("commit %016x of time %d after %016x of %d: %w", c.TXID, c.Time, last.MaxTXID, last.Time, errInvalidChange)
@@ -363,8 +408,8 @@ func objectOf(i snapshot.FileInfo) Object {
 // writer has stored the same pages, compressed otherwise, and not entered them,
 // its file is taken.
 func (w *Writer) putFile(ctx context.Context, o Object, body io.ReaderAt, index *indexWriter) (Object, error) {
-	key := w.view.Key(o)
-	stored, err := w.view.put(ctx, key, body, o.Size, time.UnixMicro(o.Time))
+	key := w.View().Key(o)
+	stored, err := w.View().put(ctx, key, body, o.Size, time.UnixMicro(o.Time))
 	if errors.Is(err, ErrForeign) {
 		there, found, err := w.describeStored(ctx, key, err)
 		if err != nil {
@@ -374,7 +419,7 @@ func (w *Writer) putFile(ctx context.Context, o Object, body io.ReaderAt, index 
 			there.Pages != o.Pages || found.roll != index.roll {
 			return Object{}, &ObjectError{key, fmt.Errorf("it exists with another content: %w", ErrForeign)}
 		}
-		info, err := w.view.store.Stat(ctx, key)
+		info, err := w.View().store.Stat(ctx, key)
 		if err != nil {
 			return Object{}, err
 		}
@@ -387,14 +432,14 @@ func (w *Writer) putFile(ctx context.Context, o Object, body io.ReaderAt, index 
 		return o, nil
 	}
 	b, sum := index.bytes()
-	stored, err = w.view.put(ctx, w.view.indexKey(o), bytes.NewReader(b), int64(len(b)), time.Time{})
+	stored, err = w.View().put(ctx, w.View().indexKey(o), bytes.NewReader(b), int64(len(b)), time.Time{})
 	o.IndexSize, o.IndexSum = stored, sum
 	return o, err
 }
 
 // describeStored is describe for an object; cause is why it was asked.
 func (w *Writer) describeStored(ctx context.Context, key string, cause error) (Object, *indexWriter, error) {
-	r, err := w.view.open(ctx, key)
+	r, err := w.View().open(ctx, key)
 	if err != nil {
 		return Object{}, nil, err
 	}
@@ -407,25 +452,40 @@ func (w *Writer) describeStored(ctx context.Context, key string, cause error) (O
 }
 
 // Manifest writes a new manifest where it is due, and removes what it replaces.
-// An archive to which nothing is written costs no request.
+// An archive to which nothing is written costs no request. While files are
+// chosen to go it is not due, unless it is forced.
 func (w *Writer) Manifest(ctx context.Context, force bool) error {
-	if w.broken != nil || w.since == 0 || !force && w.since < manifestEvery && w.changes < manifestFrom {
-		return w.broken
+	w.mu.Lock()
+	due, err := w.since > 0 && (force || w.since >= manifestEvery || w.changes >= manifestFrom), w.broken
+	w.mu.Unlock()
+	if err != nil || !due {
+		return err
 	}
+	if force {
+		w.shape.Lock()
+	} else if !w.shape.TryLock() {
+		return nil
+	}
+	defer w.shape.Unlock()
 	if err := w.seal(ctx); err != nil {
 		return err
 	}
-	s := w.view.state
-	key := w.view.seqKey(w.view.dir, manifestDir, s.Seq)
-	if key == w.view.damagedKey {
+	w.mu.Lock()
+	v, changes, before := w.view, w.changes, w.manifest
+	w.mu.Unlock()
+	s := v.state
+	key := v.seqKey(v.dir, manifestDir, s.Seq)
+	if key == v.damagedKey {
 		return nil // there is one, which is damaged: the next entry makes room for another
 	}
 	b := encodeManifest(s)
-	if _, err := w.view.put(ctx, key, bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
+	if _, err := v.put(ctx, key, bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
 		return fmt.Errorf("write manifest of %s: %w", s.Name, err)
 	}
-	before := w.manifest
-	w.since, w.changes, w.manifest = 0, 0, s.Seq
+	w.mu.Lock()
+	// What was entered meanwhile is behind it.
+	w.since, w.changes, w.manifest = w.view.state.Seq-s.Seq, w.changes-changes, s.Seq
+	w.mu.Unlock()
 	w.marks = append(w.marks, mark{s.Seq, time.Now()})
 	return w.sweep(ctx, before)
 }
@@ -433,7 +493,7 @@ func (w *Writer) Manifest(ctx context.Context, force bool) error {
 // seal moves the oldest commits into segments, so that the manifest stays small.
 func (w *Writer) seal(ctx context.Context) error {
 	for {
-		s := w.view.state
+		s := w.View().state
 		if len(s.Recent) < sealFrom {
 			return nil
 		}
@@ -450,7 +510,7 @@ func (w *Writer) seal(ctx context.Context) error {
 			MinTXID: list[0].MinTXID, MaxTXID: list[len(list)-1].MaxTXID, FirstTime: list[0].Time, LastTime: list[len(list)-1].Time,
 			Count: uint32(len(list)), Sum: crc(b),
 		}
-		if _, err := w.view.put(ctx, w.view.segmentKey(seg), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
+		if _, err := w.View().put(ctx, w.View().segmentKey(seg), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
 			return fmt.Errorf("write commits of %s: %w", s.Name, err)
 		}
 		if err := w.journal(ctx, change{kind: changeSeal, segment: seg}); err != nil {
@@ -463,10 +523,10 @@ func (w *Writer) seal(ctx context.Context) error {
 // of them: a reader that has just found it needs what follows. Entries stay for
 // some time at least, so that their numbers are not free again.
 func (w *Writer) sweep(ctx context.Context, keep uint64) error {
-	v := w.view
+	v := w.View()
 	var old []string
 	take := func(until uint64, kind string) error {
-		return v.store.List(ctx, store.Join(v.dir, kind), "", func(i store.Info) error {
+		return v.list(ctx, store.Join(v.dir, kind), "", func(i store.Info) error {
 			if i.Key < v.seqKey(v.dir, kind, until) {
 				old = append(old, i.Key)
 			}
@@ -484,5 +544,5 @@ func (w *Writer) sweep(ctx context.Context, keep uint64) error {
 			return err
 		}
 	}
-	return v.store.Delete(ctx, old...)
+	return v.remove(ctx, old)
 }

@@ -38,17 +38,32 @@ const (
 	maxAttempts     = 4
 	responseTimeout = 30 * time.Second
 	deleteAtOnce    = 8
+	partsAtOnce     = 3 // of one object
 	abortTime       = 10 * time.Second
 )
 
 // Store is a store.Store in S3.
 type Store struct {
-	opts        Options
-	client      *s3.Client
-	conditional bool
-	part        int64
-	single      int64
+	opts   Options
+	client *s3.Client
+	part   int64
+	single int64
+
+	// Whether the store obeys If-None-Match where an object is put at once, and where it is completed of parts. Until
+	// Detect knows it is asked to, and objects are looked for before, too.
+	mu          sync.Mutex
+	detected    bool
+	whole, made condition
 }
+
+// condition is how the store keeps a Put from replacing an object.
+type condition int
+
+const (
+	unknown     condition = iota // the store is asked to refuse, and may not
+	conditional                  // the store refuses
+	looked                       // the store does not, or not even knows the question: whoever puts looks before
+)
 
 // Open makes a client. It sends no request.
 func Open(ctx context.Context, o Options) (*Store, error) {
@@ -102,7 +117,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if cfg.Region == "" {
 		cfg.Region = "us-east-1"
 	}
-	s := &Store{opts: o, conditional: true, part: partSize, single: singlePut}
+	s := &Store{opts: o, part: partSize, single: singlePut}
 	s.client = s3.NewFromConfig(cfg, func(so *s3.Options) {
 		so.UsePathStyle = o.PathStyle
 		if o.Endpoint != "" {
@@ -116,31 +131,61 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Detect asks the store whether it obeys If-None-Match: * and remembers the
-// answer. It writes and removes one object; a reader needs no such thing.
+// Detect implements store.Store: it asks whether If-None-Match: * is obeyed, by
+// an object that is put at once and by one that is made of parts, since there
+// are stores that obey the one and not the other. It writes and removes one
+// object, and does so until it has an answer.
 func (s *Store) Detect(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.detected {
+		return nil
+	}
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // documented never to fail
 	key := store.Join("_probe", hex.EncodeToString(b[:]))
+	full, err := s.key(key)
+	if err != nil {
+		return err
+	}
 	body := strings.NewReader("hasqlite")
-	s.conditional = true
-	err := s.put(ctx, key, body, body.Size(), time.Time{})
-	if isStatus(err, http.StatusNotImplemented) || isStatus(err, http.StatusBadRequest) {
-		s.conditional = false
-		err = s.put(ctx, key, body, body.Size(), time.Time{})
+	put := func(how condition) error { return s.putWhole(ctx, full, body, body.Size(), nil, how) }
+	complete := func(how condition) error { return s.putParts(ctx, full, body, body.Size(), nil, how) }
+	first := put(conditional)
+	if refused(first) {
+		first = put(looked)
+	}
+	var whole, made condition
+	if err = first; err == nil {
+		if whole, err = obeys(put); err == nil {
+			made, err = obeys(complete)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("probe %s: %w", s.URL(), err)
 	}
-	if s.conditional {
-		switch err := s.put(ctx, key, body, body.Size(), time.Time{}); {
-		case err == nil:
-			s.conditional = false
-		case !errors.Is(err, store.ErrExists):
-			return fmt.Errorf("probe %s: %w", s.URL(), err)
-		}
+	if err := s.Delete(ctx, key); err != nil {
+		return fmt.Errorf("remove the probe: %w", err)
 	}
-	return s.Delete(ctx, key)
+	s.whole, s.made, s.detected = whole, made, true
+	return nil
+}
+
+// obeys puts an object that is there already.
+func obeys(put func(condition) error) (condition, error) {
+	switch err := put(conditional); {
+	case err == nil, refused(err):
+		return looked, nil
+	case errors.Is(err, store.ErrExists):
+		return conditional, nil
+	default:
+		return unknown, err
+	}
+}
+
+// refused says that the store does not know what it was asked.
+func refused(err error) bool {
+	return isStatus(err, http.StatusNotImplemented) || isStatus(err, http.StatusBadRequest)
 }
 
 // URL implements store.Store.
@@ -149,8 +194,12 @@ func (s *Store) URL() string { return s.opts.URL() }
 // LevelDir implements store.Store.
 func (s *Store) LevelDir(level int) string { return fmt.Sprintf("%04x", level) }
 
-// Conditional implements store.Store. It is true until Detect finds otherwise.
-func (s *Store) Conditional() bool { return s.conditional }
+// Conditional implements store.Store. It is false until Detect has found it out.
+func (s *Store) Conditional() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.whole == conditional && s.made == conditional
+}
 
 func (s *Store) key(key string) (*string, error) {
 	if err := store.CheckKey(key); err != nil {
@@ -184,12 +233,12 @@ func isCode(err error, code string) bool {
 	return errors.As(err, &a) && a.ErrorCode() == code
 }
 
-// ifAbsent is the condition of all writes.
-func (s *Store) ifAbsent() *string {
-	if s.conditional {
-		return aws.String("*")
+// ifAbsent is the condition of a write.
+func (c condition) ifAbsent() *string {
+	if c == looked {
+		return nil
 	}
-	return nil
+	return aws.String("*")
 }
 
 // Put implements store.Store.
@@ -205,7 +254,14 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 	if err != nil {
 		return err
 	}
-	if !s.conditional {
+	parts := size > s.single
+	s.mu.Lock()
+	how := s.whole
+	if parts {
+		how = s.made
+	}
+	s.mu.Unlock()
+	if how != conditional {
 		if _, err := s.Stat(ctx, key); err == nil {
 			return store.ErrExists
 		} else if !errors.Is(err, store.ErrNotFound) {
@@ -216,17 +272,22 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 	if !t.IsZero() {
 		metadata = map[string]string{store.LevelTimeKey: t.UTC().Format(time.RFC3339Nano)}
 	}
-	sse, kms := s.sse()
-	if size > s.single {
-		return s.putParts(ctx, full, body, size, metadata)
+	if parts {
+		return s.putParts(ctx, full, body, size, metadata, how)
 	}
+	return s.putWhole(ctx, full, body, size, metadata, how)
+}
+
+// putWhole sends an object in one request.
+func (s *Store) putWhole(ctx context.Context, key *string, body io.ReaderAt, size int64, metadata map[string]string, how condition) error {
+	sse, kms := s.sse()
 	sum, err := digest(body, 0, size)
 	if err != nil {
 		return err
 	}
 	_, err = s.client.PutObject(ctx, &s3.PutObjectInput{
-		Bucket: &s.opts.Bucket, Key: full, Body: io.NewSectionReader(body, 0, size), ContentLength: &size, ContentMD5: s.md5(sum),
-		ContentType: aws.String("application/octet-stream"), Metadata: metadata, IfNoneMatch: s.ifAbsent(),
+		Bucket: &s.opts.Bucket, Key: key, Body: io.NewSectionReader(body, 0, size), ContentLength: &size, ContentMD5: s.md5(sum),
+		ContentType: aws.String("application/octet-stream"), Metadata: metadata, IfNoneMatch: how.ifAbsent(),
 		ServerSideEncryption: sse, SSEKMSKeyId: kms,
 	})
 	return class(err)
@@ -258,7 +319,7 @@ func (s *Store) md5(sum string) *string {
 }
 
 // putParts sends a large object in parts, which become the object at the end.
-func (s *Store) putParts(ctx context.Context, key *string, body io.ReaderAt, size int64, metadata map[string]string) (err error) {
+func (s *Store) putParts(ctx context.Context, key *string, body io.ReaderAt, size int64, metadata map[string]string, how condition) (err error) {
 	sse, kms := s.sse()
 	create := &s3.CreateMultipartUploadInput{
 		Bucket: &s.opts.Bucket, Key: key, Metadata: metadata, ContentType: aws.String("application/octet-stream"),
@@ -286,30 +347,59 @@ func (s *Store) putParts(ctx context.Context, key *string, body io.ReaderAt, siz
 	for part*maxParts < size {
 		part *= 2
 	}
-	var parts []types.CompletedPart
-	for at, number := int64(0), int32(1); at < size; at, number = at+part, number+1 {
-		n := min(part, size-at)
-		sum, err := digest(body, at, n)
-		if err != nil {
+	parts := make([]types.CompletedPart, (size+part-1)/part)
+	errs := make([]error, len(parts))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, partsAtOnce)
+	sending, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for i := range parts {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			at := int64(i) * part
+			parts[i], errs[i] = s.putPart(sending, key, up.UploadId, int32(i+1), io.NewSectionReader(body, at, min(part, size-at)), crc)
+			if errs[i] != nil {
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, context.Canceled) {
 			return err
 		}
-		in := &s3.UploadPartInput{
-			Bucket: &s.opts.Bucket, Key: key, UploadId: up.UploadId, PartNumber: &number, ContentLength: &n, ContentMD5: s.md5(sum),
-			Body: io.NewSectionReader(body, at, n),
-		}
-		if crc {
-			in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32
-		}
-		out, err := s.client.UploadPart(ctx, in)
-		if err != nil {
-			return err
-		}
-		parts = append(parts, types.CompletedPart{ETag: out.ETag, PartNumber: aws.Int32(number), ChecksumCRC32: out.ChecksumCRC32})
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	_, err = s.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
-		Bucket: &s.opts.Bucket, Key: key, UploadId: up.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}, IfNoneMatch: s.ifAbsent(),
+		Bucket: &s.opts.Bucket, Key: key, UploadId: up.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}, IfNoneMatch: how.ifAbsent(),
 	})
 	return class(err)
+}
+
+// putPart sends one part.
+func (s *Store) putPart(ctx context.Context, key, upload *string, number int32, body *io.SectionReader, crc bool) (types.CompletedPart, error) {
+	if err := ctx.Err(); err != nil {
+		return types.CompletedPart{}, err
+	}
+	n := body.Size()
+	sum, err := digest(body, 0, n)
+	if err != nil {
+		return types.CompletedPart{}, err
+	}
+	in := &s3.UploadPartInput{
+		Bucket: &s.opts.Bucket, Key: key, UploadId: upload, PartNumber: &number, ContentLength: &n, ContentMD5: s.md5(sum), Body: body,
+	}
+	if crc {
+		in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32
+	}
+	out, err := s.client.UploadPart(ctx, in)
+	if err != nil {
+		return types.CompletedPart{}, err
+	}
+	return types.CompletedPart{ETag: out.ETag, PartNumber: &number, ChecksumCRC32: out.ChecksumCRC32}, nil
 }
 
 // Get implements store.Store.

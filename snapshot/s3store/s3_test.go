@@ -2,14 +2,12 @@ package s3store
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -67,48 +65,81 @@ func TestS3KeepsTheContract(t *testing.T) {
 	})
 }
 
-// A store that ignores the condition is found out, and Puts look first.
-func TestDetectFindsAStoreThatIgnoresTheCondition(t *testing.T) {
+// A store that ignores the condition, refuses it, or obeys it for one kind of upload only, is found out, and no Put to it
+// replaces an object.
+func TestNoObjectIsReplacedWhateverTheStoreDoesWithTheCondition(t *testing.T) {
 	g := storetest.StartGateway(t)
-	target, err := url.Parse(g.Endpoint)
+	of := func(method string, answer int) func(*http.Request) int {
+		return func(r *http.Request) int {
+			if method == "" || r.Method == method {
+				return answer
+			}
+			return storetest.Obey
+		}
+	}
+	for what, tt := range map[string]struct {
+		answer      func(*http.Request) int
+		conditional bool
+	}{
+		"obeys":                            {of("", storetest.Obey), true},
+		"ignores":                          {of("", storetest.Ignore), false},
+		"ignores for whole objects":        {of(http.MethodPut, storetest.Ignore), false},
+		"ignores for objects of parts":     {of(http.MethodPost, storetest.Ignore), false},
+		"answers 501":                      {of("", http.StatusNotImplemented), false},
+		"answers 400":                      {of("", http.StatusBadRequest), false},
+		"answers 501 for objects of parts": {of(http.MethodPost, http.StatusNotImplemented), false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := open(t, "s3://archive/"+strings.ReplaceAll(what, " ", "-")+"?endpoint="+g.Unconditional(tt.answer))
+			if s.Conditional() {
+				t.Error("taken for conditional before it was asked")
+			}
+			if err := s.Detect(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if s.Conditional() != tt.conditional {
+				t.Errorf("conditional: %v", s.Conditional())
+			}
+			for _, size := range []int{3, 12 << 20} {
+				key := fmt.Sprintf("a/%d", size)
+				for i, want := range []error{nil, store.ErrExists, store.ErrExists} {
+					body := strings.NewReader(strings.Repeat(string(rune('a'+i)), size))
+					if err := s.Put(t.Context(), key, body, body.Size(), time.Now()); !errors.Is(err, want) {
+						t.Fatalf("put %d of %s: got %v, want %v", i, key, err, want)
+					}
+				}
+				r, err := s.Get(t.Context(), key, 0, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b, err := io.ReadAll(r)
+				if err := errors.Join(err, r.Close()); err != nil || string(b) != "a" {
+					t.Errorf("%s begins with %q, %v", key, b, err)
+				}
+			}
+		})
+	}
+}
+
+func TestDetectWaitsForAStoreThatIsDown(t *testing.T) {
+	g := storetest.StartGateway(t)
+	p, err := storetest.NewProxy(g.Endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var refuse atomic.Bool
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.SetURL(target)
-		r.Out.Host = r.In.Host
-	}, ModifyResponse: func(r *http.Response) error {
-		if r.StatusCode == http.StatusPreconditionFailed {
-			// As a store answers that overwrites.
-			r.StatusCode, r.Body, r.ContentLength = http.StatusOK, http.NoBody, 0
-			r.Header = http.Header{"Etag": {`"x"`}}
-		}
-		return nil
-	}}
-	ts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if refuse.Load() && r.Header.Get("If-None-Match") != "" {
-			http.Error(w, "<Error><Code>NotImplemented</Code></Error>", http.StatusNotImplemented)
-			return
-		}
-		proxy.ServeHTTP(w, r)
-	}))
-	defer ts.Close()
-	for _, refuses := range []bool{false, true} {
-		refuse.Store(refuses)
-		s := open(t, "s3://archive/p?endpoint="+ts.URL)
-		if err := s.Detect(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if s.Conditional() {
-			t.Errorf("refuses %v: taken for conditional", refuses)
-		}
-		key := map[bool]string{false: "a/x", true: "a/y"}[refuses]
-		for i, want := range []error{nil, store.ErrExists} {
-			if err := s.Put(t.Context(), key, strings.NewReader("abc"), 3, time.Now()); !errors.Is(err, want) {
-				t.Errorf("put %d: got %v, want %v", i, err, want)
-			}
-		}
+	defer p.Close()
+	s := open(t, g.URLAt(p.Endpoint, "p"))
+	p.Refuse(func(int, *http.Request) int { return http.StatusForbidden })
+	if err := s.Detect(t.Context()); err == nil || s.Conditional() {
+		t.Errorf("found out without an answer: %v, %v", s.Conditional(), err)
+	}
+	p.Refuse(nil)
+	if err := s.Detect(t.Context()); err != nil || !s.Conditional() {
+		t.Errorf("got %v, %v", s.Conditional(), err)
+	}
+	before := p.Requests()
+	if err := s.Detect(t.Context()); err != nil || p.Requests() != before {
+		t.Errorf("it was asked again: %v", err)
 	}
 }
 

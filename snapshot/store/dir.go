@@ -86,6 +86,9 @@ func (d *Dir) URL() string {
 // LevelDir implements Store.
 func (d *Dir) LevelDir(level int) string { return "ltx/" + strconv.Itoa(level) }
 
+// Detect implements Store: nothing is to be found out.
+func (d *Dir) Detect(context.Context) error { return nil }
+
 // Conditional implements Store: a hard link is made to a name or is not.
 func (d *Dir) Conditional() bool { return true }
 

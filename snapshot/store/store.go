@@ -38,6 +38,10 @@ type Store interface {
 	// litestream has it on this kind of store.
 	LevelDir(level int) string
 
+	// Detect finds out what Conditional reports, and how objects have to be put
+	// here. A writer calls it before its first Put; a reader needs no such thing.
+	Detect(ctx context.Context) error
+
 	// Conditional reports whether two concurrent Puts of one key are sure to
 	// give one of them ErrExists. Without it only Puts one after the other are.
 	Conditional() bool

@@ -281,10 +281,11 @@ func (s *storm) judge(ctx context.Context, acked int) {
 	}
 	rows := 0
 	for i, n := range s.cluster.Nodes() {
-		v, err := a.Choose(ctx, name(i), func(*archive.View) (bool, error) { return true, nil })
-		if err != nil {
+		views, err := a.Views(ctx, name(i), nil)
+		if err = errors.Join(err, views.Damaged()); err != nil {
 			s.t.Fatal(err)
 		}
+		v := views.List[0]
 		if len(v.State().Gaps) != 0 {
 			s.t.Errorf("%s has gaps %v", name(i), v.State().Gaps)
 		}

@@ -1,7 +1,6 @@
 package catchup
 
 import (
-	"bufio"
 	"context"
 	"database/sql"
 	"flag"
@@ -33,32 +32,10 @@ func TestMain(m *testing.M) {
 	testcluster.Main(m, nil)
 }
 
-// metric reads one number of a node.
-func metric(t testing.TB, n *localcluster.Node, name string) float64 {
-	t.Helper()
-	resp, err := http.Get("http://" + n.HTTP + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		if rest, ok := strings.CutPrefix(lines.Text(), "hasqlite_"+name+" "); ok {
-			v, err := strconv.ParseFloat(rest, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return v
-		}
-	}
-	t.Fatalf("node %s has no metric %s", n.ID, name)
-	return 0
-}
-
 func shipped(t testing.TB, c *localcluster.Cluster) (pages float64) {
 	for _, n := range c.Nodes() {
 		if n.Running() {
-			pages += metric(t, n, "catchup_shipped_pages_total")
+			pages += testcluster.Metric(t, n, "hasqlite_catchup_shipped_pages_total")
 		}
 	}
 	return pages
@@ -297,7 +274,7 @@ func TestFollowerCatchesUpByLog(t *testing.T) {
 		first := time.Now()
 		atPosition(t, away, leader, "db")
 		took := time.Since(first)
-		applying := metric(t, away, "apply_duration_seconds_sum")
+		applying := testcluster.Metric(t, away, "hasqlite_apply_duration_seconds_sum")
 		t.Logf("%s: %d transactions, %.0f MB in %.2f s, from %.2f s after the start: %.0f /s, %.0f MB/s; of it %.2f s in the files: %.0f /s, %.0f MB/s",
 			k.name, n, bytes/1e6, took.Seconds(), first.Sub(start).Seconds(), float64(n)/took.Seconds(), bytes/1e6/took.Seconds(),
 			applying, float64(n)/applying, bytes/1e6/applying)

@@ -112,6 +112,24 @@ func TestFailedSyncStopsTheNode(t *testing.T) {
 			}
 			return w.failSync(ctx, s, slices.Max(segments))
 		}},
+		{"the page checksums", func(ctx context.Context) error {
+			s, err := w.follower(ctx)
+			if err != nil {
+				return err
+			}
+			segments, err := filepath.Glob(filepath.Join(s.node.Data, "sums", "*"))
+			if err != nil {
+				return err
+			}
+			return w.failSync(ctx, s, segments...)
+		}},
+		{"a raft snapshot", func(ctx context.Context) error {
+			s, err := w.follower(ctx)
+			if err != nil {
+				return err
+			}
+			return w.failSync(ctx, s, filepath.Join(s.node.Data, "raft", "snapshots"))
+		}},
 		{"votes and terms", func(ctx context.Context) error {
 			l, err := w.leader(ctx)
 			if err != nil {

@@ -305,6 +305,9 @@ func TestWALComesBackWhenReadersEnd(t *testing.T) {
 		if d.ReaderPID != app.PID() || d.ReaderAgeMS < (*hold/2).Milliseconds() || d.ReaderAgeMS > time.Since(begun).Milliseconds() {
 			t.Errorf("%s: status shows process %d as the oldest reader for %d ms, it is %d for %v", n.ID, d.ReaderPID, d.ReaderAgeMS, app.PID(), *hold)
 		}
+		if got, most := testcluster.Metric(t, n, "hasqlite_oldest_reader_seconds"), time.Since(begun).Seconds(); got < float64(d.ReaderAgeMS)/1000 || got > most {
+			t.Errorf("%s: the metric says %.3f s, status %d ms, and at most %.3f s have gone", n.ID, got, d.ReaderAgeMS, most)
+		}
 		if d.BacklogFrames == 0 || d.BacklogMS == 0 {
 			t.Errorf("%s: status shows a backlog of %d frames for %d ms", n.ID, d.BacklogFrames, d.BacklogMS)
 		}
