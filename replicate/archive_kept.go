@@ -166,6 +166,11 @@ func (a *archiver) rebase(states []DatabaseState) {
 			a.forgetLocked(st.ID, st.Archived)
 		}
 	}
+	for id, k := range a.kept {
+		if _, _, gone := a.s.fsm.Tombstone(id); gone {
+			k.deleted = true // between this node's last entry and the manifest
+		}
+	}
 }
 
 // keep moves what is decided up to a manifest's positions and not archived from the log into the backlog, durably. What

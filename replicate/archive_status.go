@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
@@ -14,7 +15,7 @@ type ArchiveStatus struct {
 	Writes      bool   // this node writes it
 	Conditional bool   // the store refuses to replace an object
 	Encrypted   bool   //
-	Error       string // why it is not open, or why an upload failed
+	Error       string // why it is not open, why an upload failed, or what retention could not remove
 	Lagging     int    // databases of which commits are not archived
 	Unknown     int    // databases of which that is not known: all of what they have is from before the start
 	Lag         time.Duration
@@ -60,8 +61,8 @@ func (s *Service) ArchiveStatus() ArchiveStatus {
 			st := k.uploader.u.Status()
 			r.Gaps += st.Gaps
 			r.Failures += st.Failures
-			if st.Error != "" {
-				r.Error = st.Error
+			if why := cmp.Or(st.Error, st.Blocked); why != "" {
+				r.Error = why
 			}
 		}
 	}

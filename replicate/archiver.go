@@ -7,8 +7,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"net/url"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -155,8 +158,22 @@ func (a *archiver) open() bool {
 
 // archiveTag names an archive in the log: positions that were noted for another one count for nothing.
 func archiveTag(a *archive.Archive, lineage uint64) uint64 {
-	h := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d", a.Store().URL(), a.Cluster(), lineage))
+	h := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d", archivePlace(a.Store().URL()), a.Cluster(), lineage))
 	return binary.LittleEndian.Uint64(h[:]) | 1
+}
+
+// archivePlace is what of a URL says where objects are. By the rest, as which certificates and credentials are used, the
+// nodes of a cluster may differ.
+func archivePlace(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return text
+	}
+	place := url.URL{Scheme: u.Scheme, Host: u.Host, Path: strings.TrimSuffix(u.Path, "/")}
+	if endpoint := u.Query().Get("endpoint"); endpoint != "" {
+		place.RawQuery = url.Values{"endpoint": {strings.TrimSuffix(endpoint, "/")}}.Encode()
+	}
+	return place.String()
 }
 
 // run starts and ends uploaders, and tells the cluster how far they are.
@@ -217,7 +234,11 @@ func (a *archiver) survey() {
 		return
 	}
 	a.surveyed = now
-	clear(a.proposals)
+	// What was archived in a former term and not told yet is still true.
+	maps.DeleteFunc(a.proposals, func(id DatabaseID, txid TXID) bool {
+		st, ok := a.s.fsm.Get(id)
+		return !ok || a.s.fsm.Archive() == a.tag && st.Archived >= txid
+	})
 	known := a.s.fsm.Archive() == a.tag && !a.opts.Local
 	for _, st := range a.s.fsm.List() {
 		if st.Pending || st.Position.TXID == 1 || known && st.Archived >= st.Position.TXID {
@@ -479,7 +500,11 @@ func (s *Service) ArchiveWriter(ctx context.Context, id DatabaseID, f func(conte
 	if up == nil {
 		return ErrNotFound
 	}
-	return up.u.Do(ctx, f)
+	err := up.u.Do(ctx, f)
+	if errors.Is(err, archive.ErrEnded) {
+		err = ErrNotLeader
+	}
+	return err
 }
 
 func (a *archiver) why() error {

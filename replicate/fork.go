@@ -98,9 +98,10 @@ func (s *state) forkBegin(e *ForkBegin, d *Decision) func(Sink) {
 	if e.Past() {
 		db.Position, db.PageCount, db.CommitTime = e.At, e.PageCount, e.StateTime
 	}
-	// What nobody has written is what its creation says: there is nothing to copy.
+	// What nobody has written is what its creation says: there is nothing to copy. Its first commit is that one, and has
+	// its time.
 	if db.Pending = db.Position.TXID > 1; !db.Pending {
-		db.Source = DatabaseID{}
+		db.Source, db.CommitTime = DatabaseID{}, db.CreatedTime
 	}
 	s.addDatabase(db)
 	d.Accepted = true

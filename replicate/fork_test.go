@@ -114,7 +114,7 @@ func TestForkOfAnEmptyDatabaseIsACreation(t *testing.T) {
 	source, _ := s.f.Get(src)
 	d := s.fork(src, "fork", nil)
 	st, _ := s.f.Get(d.ID)
-	if !d.Accepted || st.Pending || st.Position != source.Position || len(s.f.PendingForks()) != 0 {
+	if !d.Accepted || st.Pending || st.Position != source.Position || len(s.f.PendingForks()) != 0 || st.CommitTime != st.CreatedTime || st.CreatedTime <= source.CommitTime {
 		t.Errorf("%+v, %+v", d, st)
 	}
 	s.commit(src)

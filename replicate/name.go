@@ -54,6 +54,10 @@ func ValidateName(name string) error {
 		case "..":
 			return refuse(`it has a ".." segment`)
 		}
+		if len(segment) == MaxNameBytes && segment[0] == '_' {
+			// In an archive in files it is a directory, with another underscore in front (snapshot/archive).
+			return refuse(fmt.Sprintf("it begins with an underscore, so it may have %d bytes at most", MaxNameBytes-1))
+		}
 	}
 	return nil
 }

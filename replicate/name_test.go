@@ -9,7 +9,7 @@ import (
 func TestNamesThatAreAllowed(t *testing.T) {
 	for _, name := range []string{
 		"shop.db", "acme/plan-7", "acme/shop.db", "a", "Größe", "日本/語", "with space", "...", "a..b", ".hidden",
-		"CON", "trailing.", "a\\b", "ab:c", "%2e%2e", strings.Repeat("x", 255),
+		"CON", "trailing.", "a\\b", "ab:c", "%2e%2e", strings.Repeat("x", 255), "_" + strings.Repeat("x", 253), "_a/" + strings.Repeat("x", 252),
 	} {
 		if err := ValidateName(name); err != nil {
 			t.Errorf("%q: %v", name, err)
@@ -21,6 +21,7 @@ func TestNamesThatAreRefused(t *testing.T) {
 	for _, test := range []struct{ why, name string }{
 		{"empty", ""},
 		{"it has 256 bytes", strings.Repeat("x", 256)},
+		{"an underscore, so it may have 254 bytes", "_" + strings.Repeat("x", 254)},
 		{"absolute path", "/etc/passwd"},
 		{"absolute path of Windows", `\\host\share`},
 		{"absolute path of Windows", `c:\x`},

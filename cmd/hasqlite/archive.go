@@ -30,14 +30,14 @@ func (o *archiveOptions) flags(cmd *cobra.Command) {
 }
 
 // views loads the databases that had a name, the newest first, or those of them that the user named.
-func (o archiveOptions) views(ctx context.Context, a *archive.Archive, name string) ([]*archive.View, error) {
+func (o archiveOptions) views(ctx context.Context, a *archive.Archive, name string) (archive.Views, error) {
 	if o.database == "" {
 		return a.Views(ctx, name, nil)
 	}
 	db, text, one := strings.Cut(o.database, "-")
 	lineage, err := strconv.ParseUint(text, 10, 64)
 	if len(db) != 32 || one && err != nil {
-		return nil, exit.Usagef("--database %q: want the id of a database, 32 hex digits, or <id>-<lineage>", o.database)
+		return archive.Views{}, exit.Usagef("--database %q: want the id of a database, 32 hex digits, or <id>-<lineage>", o.database)
 	}
 	views, err := a.Views(ctx, name, func(id archive.Identity) bool { return id.Database == db && (!one || id.Lineage == lineage) })
 	if errors.Is(err, archive.ErrNoDatabase) {
@@ -56,7 +56,11 @@ type older struct {
 // newest loads the newest of the databases that had a name, or of those that the user named, and says which others
 // there are.
 func (c *cli) newest(ctx context.Context, a *archive.Archive, o archiveOptions, name string) (*archive.View, []older, error) {
-	views, err := o.views(ctx, a, name)
+	found, err := o.views(ctx, a, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	views, err := found.All()
 	if err != nil {
 		return nil, nil, err
 	}

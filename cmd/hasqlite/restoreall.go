@@ -67,9 +67,9 @@ func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wante
 	}
 	return c.askLong(cmd, func(_ context.Context, client *api.Client) error {
 		return c.withArchive(cmd, o, func(ctx context.Context, a *archive.Archive) error {
-			list, err := a.Databases(ctx)
-			if err != nil {
-				return err
+			list, missed := a.Databases(ctx) // what is damaged does not keep the others from it
+			if len(list) == 0 {
+				return missed
 			}
 			var names []string
 			for _, id := range list {
@@ -96,9 +96,9 @@ func (r restoreAll) run(c *cli, cmd *cobra.Command, o archiveOptions, want wante
 				return err
 			}
 			if failed > 0 {
-				return fmt.Errorf("%d of %d databases were not restored; the same command again goes on with them", failed, len(done))
+				missed = errors.Join(missed, fmt.Errorf("%d of %d databases were not restored; the same command again goes on with them", failed, len(done)))
 			}
-			return nil
+			return missed
 		})
 	})
 }

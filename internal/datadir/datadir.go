@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -387,15 +388,16 @@ const setAsidePrefix = "set-aside-"
 
 // SetAside moves the state of a node out of the way, into a directory below,
 // and makes the node one that belongs to no cluster. It returns the path of
-// that directory, empty if there was nothing to move.
-func (d *Dir) SetAside(now time.Time) (string, error) {
+// that directory, empty if there was nothing to move. What is named in keep
+// stays where it is.
+func (d *Dir) SetAside(now time.Time, keep ...string) (string, error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
 		return "", fmt.Errorf("set aside: %w", err)
 	}
 	aside := ""
 	for _, e := range entries {
-		if !e.IsDir() || strings.HasPrefix(e.Name(), setAsidePrefix) {
+		if !e.IsDir() || strings.HasPrefix(e.Name(), setAsidePrefix) || slices.Contains(keep, e.Name()) {
 			continue
 		}
 		if sub, err := os.ReadDir(filepath.Join(d.path, e.Name())); err == nil && len(sub) == 0 {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func must(t testing.TB, err error) {
@@ -269,6 +270,29 @@ func FuzzDecodeRecord(f *testing.F) {
 			t.Fatalf("%+v became %+v", r, back)
 		}
 	})
+}
+
+func TestSetAsideMovesAllButWhatIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	d, err := Open(path, Want{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, name := range []string{"raft", "archive"} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(path, name), 0o750), os.WriteFile(filepath.Join(path, name, "x"), []byte(name), 0o640)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	aside, err := d.SetAside(time.Now(), "archive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at, there := range map[string]bool{filepath.Join(aside, "raft", "x"): true, filepath.Join(path, "raft"): false, filepath.Join(path, "archive", "x"): true, filepath.Join(aside, "archive"): false} {
+		if _, err := os.Stat(at); (err == nil) != there {
+			t.Errorf("%s: %v", at, err)
+		}
+	}
 }
 
 // Whoever changes the record hears that a sync failed, and not of an error that it could try again after.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -225,5 +226,60 @@ func TestStatesBeforeWhatIsMissing(t *testing.T) {
 	var before *archive.RangeError
 	if _, err := (Moment{Time: at(0.5), Now: at(1000)}).Find(t.Context(), a, "shop.db"); !errors.As(err, &before) || !before.First.Equal(at(1)) || !before.Last.Equal(at(102)) {
 		t.Errorf("before all of them: %v", err)
+	}
+}
+
+// A database that is damaged is in the way of a state that it could be, and not of one that a bookmark names.
+func TestADamagedNamesakeIsInTheWayOfGuessesOnly(t *testing.T) {
+	root := t.TempDir()
+	d, err := store.OpenDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := archive.Claim(t.Context(), d, "c1", archive.Options{TempDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad, good := newBranch(t, a, 'a', "0f", 0), newBranch(t, a, 'b', "0e", 0)
+	bad.commit(1, 3, 0)
+	good.commit(1, 3, 100)
+	manifests, err := filepath.Glob(filepath.Join(root, "shop.db", "_"+bad.id.Database+"-0", "hasqlite", "manifest", "*"))
+	if err != nil || len(manifests) == 0 {
+		t.Fatalf("%q, %v", manifests, err)
+	}
+	for _, name := range manifests {
+		if err := errors.Join(os.Remove(name), os.WriteFile(name, []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		at    float64
+		to    string
+		found bool
+		says  string
+	}{
+		{to: good.bookmark('b', 2), found: true},
+		{to: good.bookmark('b', 2)[:33], found: true},
+		{to: bad.bookmark('a', 2), says: bad.id.Database},
+		{to: bad.bookmark('a', 2)[:33], says: bad.id.Database},
+		{to: "0000000000000002", says: "bookmark"},
+		{at: 102.5, says: "bookmark"},
+		{says: "bookmark"},
+	} {
+		var m Moment
+		if tt.to != "" {
+			if m, err = Parse("", tt.to, now); err != nil {
+				t.Fatal(err)
+			}
+		} else if tt.at != 0 {
+			m.Time, m.Now = at(tt.at), at(1000)
+		}
+		f, err := m.Find(t.Context(), a, "shop.db")
+		switch {
+		case tt.found && (err != nil || f.View.State().Database != good.id.Database || f.Point.TXID != 2):
+			t.Errorf("%+v: %+v, %v", tt, f.Point, err)
+		case !tt.found && (!errors.Is(err, archive.ErrDamaged) || !strings.Contains(err.Error(), tt.says)):
+			t.Errorf("%+v: %v", tt, err)
+		}
 	}
 }

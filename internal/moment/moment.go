@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -146,26 +145,36 @@ func (m Moment) find(ctx context.Context, a *archive.Archive, name string) (Foun
 
 // FindIn chooses the state in views of the databases that had a name, of which
 // there is at least one. The newest one that has what a bookmark or a transaction
-// number names is meant; with a time, that which begins last at or before it.
-func (m Moment) FindIn(ctx context.Context, views []*archive.View) (Found, error) {
-	f := Found{Views: views, View: views[0]}
-	var err error
+// number names is meant; with a time, that which begins last at or before it. One
+// that is damaged is in the way of what it could be, and of no state that is known
+// by its checksum.
+func (m Moment) FindIn(ctx context.Context, views archive.Views) (Found, error) {
+	f := Found{Views: views.List, View: views.List[0]}
+	if m.TXID == 0 {
+		if _, err := views.All(); err != nil {
+			return f, err
+		}
+	}
 	switch {
 	case m.ByTime():
 		return m.at(ctx, f)
 	case m.TXID != 0:
 		if m.Database != "" {
-			views = slices.DeleteFunc(slices.Clone(views), func(v *archive.View) bool { return v.State().Database != m.Database })
+			views = views.Of(m.Database)
 		}
-		if len(views) == 0 {
+		if len(views.List) == 0 && views.Damaged() == nil {
 			s := f.View.State()
 			return f, fmt.Errorf("the bookmark is of database %s, the archive has %s under the name %s: %w", m.Database, s.Database, s.Name, archive.ErrNotArchived)
 		}
-		f.View, f.Point, err = archive.FindState(ctx, views, m.TXID, m.Checksum)
+		v, p, err := archive.FindState(ctx, views, m.TXID, m.Checksum)
+		if err != nil {
+			return f, err
+		}
+		f.View, f.Point = v, p
 	default:
 		f.Point = f.View.Last()
 	}
-	return f, err
+	return f, nil
 }
 
 // at chooses the last state at or before the time.
@@ -249,6 +258,9 @@ const DroppedNote = "commits behind it are no longer kept one by one; some of th
 // found by the time that was given.
 func (m Moment) Remarks(f Found) []string {
 	var lines []string
+	if err := f.View.Damage(); err != nil {
+		lines = append(lines, fmt.Sprintf("the manifest before it was read, and nothing is missing: %v", err))
+	}
 	if m.ByTime() && f.Last() {
 		lines = append(lines, "it is the last commit of the archive: what was committed later and not archived is not in it; "+f.span())
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -41,13 +42,14 @@ func dropScratch(f *os.File) {
 	os.Remove(f.Name())
 }
 
-// room refuses what would fill the disk.
-func (n *Node) room(bytes int64) error {
+// room refuses so many copies of what would fill the disk.
+func (n *Node) room(bytes, copies int64) error {
 	free, err := n.space.Free()
 	if err != nil {
 		return nil // the write will say so
 	}
-	if need := bytes + reserveBytes(n.cfg.LogLimit); free < need {
+	most := math.MaxInt64/copies - maxReserveBytes // what is asked for comes from outside
+	if need := copies*min(bytes, most) + reserveBytes(n.cfg.LogLimit); free < need {
 		return fmt.Errorf("%d bytes are needed on the disk of this node, %d are free: %w", need, free, api.ErrUnavailable)
 	}
 	return nil
@@ -86,7 +88,7 @@ func (b backend) importFile(ctx context.Context, req api.ImportRequest, file io.
 			return r, fmt.Errorf("there is a database of this name: %w", api.ErrExists)
 		}
 	}
-	if err := b.n.room(2 * req.Size); err != nil { // here, and as a database
+	if err := b.n.room(req.Size, 2); err != nil { // here, and as a database
 		return r, err
 	}
 	f, err := b.n.scratchFile()
@@ -243,7 +245,7 @@ func (b backend) Export(ctx context.Context, name string, m api.Moment) (head ap
 		}
 	}
 	if st, ok := b.n.svc.Lookup(name); ok {
-		if err := b.n.room(int64(st.PageCount) * int64(st.PageSize)); err != nil {
+		if err := b.n.room(int64(st.PageCount)*int64(st.PageSize), 1); err != nil {
 			return head, nil, err
 		}
 	}

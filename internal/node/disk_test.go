@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/replicate"
 )
 
@@ -187,6 +189,23 @@ func TestOpenAfterAPowerFailureSeesWhatWasAcknowledged(t *testing.T) {
 			t.Fatalf("%d rows right after the start, %d were acknowledged", got, want)
 		}
 		reader.Close()
+	}
+}
+
+// fixedRoom is a disk with so much room.
+type fixedRoom struct {
+	replicate.Space
+	free int64
+}
+
+func (f fixedRoom) Free() (int64, error) { return f.free, nil }
+
+func TestRoomIsRefusedForAnySizeThatDoesNotFit(t *testing.T) {
+	n := &Node{space: fixedRoom{free: 1 << 40}}
+	for bytes, ok := range map[int64]bool{0: true, 1 << 38: true, 1 << 39: false, 1 << 62: false, 1<<62 + 5: false, math.MaxInt64: false} {
+		if err := n.room(bytes, 2); (err == nil) != ok || err != nil && !errors.Is(err, api.ErrUnavailable) {
+			t.Errorf("%d bytes twice: %v", bytes, err)
+		}
 	}
 }
 

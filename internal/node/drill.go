@@ -58,7 +58,8 @@ func (n *Node) newDriller(archives bool) *driller {
 		mark:    func() (uint64, bool) { return n.svc.ArchiveMark() },
 		tell:    func(ctx context.Context, note replicate.DrillNote) { n.svc.TellDrill(ctx, note) },
 		sample:  func(choose func(int) int) (replicate.DatabaseState, bool) { return n.svc.Sample(choose) },
-		lineage: func() uint64 { return n.dir.Record().Lineage }, room: n.room, failed: n.log.Error,
+		lineage: func() uint64 { return n.dir.Record().Lineage },
+		room:    func(bytes int64) error { return n.room(bytes, 1) }, failed: n.log.Error,
 		rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		st:   api.DrillStatus{IntervalMS: interval.Milliseconds()},
 	}

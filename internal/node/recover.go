@@ -218,7 +218,9 @@ func (r *Recovery) describe(nodes []*stopped) {
 
 // Rejoin makes a stopped node one that belongs to no cluster, so that it can
 // join one with --join. What it had is moved into a directory of the data
-// directory, whose path is returned. Applications that still have its
+// directory, whose path is returned, but for its own archive: that has the
+// history of each lineage apart, and goes on where the node joins the same
+// cluster again. Another one is refused by it. Applications that still have its
 // databases open get I/O errors until they open them anew.
 func Rejoin(data string, log *slog.Logger) (string, error) {
 	dir, err := datadir.Open(data, datadir.Want{Existing: true})
@@ -229,7 +231,7 @@ func Rejoin(data string, log *slog.Logger) (string, error) {
 	err = endHandles(dir.DatabasesDir(), fileAccess)
 	aside := ""
 	if err == nil {
-		aside, err = dir.SetAside(time.Now())
+		aside, err = dir.SetAside(time.Now(), archiveDir)
 	}
 	if err := errors.Join(err, dir.Close()); err != nil {
 		return aside, fmt.Errorf("rejoin %s: %w", data, err)

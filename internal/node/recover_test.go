@@ -20,7 +20,7 @@ import (
 // and recovers only what was confirmed. What goes on is a new lineage, in which nothing of the former one has a
 // part, until it comes back with nothing of its own.
 func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
-	c := prepared(t, 3, nil)
+	c := prepared(t, 3, ownArchives)
 	behind := c.follower()
 	leader := c.leader()
 	other := 3 - leader - behind
@@ -157,6 +157,9 @@ func TestRecoverAfterTheLossOfAMajority(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(aside, "raft")); err != nil {
 		t.Errorf("what it had is not kept: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(c.cfgs[other].Data, archiveDir, "_archive.json")); err != nil {
+		t.Errorf("its archive does not stay: %v", err)
 	}
 	c.cfgs[other].Join, c.cfgs[other].BootstrapExpect = []string{c.cfgs[behind].Raft}, 0
 	c.start(other)

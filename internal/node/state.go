@@ -183,7 +183,7 @@ func (s *stateFile) ReadPage(pgno uint32, buf []byte) error {
 // restore writes a state that is in the archive into a scratch file, verified.
 func (n *Node) restore(ctx context.Context, w *wanted, f *os.File, progress func(api.Progress)) (*stateFile, error) {
 	s := &stateFile{f: f, pageSize: w.found.View.State().PageSize, pageCount: w.found.Point.PageCount}
-	if err := n.room(int64(s.pageCount) * int64(s.pageSize)); err != nil {
+	if err := n.room(int64(s.pageCount)*int64(s.pageSize), 1); err != nil {
 		return nil, err
 	}
 	report := steps(progress)

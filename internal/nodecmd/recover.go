@@ -83,7 +83,8 @@ func newRejoin(name string, f Funcs) *cobra.Command {
 		Long: `Makes a stopped node one that belongs to no cluster: a member that was removed, or one of a
 lineage that a recovery has ended. What it had is moved into a directory set-aside-… of the
 data directory, to be looked at and deleted; none of it is used any more. The next start with
---join makes the node a member as if its directory were new.
+--join makes the node a member as if its directory were new. The archive in the data directory
+stays where it is, and goes on; to join another cluster, move it away.
 
 As long as the node still is a member, remove it first: hasqlite cluster remove.`,
 		Example:       fmt.Sprintf("  %[1]s rejoin --data /var/lib/hasqlite\n  %[1]s --data /var/lib/hasqlite --raft db2.lan:7441 --join db1.lan:7441", name),

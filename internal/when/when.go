@@ -53,8 +53,11 @@ func Parse(text string, now time.Time) (time.Time, error) {
 
 func parse(text string, now time.Time) (time.Time, error) {
 	for _, layout := range dates {
-		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
-			return t, nil
+		if t, err := time.Parse(layout, text); err == nil {
+			if layout == time.RFC3339Nano || strings.HasSuffix(layout, "Z07:00") {
+				return t, nil
+			}
+			return local(t.Date, t, now.Location())
 		}
 	}
 	low := strings.ToLower(text)
@@ -75,11 +78,29 @@ func parse(text string, now time.Time) (time.Time, error) {
 	}
 	for _, layout := range clocks {
 		if t, err := time.Parse(layout, clock); err == nil {
-			y, m, d := day.Date()
-			return time.Date(y, m, d, t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), now.Location()), nil
+			return local(day.Date, t, now.Location())
 		}
 	}
 	return time.Time{}, errors.New("it is no time")
+}
+
+// local returns when clocks in a zone show a time of a day. Where they are put forward or back there is none, or two:
+// which one is meant nobody can say but who wrote it.
+func local(date func() (int, time.Month, int), clock time.Time, zone *time.Location) (time.Time, error) {
+	y, m, d := date()
+	t := time.Date(y, m, d, clock.Hour(), clock.Minute(), clock.Second(), clock.Nanosecond(), zone)
+	if t.Hour() != clock.Hour() || t.Minute() != clock.Minute() || t.Day() != d {
+		return time.Time{}, fmt.Errorf("clocks in %s are put forward over that time: give the offset, as in %s", zone, t.Format(time.RFC3339))
+	}
+	for _, at := range []time.Time{t.Add(-24 * time.Hour), t.Add(24 * time.Hour)} {
+		_, offset := t.Zone()
+		_, there := at.Zone()
+		other := t.Add(time.Duration(offset-there) * time.Second)
+		if _, is := other.Zone(); offset != there && is == there {
+			return time.Time{}, fmt.Errorf("clocks in %s are put back and show that time twice: give the offset, as in %s or %s", zone, t.Format(time.RFC3339), other.Format(time.RFC3339))
+		}
+	}
+	return t, nil
 }
 
 // ago reads "10 minutes", "1 hour 30 minutes", "an hour", "1h30m", "2 days".
@@ -112,7 +133,11 @@ func ago(text string, now time.Time) (time.Time, error) {
 		case ok:
 			t = t.Add(-time.Duration(n * float64(d)))
 		case days > 0 && n == float64(int(n)):
-			t = t.AddDate(0, 0, -days*int(n)) // the same clock, also where it was put forward in between
+			// The same clock, also where it was put forward in between.
+			var err error
+			if t, err = local(t.AddDate(0, 0, -days*int(n)).Date, t, t.Location()); err != nil {
+				return time.Time{}, err
+			}
 		case days > 0:
 			t = t.Add(-time.Duration(n * float64(days) * 24 * float64(time.Hour)))
 		default:

@@ -2,6 +2,7 @@ package when
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 )
@@ -56,6 +57,53 @@ func TestParse(t *testing.T) {
 	} {
 		if got, err := Parse(text, now); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: got %v, %v", text, got, err)
+		}
+	}
+}
+
+// Where clocks are put forward or back a time may be none, or two.
+func TestTimesThatAreNoneOrTwoAreRefused(t *testing.T) {
+	for _, tt := range []struct {
+		zone, now string
+		fine      map[string]string // what it is in UTC
+		none, two []string
+	}{
+		{"Europe/Berlin", "2026-03-29T10:00:00Z", map[string]string{
+			"2026-03-29 01:59:59": "2026-03-29T00:59:59Z", "03:00": "2026-03-29T01:00:00Z", "2026-03-29": "2026-03-28T23:00:00Z",
+			"2026-03-29T02:30:00+01:00": "2026-03-29T01:30:00Z", "yesterday 02:30": "2026-03-28T01:30:00Z", "10 hours ago": "2026-03-29T00:00:00Z",
+		}, []string{"2026-03-29 02:00", "2026-03-29T02:30:00", "02:59:59.999999", "today 02:30"}, nil},
+		{"Europe/Berlin", "2026-10-26T01:30:00Z", map[string]string{
+			"2026-10-25 01:59:59.999999": "2026-10-24T23:59:59.999999Z", "2026-10-25 03:00": "2026-10-25T02:00:00Z",
+			"2026-10-25T02:30:00+02:00": "2026-10-25T00:30:00Z", "2026-10-25 02:30:00+01:00": "2026-10-25T01:30:00Z", "02:30": "2026-10-26T01:30:00Z",
+		}, nil, []string{"2026-10-25 02:00", "2026-10-25T02:59:59", "yesterday 02:30", "1 day ago"}},
+		{"America/New_York", "2026-03-09T06:30:00Z", map[string]string{
+			"2026-03-08 01:59": "2026-03-08T06:59:00Z", "2026-03-08 03:00": "2026-03-08T07:00:00Z", "2026-03-08T02:30:00-05:00": "2026-03-08T07:30:00Z",
+		}, []string{"2026-03-08 02:00", "2026-03-08 02:59", "yesterday 02:30", "a day ago"}, nil},
+		{"America/New_York", "2026-11-01T12:00:00Z", map[string]string{
+			"00:59": "2026-11-01T04:59:00Z", "2026-11-01 02:00": "2026-11-01T07:00:00Z", "2026-11-01T01:30:00-04:00": "2026-11-01T05:30:00Z",
+			"2026-11-01T01:30:00-05:00": "2026-11-01T06:30:00Z", "2 weeks ago": "2026-10-18T11:00:00Z",
+		}, nil, []string{"01:00", "today 01:59:59", "2026-11-01 01:30"}},
+	} {
+		zone, err := time.LoadLocation(tt.zone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := time.Parse(time.RFC3339, tt.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now = now.In(zone)
+		for text, want := range tt.fine {
+			if got, err := Parse(text, now); err != nil || got.UTC().Format(time.RFC3339Nano) != want {
+				t.Errorf("%s, %q: got %v, %v, want %s", tt.zone, text, got, err, want)
+			}
+		}
+		for why, list := range map[string][]string{"put forward": tt.none, "twice": tt.two} {
+			for _, text := range list {
+				if got, err := Parse(text, now); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), "offset") {
+					t.Errorf("%s, %q: got %v, %v, want that clocks are %s", tt.zone, text, got, err, why)
+				}
+			}
 		}
 	}
 }

@@ -40,11 +40,15 @@ type Backlog struct {
 	dir   string
 	limit int64
 
+	// Whoever changes anything holds work, over writes and syncs too, and mu beside it while it changes what is below.
+	// So with mu alone one reads, and with work alone whoever writes; nobody waits for the disk who only asks.
+	work sync.Mutex
+
 	mu      sync.Mutex
 	dbs     map[string]*pending
 	bytes   int64
 	dropped uint64 // commits, since the start
-	broken  error  // of a sync that failed
+	broken  error  // of a sync that failed; guarded by work
 }
 
 // fsync makes a file durable. Tests only: they let it fail.
@@ -53,7 +57,7 @@ var fsync = (*os.File).Sync
 type pending struct {
 	records []record
 	bytes   int64
-	dirty   map[string]bool // files to sync
+	dirty   map[string]bool // files to sync; guarded by work
 }
 
 // record is where a commit is.
@@ -210,8 +214,8 @@ func (b *Backlog) Add(db string, c Commit) error {
 	if db == "" || db != filepath.Base(db) || strings.HasPrefix(db, ".") {
 		return fmt.Errorf("keep commit %016x: database id %q", c.TXID, db)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.work.Lock()
+	defer b.work.Unlock()
 	if err := b.addLocked(db, c); err != nil {
 		return fmt.Errorf("keep commit %016x of %s: %w", c.TXID, db, err)
 	}
@@ -281,9 +285,11 @@ func (b *Backlog) addLocked(db string, c Commit) error {
 	if err != nil {
 		return errors.Join(err, os.Truncate(name, at))
 	}
+	p.dirty[name] = true
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	p.records = append(p.records, record{c.TXID, c.Time, c.Post, file, at + backlogHeader, c.LTX.Size()})
 	p.bytes += backlogHeader + c.LTX.Size()
-	p.dirty[name] = true
 	b.bytes += backlogHeader + c.LTX.Size()
 	b.dbs[db] = p
 	return nil
@@ -291,8 +297,8 @@ func (b *Backlog) addLocked(db string, c Commit) error {
 
 // Sync makes durable what was added. After an error with ErrSync it is not tried again.
 func (b *Backlog) Sync() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.work.Lock()
+	defer b.work.Unlock()
 	if b.broken != nil {
 		return b.broken
 	}
@@ -322,15 +328,14 @@ func (b *Backlog) Sync() error {
 
 // Trim forgets the commits of a database up to one that is archived.
 func (b *Backlog) Trim(db string, txid uint64) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.work.Lock()
+	defer b.work.Unlock()
 	p := b.dbs[db]
 	if p == nil {
 		return nil
 	}
 	if p.records[len(p.records)-1].txid <= txid {
-		b.bytes -= p.bytes
-		delete(b.dbs, db)
+		b.forgetLocked(db)
 		return os.RemoveAll(filepath.Join(b.dir, db))
 	}
 	// Files go as a whole: a commit before the end of one stays there.
@@ -341,26 +346,32 @@ func (b *Backlog) Trim(db string, txid uint64) error {
 	for n > 0 && p.records[n].file == p.records[n-1].file {
 		n--
 	}
-	for i := range n {
-		r := p.records[i]
-		if i+1 == n || p.records[i+1].file != r.file {
-			name := b.path(db, r.file)
-			delete(p.dirty, name)
-			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("trim backlog of %s: %w", db, err)
-			}
-		}
+	gone := p.records[:n]
+	b.mu.Lock()
+	for _, r := range gone {
 		b.bytes -= backlogHeader + r.size
 		p.bytes -= backlogHeader + r.size
 	}
 	p.records = slices.Clone(p.records[n:])
-	return nil
+	b.mu.Unlock()
+	var errs []error
+	for i, r := range gone {
+		if i+1 < n && gone[i+1].file == r.file {
+			continue
+		}
+		name := b.path(db, r.file)
+		delete(p.dirty, name)
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("trim backlog of %s: %w", db, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Drop forgets all commits of a database.
 func (b *Backlog) Drop(db string) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.work.Lock()
+	defer b.work.Unlock()
 	return b.dropLocked(db)
 }
 
@@ -369,13 +380,22 @@ func (b *Backlog) dropLocked(db string) error {
 	if p == nil {
 		return nil
 	}
+	b.mu.Lock()
 	b.dropped += uint64(len(p.records))
-	b.bytes -= p.bytes
-	delete(b.dbs, db)
+	b.mu.Unlock()
+	b.forgetLocked(db)
 	if err := os.RemoveAll(filepath.Join(b.dir, db)); err != nil {
 		return fmt.Errorf("drop backlog of %s: %w", db, err)
 	}
 	return nil
+}
+
+// forgetLocked takes a database out of the index.
+func (b *Backlog) forgetLocked(db string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.bytes -= b.dbs[db].bytes
+	delete(b.dbs, db)
 }
 
 // Bounds returns the first and the last commit that it has of a database, and

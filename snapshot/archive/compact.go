@@ -444,10 +444,10 @@ func (w *Writer) Label(ctx context.Context, name string) (Point, error) {
 	if err != nil {
 		return Point{}, err
 	}
-	return p, w.journal(ctx, change{kind: changeLabel, label: Label{Name: name, TXID: p.TXID}})
+	return p, w.journalAlone(ctx, change{kind: changeLabel, label: Label{Name: name, TXID: p.TXID}})
 }
 
 // Unlabel gives a labelled state back to retention.
 func (w *Writer) Unlabel(ctx context.Context, name string) error {
-	return w.journal(ctx, change{kind: changeUnlabel, label: Label{Name: name}})
+	return w.journalAlone(ctx, change{kind: changeUnlabel, label: Label{Name: name}})
 }

@@ -544,6 +544,47 @@ func TestLabelledStatesStay(t *testing.T) {
 	}
 }
 
+// A damaged manifest costs nothing where the one before it is there, and a writer replaces it.
+func TestTheManifestBeforeADamagedOneServes(t *testing.T) {
+	ctx := t.Context()
+	m := newMemoryStore()
+	a := claim(t, m, nil)
+	c := &counter{t: t}
+	w := openWriter(t, a, WriterOptions{})
+	for i := range 3 {
+		if err := errors.Join(w.Append(ctx, c.commits(5, epoch.Add(time.Duration(i)*time.Minute), time.Second)), w.Manifest(ctx, true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newest := a.seqKey(testID.dir(), manifestDir, w.view.state.Seq)
+	m.objs[newest].b[20] ^= 1
+	v := mustLoad(t, a)
+	var at *ObjectError
+	if !errors.As(v.Damage(), &at) || at.Key != newest || v.Last().TXID != 15 {
+		t.Errorf("%v, last %+v", v.Damage(), v.Last())
+	}
+	if report, err := v.Verify(ctx, nil); err != nil || len(report.Problems) != 1 || !strings.Contains(report.Problems[0], newest) || report.Points != 15 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	w = openWriter(t, a, WriterOptions{})
+	if err := w.Manifest(ctx, true); err != nil {
+		t.Errorf("before the next entry: %v", err)
+	}
+	if err := errors.Join(w.Append(ctx, c.commits(5, epoch.Add(time.Hour), time.Second)), w.Manifest(ctx, true)); err != nil {
+		t.Fatal(err)
+	}
+	if v := mustLoad(t, a); v.Damage() != nil || v.Last().TXID != 20 {
+		t.Errorf("%v, last %+v", v.Damage(), v.Last())
+	}
+	// Without the entries that it had it is what is missing.
+	newest = a.seqKey(testID.dir(), manifestDir, w.view.state.Seq)
+	m.objs[newest].b[20] ^= 1
+	delete(m.objs, a.seqKey(testID.dir(), journalDir, w.view.state.Seq))
+	if _, err := a.Load(ctx, testID); !errors.As(err, &at) || at.Key != newest || !errors.Is(err, ErrDamaged) {
+		t.Errorf("with a hole: %v", err)
+	}
+}
+
 // A list of all databases has all of them, or says which object is at fault.
 func TestEveryDatabaseIsListedOrMissed(t *testing.T) {
 	ctx := t.Context()
@@ -586,7 +627,8 @@ func TestEveryDatabaseIsListedOrMissed(t *testing.T) {
 				}
 			}
 			var at *ObjectError
-			if list, err := a.Databases(ctx); !errors.As(err, &at) || at.Key != a.identityKey(id) {
+			list, err := a.Databases(ctx)
+			if !errors.As(err, &at) || at.Key != a.identityKey(id) || len(list) != len(ids)-1 || slices.Contains(list, id) {
 				t.Errorf("%s is %s: got %v, %v", a.identityKey(id), what, list, err)
 			}
 			if err := os.WriteFile(path(id), b, 0o600); err != nil {

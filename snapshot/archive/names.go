@@ -98,6 +98,7 @@ const format = 1
 type Archive struct {
 	objects
 	cluster string
+	strays  strays
 }
 
 // Options of an archive.
@@ -224,17 +225,15 @@ func (a *Archive) Store() store.Store { return a.store }
 func (a *Archive) Cluster() string { return a.cluster }
 
 // Databases lists all databases of the archive: those that are announced. One that is there and is not, which would be
-// left out without a word, is damage; finding it takes a listing for each directory of names.
+// left out without a word, is damage; finding it takes a listing for each directory of names. With an error the others
+// are returned nevertheless.
 func (a *Archive) Databases(ctx context.Context) ([]Identity, error) {
 	list, err := a.announced(ctx)
-	if err != nil {
-		return nil, err
-	}
 	known := map[string]bool{}
 	for _, id := range list {
 		known[id.dir()] = true
 	}
-	return list, a.unannounced(ctx, "", known)
+	return list, errors.Join(err, a.unannounced(ctx, "", known))
 }
 
 // unannounced gives an error for a database below a directory that is not known.
@@ -277,18 +276,20 @@ func (a *Archive) announced(ctx context.Context) ([]Identity, error) {
 		return nil, err
 	}
 	var list []Identity
+	var errs []error
 	for _, key := range keys {
 		b, err := a.get(ctx, key)
-		if err != nil {
-			return nil, err
+		var id Identity
+		if err == nil {
+			id, err = a.identity(key, b)
 		}
-		id, err := a.identity(key, b)
 		if err != nil {
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		list = append(list, id)
 	}
-	return list, nil
+	return list, errors.Join(errs...)
 }
 
 // identity reads the object that announces a database, which is of this archive and under the key that is made of it:

@@ -11,7 +11,8 @@ import (
 // Retain removes what is older than the options keep. A file goes only where
 // a file of a higher level has all of it, a chain of files to a later snapshot
 // only as a whole, and everything that stays can be reached as before. It
-// returns how many files went.
+// returns how many files went. An error that wraps errBlocked says that some
+// had to stay.
 func (w *Writer) Retain(ctx context.Context, now time.Time) (int, error) {
 	n, err := w.retain(ctx, now)
 	if err != nil {
@@ -23,20 +24,20 @@ func (w *Writer) Retain(ctx context.Context, now time.Time) (int, error) {
 func (w *Writer) retain(ctx context.Context, now time.Time) (int, error) {
 	v := w.View()
 	keys, n, err := w.drop(ctx, now)
-	if err != nil {
+	if err != nil && !errors.Is(err, errBlocked) {
 		return 0, err
 	}
-	if err := v.remove(ctx, keys); err != nil {
-		return n, errors.Join(errors.New("the manifest has dropped them already"), err)
+	if gone := v.remove(ctx, keys); gone != nil {
+		return n, errors.Join(errors.New("the manifest has dropped them already"), gone)
 	}
-	return n, nil
+	return n, err
 }
 
 // Removable returns the files that Retain would remove.
 func (w *Writer) Removable(ctx context.Context, now time.Time) ([]Object, error) {
 	v := w.View()
 	changes, files, err := w.old(ctx, v, now)
-	if err != nil {
+	if err != nil && !errors.Is(err, errBlocked) {
 		return nil, fmt.Errorf("look for old files of %s: %w", v.state.Name, err)
 	}
 	for _, c := range changes {
@@ -47,7 +48,11 @@ func (w *Writer) Removable(ctx context.Context, now time.Time) ([]Object, error)
 	return files, nil
 }
 
-// old finds what retention removes, and the files of segments that go.
+// errBlocked is returned where something that retention would remove stays, since without it there were a hole. The
+// rest of what is old goes nevertheless.
+var errBlocked = errors.New("files that are older than what is kept cannot be removed")
+
+// old finds what retention removes, and the files of segments that go. With errBlocked there may be some, too.
 func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []Object, error) {
 	s := v.state
 	var cutoff [TopLevel + 1]int64
@@ -58,14 +63,9 @@ func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []O
 			cutoff[level] = max(cutoff[level], cutoff[level+1])
 		}
 	}
-	var chains []change // up to a snapshot
-	var files []change  // that others have
-	base := uint64(0)   // chains up to here may go
-	for _, o := range s.Snapshots {
-		if o.Time < cutoff[TopLevel] {
-			base = o.MaxTXID
-		}
-	}
+	base := s.retainBase(cutoff[TopLevel]) // chains up to here may go
+	var chains []change                    // up to a snapshot
+	var files []change                     // that others have
 	ranges := max(cutoff[0], now.Add(-keepRanges).UnixMicro())
 	for level := 0; level <= RangeLevel; level++ {
 		cut := cutoff
@@ -82,7 +82,7 @@ func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []O
 		}
 	}
 	files, chains = wholePacks(files, chains)
-	var segments []Object
+	segments := map[uint64][]Object{} // by last TXID
 	for _, seg := range s.Segments {
 		if seg.LastTime >= cutoff[0] {
 			break
@@ -91,44 +91,91 @@ func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []O
 		if err != nil {
 			return nil, nil, err
 		}
-		if slices.ContainsFunc(list, func(o Object) bool { return droppable(s, o, cutoff, base) == dropNot }) {
+		drops := [...]int{dropNot: 0, dropContained: 0, dropChain: 0}
+		for _, o := range list {
+			drops[droppable(s, o, cutoff, base)]++
+		}
+		if drops[dropNot] > 0 {
 			continue
 		}
-		segments = append(segments, list...)
-		chains = append(chains, change{kind: changeUnseal, segment: seg})
+		segments[seg.MaxTXID] = list
+		if unseal := (change{kind: changeUnseal, segment: seg}); drops[dropChain] == 0 {
+			files = append(files, unseal)
+		} else {
+			chains = append(chains, unseal)
+		}
 	}
-	old := now.Add(-w.opts.Snapshots).UnixMicro()
-	for i, o := range s.Snapshots {
-		if i == len(s.Snapshots)-1 || o.Time >= old || slices.ContainsFunc(s.Labels, func(l Label) bool { return l.TXID == o.MaxTXID }) {
+	snapshots, needless := w.oldSnapshots(s, now, base)
+	// What one group needs does not keep the others.
+	var changes []change
+	var going []Object
+	var blocked error
+	next := s
+	groups := [][]change{files, append(chains, snapshots...)}
+	for _, c := range needless {
+		groups = append(groups, []change{c})
+	}
+	for i, group := range groups {
+		if len(group) == 0 {
 			continue
 		}
-		chains = append(chains, change{kind: changeRemove, object: o})
-	}
-	if len(files)+len(chains) == 0 {
-		return nil, nil, nil
-	}
-	for _, changes := range [][]change{append(slices.Clone(files), chains...), files} {
-		if len(changes) == 0 {
-			continue
-		}
-		next := s.clone()
-		for _, c := range changes {
-			if err := next.apply(c); err != nil {
+		try := next.clone()
+		for _, c := range group {
+			if err := try.apply(c); err != nil {
 				return nil, nil, err
 			}
 		}
-		if lost, ok := next.unreachable(); ok {
-			if len(changes) == len(files) {
-				return nil, nil, fmt.Errorf("level %d file %s could not be reached any more", lost.Level, lost.name())
+		if lost, ok := try.unreachable(); ok {
+			if i < 2 {
+				blocked = errors.Join(blocked, fmt.Errorf("%d changes: level %d file %s could not be reached any more: %w", len(group), lost.Level, lost.name(), errBlocked))
 			}
-			continue
+			continue // a snapshot that leads over a gap is needed
 		}
-		if len(changes) == len(files) {
-			segments = nil
+		next, changes = try, append(changes, group...)
+		for _, c := range group {
+			if c.kind == changeUnseal {
+				going = append(going, segments[c.segment.MaxTXID]...)
+			}
 		}
-		return changes, segments, nil
 	}
-	return nil, nil, nil
+	return changes, going, blocked
+}
+
+// retainBase returns the last transaction of the snapshot with which the history is to begin: the newest one from before
+// a time, 0 where there is none. Commits of a segment stay or go together, so it is not in the middle of one.
+func (s *State) retainBase(cutoff int64) uint64 {
+	for _, o := range slices.Backward(s.Snapshots) {
+		if o.Time < cutoff && !slices.ContainsFunc(s.Segments, func(x Segment) bool { return x.MinTXID <= o.MaxTXID && o.MaxTXID < x.MaxTXID }) {
+			return o.MaxTXID
+		}
+	}
+	return 0
+}
+
+// oldSnapshots finds snapshots that are kept no longer: those before base, with which the history begins, and, where
+// snapshots are kept for a shorter time than the files of the highest level, needless ones behind it. Of these one in
+// that time stays, to be base later.
+func (w *Writer) oldSnapshots(s *State, now time.Time, base uint64) (before, needless []change) {
+	old := now.Add(-w.opts.Snapshots).UnixMicro()
+	stays := int64(0)
+	for i, o := range s.Snapshots {
+		labelled := slices.ContainsFunc(s.Labels, func(l Label) bool { return l.TXID == o.MaxTXID })
+		remove := change{kind: changeRemove, object: o}
+		switch {
+		case i == len(s.Snapshots)-1 || o.Time >= old:
+		case o.MaxTXID < base:
+			if !labelled {
+				before = append(before, remove)
+			}
+		case o.MaxTXID > base && stays != 0 && o.Time-stays < w.opts.Snapshots.Microseconds():
+			if !labelled {
+				needless = append(needless, remove)
+			}
+		default:
+			stays = o.Time
+		}
+	}
+	return before, needless
 }
 
 // keepRanges is for how long ranges are kept that files of level 1 have. Plans
@@ -169,7 +216,7 @@ func droppable(s *State, o Object, cutoff [TopLevel + 1]int64, base uint64) int 
 			if list[i].Time < cutoff[effective] {
 				return dropContained
 			}
-			return dropNot
+			break // nobody needs it for what it has before base
 		}
 		if s.Done[level] < o.MaxTXID {
 			return dropNot
@@ -189,7 +236,8 @@ func (s *State) unreachable() (Object, bool) {
 		all = append(all, list...)
 	}
 	for _, seg := range s.Segments {
-		all = append(all, Object{MinTXID: seg.MinTXID, MaxTXID: seg.MaxTXID})
+		// Its first commit has to be reached, then all are.
+		all = append(all, Object{MinTXID: seg.MinTXID, MaxTXID: seg.MinTXID}, Object{MinTXID: seg.MinTXID, MaxTXID: seg.MaxTXID})
 	}
 	slices.SortFunc(all, func(a, b Object) int {
 		if a.MaxTXID != b.MaxTXID {
@@ -218,15 +266,15 @@ func (s *State) unreachable() (Object, bool) {
 }
 
 // drop enters that old files are gone, and returns the keys of what may be
-// removed then, and how many files these are. What is left by a crash in between
-// nobody looks at.
+// removed then, and how many files these are, also with errBlocked. What is left by
+// a crash in between Tidy finds.
 func (w *Writer) drop(ctx context.Context, now time.Time) (keys []string, n int, err error) {
 	w.shape.Lock()
 	defer w.shape.Unlock()
 	v := w.View()
-	changes, more, err := w.old(ctx, v, now)
-	if err != nil || len(changes) == 0 {
-		return nil, 0, err
+	changes, more, blocked := w.old(ctx, v, now)
+	if len(changes) == 0 {
+		return nil, 0, blocked
 	}
 	add := func(o Object) {
 		n++
@@ -249,5 +297,8 @@ func (w *Writer) drop(ctx context.Context, now time.Time) (keys []string, n int,
 		}
 		add(c.object)
 	}
-	return keys, n, w.journal(ctx, changes...)
+	if err := w.journalAlone(ctx, changes...); err != nil {
+		return nil, 0, err
+	}
+	return keys, n, blocked
 }

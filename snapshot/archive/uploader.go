@@ -15,7 +15,6 @@ const (
 	roundBytes   = 64 << 20
 	minRetry     = time.Second
 	maxRetry     = 30 * time.Second
-	retainEvery  = time.Hour
 )
 
 // Source is where an Uploader gets a database from: the node.
@@ -60,6 +59,7 @@ type Uploader struct {
 	opts    UploaderOptions
 	wake    chan struct{}
 	jobs    chan job
+	ended   chan struct{} // closed when Run returns
 	stall   time.Duration // without progress
 
 	mu     sync.Mutex
@@ -74,6 +74,7 @@ type UploadStatus struct {
 	Error    string    // of the last round or upkeep, empty where both went well
 	Failed   time.Time // since when one of them fails, zero where the last ones went well
 	Failures uint64    // of them, so far
+	Blocked  string    // what retention could not remove, empty where it did
 	Gaps     uint64    // ranges of commits that were missing in the middle, over which a snapshot leads
 	Settled  bool      // everything is archived and merged: nothing is to be done before the next commit
 }
@@ -99,7 +100,9 @@ func NewUploader(a *Archive, id Identity, source Source, o UploaderOptions) *Upl
 		o.Interval = time.Second
 	}
 	o.Writer.defaults()
-	return &Uploader{archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1), jobs: make(chan job), stall: stallTimeout}
+	return &Uploader{
+		archive: a, id: id, source: source, opts: o, wake: make(chan struct{}, 1), jobs: make(chan job), ended: make(chan struct{}), stall: stallTimeout,
+	}
 }
 
 // Notify says that there was a commit. It never waits.
@@ -110,17 +113,18 @@ func (u *Uploader) Notify() {
 	}
 }
 
-// Do calls f with the Writer, as a part of the upkeep.
+// ErrEnded is returned by Do where Run has returned, or does before it comes to it: another node may archive the
+// database. f was not called, unless it was cut short.
+var ErrEnded = errors.New("the uploader has ended")
+
+// Do calls f with the Writer, as a part of the upkeep. When it returns f has, too, or is never called.
 func (u *Uploader) Do(ctx context.Context, f func(context.Context, *Writer) error) error {
 	j := job{ctx, f, make(chan error, 1)}
 	select {
 	case u.jobs <- j:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case err := <-j.done:
-		return err
+		return <-j.done // f ends with ctx, or with Run
+	case <-u.ended:
+		return ErrEnded
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -141,12 +145,14 @@ type run struct {
 	due      time.Time     // when what is not has to be; zero where all is
 	took     time.Duration // by the last round
 	retry    time.Duration // after a round that fails
+	seen     evidence
 	upkeep   upkeep
 }
 
-// Run archives until the context ends. The node runs it while it leads.
+// Run archives until the context ends. The node runs it while it leads, once.
 func (u *Uploader) Run(ctx context.Context) {
-	r := &run{Uploader: u, archived: u.opts.Archived, retry: minRetry, upkeep: upkeep{retry: minRetry}}
+	defer close(u.ended)
+	r := &run{Uploader: u, archived: u.opts.Archived, retry: minRetry, upkeep: upkeep{retry: minRetry, retain: time.Now().Add(retainFirst)}}
 	defer r.stopUpkeep()
 	for ctx.Err() == nil {
 		j, why := r.sleep(ctx)
@@ -264,7 +270,11 @@ func (r *run) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := w.View().Damage(); err != nil {
+		r.opts.Log.Warn("the newest manifest is damaged, the one before it serves; nothing is missing, the next one replaces it", "db", r.id.Name, "err", err)
+	}
 	r.w = w
+	r.seen.note(w)
 	r.source.Archived(w.Position())
 	return nil
 }

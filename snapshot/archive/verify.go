@@ -33,6 +33,9 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 		r.Problems = append(r.Problems, err.Error())
 		return nil
 	}
+	if v.damage != nil {
+		r.Problems = append(r.Problems, v.damage.Error())
+	}
 	var all []Object
 	for _, list := range v.state.lists() {
 		all = append(all, list...)

@@ -29,20 +29,24 @@ type View struct {
 	base  uint64 // sequence number of the manifest that was read
 	dir   string
 
+	// Of the newest manifest where it is damaged and the one before was read; "" else. The entries since have all.
+	damagedKey string
+	damage     error
+
 	mu       sync.Mutex
 	segments map[uint64][]Object // by last TXID
 	packs    packCache
 }
 
 // Load reads the manifest of a database: two listings and an object for each
-// journal entry since the last manifest.
+// journal entry since the last manifest. Where that one is damaged the one before
+// it serves, and Damage says so.
 func (a *Archive) Load(ctx context.Context, id Identity) (*View, error) {
 	var err error
 	for range loadTries {
-		var s *State
-		var base uint64
-		if s, base, err = a.loadState(ctx, id); err == nil {
-			return &View{Archive: a, state: s, base: base, dir: id.dir(), segments: map[uint64][]Object{}}, nil
+		var v *View
+		if v, err = a.load(ctx, id); err == nil {
+			return v, nil
 		}
 		if !errors.Is(err, ErrDamaged) || ctx.Err() != nil {
 			break
@@ -51,65 +55,95 @@ func (a *Archive) Load(ctx context.Context, id Identity) (*View, error) {
 	return nil, fmt.Errorf("load manifest of %s: %w", id.Name, err)
 }
 
-func (a *Archive) loadState(ctx context.Context, id Identity) (s *State, base uint64, err error) {
-	dir := id.dir()
-	newest := ""
-	if err := a.store.List(ctx, store.Join(dir, manifestDir), "", func(i store.Info) error {
-		newest = i.Key
+func (a *Archive) load(ctx context.Context, id Identity) (*View, error) {
+	v := &View{Archive: a, dir: id.dir(), segments: map[uint64][]Object{}}
+	before, newest := "", ""
+	if err := a.store.List(ctx, store.Join(v.dir, manifestDir), "", func(i store.Info) error {
+		before, newest = newest, i.Key
 		return nil
 	}); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if newest == "" {
-		return nil, 0, fmt.Errorf("%s has no manifest: %w", dir, ErrNoDatabase)
+		return nil, fmt.Errorf("%s has no manifest: %w", v.dir, ErrNoDatabase)
 	}
-	if strings.HasSuffix(newest, encryptedExt) != (a.keys != nil) {
-		return nil, 0, damaged(newest, "encryption differs from that of the archive")
+	s, err := a.readManifest(ctx, id, newest)
+	if errors.Is(err, ErrDamaged) && before != "" {
+		if older, olderErr := a.readManifest(ctx, id, before); olderErr == nil {
+			v.damagedKey, v.damage = newest, err
+			s, err = older, nil
+		}
 	}
-	b, err := a.get(ctx, newest)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	if s, err = decodeManifest(b); err != nil {
-		return nil, 0, &ObjectError{newest, err}
+	v.state, v.base = s, s.Seq
+	if err := a.follow(ctx, s); err != nil {
+		return nil, err
+	}
+	if v.damage != nil && a.seqKey(v.dir, manifestDir, s.Seq) < newest {
+		return nil, v.damage // of entries that it has some are gone
+	}
+	return v, nil
+}
+
+// Damage says that the newest manifest is damaged, which costs nothing of what is archived; nil else.
+func (v *View) Damage() error { return v.damage }
+
+func (a *Archive) readManifest(ctx context.Context, id Identity, key string) (*State, error) {
+	if strings.HasSuffix(key, encryptedExt) != (a.keys != nil) {
+		return nil, damaged(key, "encryption differs from that of the archive")
+	}
+	b, err := a.get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	s, err := decodeManifest(b)
+	if err != nil {
+		return nil, &ObjectError{key, err}
 	}
 	if s.Identity != id {
-		return nil, 0, damaged(newest, "it is that of database %s of cluster %s, lineage %d", s.Database, s.Cluster, s.Lineage)
+		return nil, damaged(key, "it is that of database %s of cluster %s, lineage %d", s.Database, s.Cluster, s.Lineage)
 	}
-	if key := a.seqKey(dir, manifestDir, s.Seq); key != newest {
-		return nil, 0, damaged(newest, "it belongs to %s", key)
+	if want := a.seqKey(id.dir(), manifestDir, s.Seq); key != want {
+		return nil, damaged(key, "it belongs to %s", want)
 	}
-	base = s.Seq
+	return s, nil
+}
+
+// follow makes the changes that were entered since a manifest.
+func (a *Archive) follow(ctx context.Context, s *State) error {
+	dir := s.dir()
 	var keys []string
 	if err := a.store.List(ctx, store.Join(dir, journalDir), fmt.Sprintf("%016x%s", s.Seq, a.ext()), func(i store.Info) error {
 		keys = append(keys, i.Key)
 		return nil
 	}); err != nil {
-		return nil, 0, err
+		return err
 	}
 	bodies, err := fetchAll(ctx, &a.objects, keys)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
 	for i, key := range keys {
 		seq, changes, err := decodeJournal(bodies[i])
 		if err != nil {
-			return nil, 0, &ObjectError{key, err}
+			return &ObjectError{key, err}
 		}
 		if want := a.seqKey(dir, journalDir, s.Seq+1); key != want {
-			return nil, 0, damaged(want, "it is missing, the next one is %s", key)
+			return damaged(want, "it is missing, the next one is %s", key)
 		}
 		if seq != s.Seq+1 {
-			return nil, 0, damaged(key, "it is entry %016x", seq)
+			return damaged(key, "it is entry %016x", seq)
 		}
 		for _, c := range changes {
 			if err := s.apply(c); err != nil {
-				return nil, 0, damaged(key, "%v", err)
+				return damaged(key, "%v", err)
 			}
 		}
 		s.Seq = seq
 	}
-	return s, base, nil
+	return nil
 }
 
 func (a *Archive) seqKey(dir, kind string, seq uint64) string {

@@ -68,6 +68,31 @@ type Writer struct {
 	changes  int    // in those that this Writer made
 	manifest uint64 // sequence number of the last manifest
 	broken   error
+
+	// That the next number of an entry is free proves that nobody else was here only while the numbers that others have
+	// taken are not free again: known is when this Writer last knew the newest entry, marks are the manifests since
+	// which time has passed.
+	known time.Time // guarded by entry
+	marks []mark    // guarded by shape
+}
+
+// mark says that a manifest was there at a time.
+type mark struct {
+	seq uint64
+	at  time.Time
+}
+
+const (
+	// keepNumbers is for how long journal entries stay that a manifest has. An entry after which nothing was heard of
+	// the archive for half of that is looked after: its number may have been taken and be free again.
+	keepNumbers = time.Hour
+	knownFor    = keepNumbers / 2
+)
+
+// passed is the time since t by whichever clock says more: one of them stands still while a machine sleeps.
+func passed(t time.Time) time.Duration {
+	now := time.Now()
+	return max(now.Sub(t), now.Round(0).Sub(t.Round(0)))
 }
 
 // WriterOptions of a Writer. Zero values are the defaults.
@@ -123,6 +148,7 @@ func (a *Archive) Writer(ctx context.Context, id Identity, o WriterOptions) (*Wr
 		return nil, fmt.Errorf("write archive of %s: the database is of cluster %s, the archive of %s: %w", id.Name, id.Cluster, a.cluster, ErrForeign)
 	}
 	o.defaults()
+	known := time.Now()
 	v, err := a.Load(ctx, id)
 	if errors.Is(err, ErrNoDatabase) {
 		empty := encodeManifest(&State{Identity: id})
@@ -137,7 +163,7 @@ func (a *Archive) Writer(ctx context.Context, id Identity, o WriterOptions) (*Wr
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{view: v, opts: o, since: v.state.Seq - v.base, manifest: v.base}, nil
+	return &Writer{view: v, opts: o, since: v.state.Seq - v.base, manifest: v.base, known: known, marks: []mark{{v.base, time.Now()}}}, nil
 }
 
 // View returns what the archive has. It changes with the next write.
@@ -159,6 +185,16 @@ func (w *Writer) failed() error {
 
 // journal enters changes: with it they have happened, before it they have not.
 func (w *Writer) journal(ctx context.Context, changes ...change) error {
+	return w.enter(ctx, false, changes)
+}
+
+// journalAlone is journal for what cannot be taken back, as an answer or the end of an object: that no other writer was
+// here is looked up, however short the time was.
+func (w *Writer) journalAlone(ctx context.Context, changes ...change) error {
+	return w.enter(ctx, true, changes)
+}
+
+func (w *Writer) enter(ctx context.Context, alone bool, changes []change) error {
 	w.entry.Lock()
 	defer w.entry.Unlock()
 	if err := w.failed(); err != nil {
@@ -180,7 +216,11 @@ func (w *Writer) journal(ctx context.Context, changes ...change) error {
 	}
 	next.Seq++
 	b := encodeJournal(next.Seq, changes)
+	begun := time.Now()
 	_, err := v.put(ctx, v.seqKey(v.dir, journalDir, next.Seq), bytes.NewReader(b), int64(len(b)), time.Time{})
+	if err == nil && (alone || passed(w.known) > knownFor) {
+		err = w.newest(ctx, v, next.Seq)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if errors.Is(err, ErrForeign) {
@@ -190,10 +230,25 @@ func (w *Writer) journal(ctx context.Context, changes ...change) error {
 	if err != nil {
 		return err
 	}
+	w.known = begun // the number after it cannot have been taken before
 	w.setStateLocked(next)
 	w.since++
 	w.changes += len(changes)
 	return nil
+}
+
+// newest makes sure that an entry is the newest one: no manifest has one of that number. Those that this Writer makes
+// meanwhile have lower ones.
+func (w *Writer) newest(ctx context.Context, v *View, seq uint64) error {
+	w.mu.Lock()
+	from := w.manifest
+	w.mu.Unlock()
+	return v.list(ctx, store.Join(v.dir, manifestDir), fmt.Sprintf("%016x%s", from, v.ext()), func(i store.Info) error {
+		if i.Key >= v.seqKey(v.dir, manifestDir, seq) {
+			return &ObjectError{i.Key, fmt.Errorf("it has an entry %016x already: %w", seq, ErrForeign)}
+		}
+		return nil
+	})
 }
 
 // setStateLocked makes a new view, so that one that was handed out stays as it was.
@@ -201,7 +256,7 @@ func (w *Writer) setStateLocked(s *State) {
 	old := w.view
 	old.mu.Lock()
 	defer old.mu.Unlock()
-	w.view = &View{Archive: old.Archive, state: s, base: old.base, dir: old.dir, segments: old.segments}
+	w.view = &View{Archive: old.Archive, state: s, base: old.base, dir: old.dir, segments: old.segments, damagedKey: old.damagedKey, damage: old.damage}
 	old.segments = map[uint64][]Object{}
 }
 
@@ -419,14 +474,19 @@ func (w *Writer) Manifest(ctx context.Context, force bool) error {
 	v, changes, before := w.view, w.changes, w.manifest
 	w.mu.Unlock()
 	s := v.state
+	key := v.seqKey(v.dir, manifestDir, s.Seq)
+	if key == v.damagedKey {
+		return nil // there is one, which is damaged: the next entry makes room for another
+	}
 	b := encodeManifest(s)
-	if _, err := v.put(ctx, v.seqKey(v.dir, manifestDir, s.Seq), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
+	if _, err := v.put(ctx, key, bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
 		return fmt.Errorf("write manifest of %s: %w", s.Name, err)
 	}
 	w.mu.Lock()
 	// What was entered meanwhile is behind it.
 	w.since, w.changes, w.manifest = w.view.state.Seq-s.Seq, w.changes-changes, s.Seq
 	w.mu.Unlock()
+	w.marks = append(w.marks, mark{s.Seq, time.Now()})
 	return w.sweep(ctx, before)
 }
 
@@ -460,7 +520,8 @@ func (w *Writer) seal(ctx context.Context) error {
 }
 
 // sweep removes manifests before the last two, and the journal up to the older
-// of them: a reader that has just found it needs what follows.
+// of them: a reader that has just found it needs what follows. Entries stay for
+// some time at least, so that their numbers are not free again.
 func (w *Writer) sweep(ctx context.Context, keep uint64) error {
 	v := w.View()
 	var old []string
@@ -475,8 +536,13 @@ func (w *Writer) sweep(ctx context.Context, keep uint64) error {
 	if err := take(keep, manifestDir); err != nil {
 		return err
 	}
-	if err := take(keep+1, journalDir); err != nil {
-		return err
+	for len(w.marks) > 1 && passed(w.marks[1].at) > keepNumbers {
+		w.marks = w.marks[1:]
+	}
+	if first := w.marks[0]; passed(first.at) > keepNumbers {
+		if err := take(min(keep, first.seq)+1, journalDir); err != nil {
+			return err
+		}
 	}
 	return v.remove(ctx, old)
 }

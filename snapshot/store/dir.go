@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -20,13 +21,16 @@ import (
 // that name, and litestream looks into level directories only.
 const tmpDir = "_tmp"
 
-// tmpKeep is the age at which an unfinished file belongs to nobody any more.
+// tmpKeep is the age at which an unfinished file is looked at: if nobody holds its lock it belongs to nobody any more.
+// Younger ones may just be made and not be locked yet.
 const tmpKeep = 24 * time.Hour
 
 // Dir is a Store in a directory of a local file system.
 type Dir struct {
-	root string
-	next atomic.Uint64
+	root  string
+	next  atomic.Uint64
+	clean sync.Once
+	sync  func(path string) error // makes a file or a directory durable
 
 	mu   sync.Mutex
 	made map[string]bool // directories that exist durably
@@ -43,23 +47,36 @@ func OpenDir(root string) (*Dir, error) {
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open archive directory: %w", err)
 	}
-	d := &Dir{root: abs, made: map[string]bool{}}
-	d.clean()
-	return d, nil
+	return &Dir{root: abs, made: map[string]bool{}, sync: syncPath}, nil
 }
 
-// clean removes what a process that died was writing long ago.
-func (d *Dir) clean() {
+// cleanTmp removes what a process that died was writing long ago. Only who writes does it.
+func (d *Dir) cleanTmp() {
 	entries, err := os.ReadDir(filepath.Join(d.root, tmpDir))
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > tmpKeep {
-			_ = os.Remove(filepath.Join(d.root, tmpDir, e.Name())) // it is tried again at the next start
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > tmpKeep {
+			removeUnlocked(filepath.Join(d.root, tmpDir, e.Name()))
 		}
 	}
 }
+
+// removeUnlocked removes a file that no process is writing. What it cannot remove is looked at again after the next start.
+func removeUnlocked(name string) {
+	f, err := os.Open(name)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if lock(f) == nil {
+		_ = os.Remove(name)
+	}
+}
+
+// lock says for as long as the file is open that somebody writes it: its time is that of the commit, not of the write.
+func lock(f *os.File) error { return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) }
 
 // URL implements Store.
 func (d *Dir) URL() string {
@@ -93,8 +110,9 @@ func (d *Dir) Put(ctx context.Context, key string, body io.ReaderAt, size int64,
 	if err != nil {
 		return err
 	}
+	d.clean.Do(d.cleanTmp)
 	if _, err := os.Lstat(path); err == nil {
-		return ErrExists
+		return d.exists(path)
 	}
 	if err := d.mkdir(filepath.Dir(path)); err != nil {
 		return err
@@ -112,6 +130,7 @@ func (d *Dir) Put(ctx context.Context, key string, body io.ReaderAt, size int64,
 			err = rm
 		}
 	}()
+	_ = lock(f) // where files cannot be locked, none is found to be unlocked
 	n, err := io.Copy(f, &contextReader{ctx, io.NewSectionReader(body, 0, size)})
 	if err == nil && n != size {
 		err = fmt.Errorf("%d bytes of %d: %w", n, size, io.ErrUnexpectedEOF)
@@ -122,18 +141,27 @@ func (d *Dir) Put(ctx context.Context, key string, body io.ReaderAt, size int64,
 	if err == nil {
 		err = f.Sync()
 	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
 	if err != nil {
+		f.Close()
 		return err
 	}
+	defer f.Close() // with the lock, when its other name is gone
 	if err := os.Link(name, path); errors.Is(err, fs.ErrExist) {
-		return ErrExists
+		return d.exists(path)
 	} else if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return d.sync(filepath.Dir(path))
+}
+
+// exists says that an object is there, and makes that durable: whoever made it may have died before it had.
+func (d *Dir) exists(path string) error {
+	for _, p := range []string{path, filepath.Dir(path)} {
+		if err := d.sync(p); err != nil {
+			return err
+		}
+	}
+	return ErrExists
 }
 
 // mkdir makes a directory below the root, and the root, durably.
@@ -160,14 +188,14 @@ func (d *Dir) mkdirLocked(path string) error {
 	if err := os.Mkdir(path, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := syncDir(parent); err != nil {
+	if err := d.sync(parent); err != nil {
 		return err
 	}
 	d.made[path] = true
 	return nil
 }
 
-func syncDir(path string) error {
+func syncPath(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

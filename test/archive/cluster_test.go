@@ -154,8 +154,16 @@ func TestAWholeClusterIsRestoredFromItsArchive(t *testing.T) {
 	if out, err := hasqlite(t, append(into, "--dry-run")...); err != nil || strings.Count(out, "planned") != len(nodes) {
 		t.Fatalf("dry run: %v: %s", err, out)
 	}
-	if out, err := hasqlite(t, into...); err != nil || strings.Count(out, "restored") != len(nodes) {
+	// One that is damaged does not keep the others from it.
+	bad := filepath.Join(g.Dir, "a", "_databases", "bad.json")
+	if err := os.WriteFile(bad, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := hasqlite(t, into...); err == nil || !strings.Contains(fmt.Sprint(out, err), "_databases/bad.json") || strings.Count(out, "restored") != len(nodes) {
 		t.Fatalf("restore: %v: %s", err, out)
+	}
+	if err := os.Remove(bad); err != nil {
+		t.Fatal(err)
 	}
 	for i := range nodes {
 		pos, err := fresh.WaitConverged(ctx, name(i))

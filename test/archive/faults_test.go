@@ -282,10 +282,10 @@ func (s *storm) judge(ctx context.Context, acked int) {
 	rows := 0
 	for i, n := range s.cluster.Nodes() {
 		views, err := a.Views(ctx, name(i), nil)
-		if err != nil {
+		if err = errors.Join(err, views.Damaged()); err != nil {
 			s.t.Fatal(err)
 		}
-		v := views[0]
+		v := views.List[0]
 		if len(v.State().Gaps) != 0 {
 			s.t.Errorf("%s has gaps %v", name(i), v.State().Gaps)
 		}

@@ -1,0 +1,342 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
+	"github.com/uglyer/ha-sqlite/wal"
+)
+
+// counter is a database of one page, whose commits each change it.
+type counter struct {
+	t    testing.TB
+	txid uint64
+	page []byte
+}
+
+func (c *counter) commits(count int, first time.Time, every time.Duration) []Commit {
+	c.t.Helper()
+	if c.page == nil {
+		c.page = make([]byte, 512)
+	}
+	list := make([]Commit, count)
+	for i := range list {
+		c.txid++
+		binary.BigEndian.PutUint64(c.page[100:], c.txid)
+		at := first.Add(time.Duration(i) * every).UnixMicro()
+		f, err := snapshot.EncodeTransaction(nil, snapshot.Header{PageSize: 512, PageCount: 1, TXID: c.txid, CommitTimeMillis: at / 1000}, []wal.Page{{Pgno: 1, Data: c.page}})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		list[i] = Commit{TXID: c.txid, Time: at, Post: snapshot.Roll(snapshot.ChecksumFlag, snapshot.PageSum(1, c.page)), LTX: bytes.NewReader(f)}
+	}
+	return list
+}
+
+// What is kept does not grow: for two months a database is written each hour, after so many commits at once that some of
+// them are in segments, and what is older than the options say goes, but for what the rest needs.
+func TestWhatIsKeptDoesNotGrow(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, tt := range []struct {
+		name      string
+		options   WriterOptions
+		snapshots int           // at most
+		first     time.Duration // the first state is at most so old
+		single    time.Duration // single commits are
+	}{
+		{"defaults", WriterOptions{}, 32, 31 * day, day + time.Hour},
+		{"snapshots for a week", WriterOptions{Snapshots: 7 * day}, 7 + 30/7 + 3, 39 * day, day + time.Hour},
+		{"snapshots for longer than files", WriterOptions{Snapshots: 40 * day}, 42, 41 * day, day + time.Hour},
+		{"all for 10 days", WriterOptions{Keep: [TopLevel + 1]time.Duration{10 * day, 10 * day, 10 * day, 10 * day}, Snapshots: 10 * day}, 12, 11 * day, 11 * day},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx := t.Context()
+			c := &counter{t: t}
+			w := openWriter(t, claim(t, newMemoryStore(), nil), tt.options)
+			for range 3 {
+				if err := w.Append(ctx, c.commits(sealCount, epoch.Add(time.Duration(c.txid)*time.Millisecond), time.Millisecond)); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Manifest(ctx, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(w.view.state.Segments) == 0 {
+				t.Fatal("no commit is in a segment")
+			}
+			for hour := 1; hour <= 60*24; hour++ {
+				now := epoch.Add(time.Duration(hour) * time.Hour)
+				if err := w.Append(ctx, c.commits(1, now, 0)); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Compact(ctx, now.Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := w.Retain(ctx, now.Add(time.Hour)); err != nil {
+					t.Fatalf("in hour %d: %v", hour, err)
+				}
+				if err := w.Manifest(ctx, false); err != nil {
+					t.Fatal(err)
+				}
+				if hour%24 != 0 {
+					continue
+				}
+				s := w.view.state
+				if len(s.Snapshots) > tt.snapshots {
+					t.Fatalf("on day %d there are %d snapshots, want at most %d", hour/24, len(s.Snapshots), tt.snapshots)
+				}
+				first, err := w.view.First(ctx)
+				if err != nil || now.Sub(first.Time) > tt.first {
+					t.Fatalf("on day %d the first state is of %s, %s ago, want at most %s: %v", hour/24, first.Time, now.Sub(first.Time), tt.first, err)
+				}
+				for _, x := range s.Segments {
+					if now.Sub(time.UnixMicro(x.LastTime)) > tt.single {
+						t.Fatalf("on day %d there are commits of %s in a segment", hour/24, time.UnixMicro(x.LastTime))
+					}
+				}
+				// Those of an hour stand in for a file of level 2.
+				if old := now.Add(-max(tt.single, 7*day+time.Hour)); len(s.Recent) > 0 && s.Recent[0].Time < old.UnixMicro() {
+					t.Fatalf("on day %d there is a commit of %s", hour/24, time.UnixMicro(s.Recent[0].Time))
+				}
+				if lost, bad := s.unreachable(); bad {
+					t.Fatalf("on day %d nothing leads to %s of level %d", hour/24, lost.name(), lost.Level)
+				}
+				if _, err := w.view.Plan(ctx, first); err != nil {
+					t.Fatalf("on day %d: %v", hour/24, err)
+				}
+			}
+			if err := w.view.Commits(ctx, 0, func(p Point) error {
+				_, err := w.view.Plan(ctx, p)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			report, err := w.view.Verify(ctx, nil)
+			if err != nil || len(report.Problems)+len(report.Unknown) > 0 {
+				t.Errorf("%+v, %v", report, err)
+			}
+		})
+	}
+}
+
+// What keeps retention from its work is said, and no reason to stop archiving.
+func TestRetentionThatIsBlockedSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newMemoryStore()
+		a := claim(t, s, nil)
+		n := newNode(t, 1<<30)
+		n.commit(8)
+		r := &run{Uploader: n.uploader(a)}
+		round := func() error {
+			if !r.upload(t.Context()) {
+				t.Fatal("the context has ended")
+			}
+			r.keepUp(t.Context(), nil)
+			o := <-r.upkeep.running
+			r.upkeepOver(t.Context(), o)
+			return o.err
+		}
+		if err := round(); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(2 * time.Hour)
+		n.commit(1)
+		if err := round(); err != nil {
+			t.Fatal(err)
+		}
+		w := r.w
+		broken := w.view.state.clone()
+		if len(broken.Levels[3]) != 1 || len(broken.Recent) != 9 {
+			t.Fatalf("%d files of level 3, %d commits", len(broken.Levels[3]), len(broken.Recent))
+		}
+		broken.Recent = append(broken.Recent[:4:4], broken.Recent[5:]...) // a hole that level 3 leads over
+		w.mu.Lock()
+		w.setStateLocked(broken)
+		w.mu.Unlock()
+		<-time.After(40 * 24 * time.Hour)
+		n.commit(1)
+		w.opts.Keep[3] = 100 * 24 * time.Hour
+		r.seen = evidence{w.view.state.Last.Time, time.Now().Add(-believeClock)}
+		if err := round(); err != nil {
+			t.Fatal(err)
+		}
+		if st := r.Status(); !strings.Contains(st.Blocked, "could not be reached") || st.Error != "" || !r.upkeep.retain.After(time.Now()) {
+			t.Errorf("status %+v, next at %s", st, r.upkeep.retain)
+		}
+		n.commit(1)
+		if err := r.round(t.Context()); err != nil || w.Position() != 11 {
+			t.Errorf("archived up to %d: %v", w.Position(), err)
+		}
+	})
+}
+
+// A new leader whose clock is ten days ahead removes nothing that is to be kept, though the commits that it makes have
+// times of that clock.
+func TestAClockThatIsAheadRemovesNoHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claim(t, newMemoryStore(), nil)
+		n := newNode(t, 1<<30)
+		u := n.uploader(a)
+		stop := lead(u)
+		write := func(hours, commits int) {
+			for range hours {
+				n.commit(commits)
+				u.Notify()
+				settle(time.Hour)
+			}
+		}
+		write(10, 2)
+		stop()
+		kept := len(mustLoad(t, a).state.Recent)
+		if kept != 20 {
+			t.Fatalf("%d commits are there one by one", kept)
+		}
+		// For a process that starts it is the same whether that time has passed or the clock says so.
+		<-time.After(10 * 24 * time.Hour)
+		u = n.uploader(a)
+		stop = lead(u)
+		defer func() { stop() }()
+		write(10, 1)
+		if got := len(mustLoad(t, a).state.Recent); got != kept+10 {
+			t.Errorf("%d commits are left one by one, want %d", got, kept+10)
+		}
+		// It was right: what was idle for long is not kept for much longer.
+		write(20, 1)
+		if s := mustLoad(t, a).state; s.Recent[0].MinTXID <= uint64(kept) {
+			t.Errorf("commit %d is still there", s.Recent[0].MinTXID)
+		}
+	})
+}
+
+func mustLoad(t testing.TB, a *Archive) *View {
+	t.Helper()
+	v, err := a.Load(t.Context(), testID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// Whoever has a job for an uploader that ends is told so at once, and nothing of the job runs any more when it is.
+func TestAJobOfAnUploaderThatHasEndedIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claim(t, newMemoryStore(), nil)
+		n := newNode(t, 1<<30)
+		u := n.uploader(a)
+		stop := lead(u)
+		n.commit(1)
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := false
+		if err := u.Do(ctx, func(ctx context.Context, _ *Writer) error {
+			cancel()
+			<-time.After(time.Second) // until it has noticed
+			ran = true
+			return ctx.Err()
+		}); !errors.Is(err, context.Canceled) || !ran {
+			t.Errorf("%v, ran %v", err, ran)
+		}
+		stop()
+		begun := time.Now()
+		if err := u.Do(t.Context(), func(context.Context, *Writer) error { return nil }); !errors.Is(err, ErrEnded) || time.Since(begun) != 0 {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+	})
+}
+
+// Whoever has a job while the store does not answer waits for it no longer than for the job.
+func TestAJobEndsWhileTheArchiveIsOpened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &hungStore{Store: newMemoryStore()}
+		a := claim(t, s, nil)
+		s.hangs = true
+		u := newNode(t, 1<<30).uploader(a)
+		stop := lead(u)
+		defer stop()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begun := time.Now()
+		if err := u.Do(ctx, func(context.Context, *Writer) error { return nil }); err == nil || time.Since(begun) != time.Second {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+	})
+}
+
+// What could not be deleted after it was removed from the manifest goes later, and so does what a writer did not come to
+// enter; an idle database costs nothing for it.
+func TestWhatNothingListsIsDeletedAfterADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		m := newMemoryStore()
+		s := storetest.NewFaulty(m, 1)
+		a := claim(t, s, nil)
+		c := &counter{t: t}
+		w := openWriter(t, a, WriterOptions{})
+		if err := errors.Join(w.Append(ctx, c.commits(20, time.Now(), time.Second)), w.Compact(ctx, time.Now().Add(2*time.Hour))); err != nil {
+			t.Fatal(err)
+		}
+		s.Hook(func(op, _ string) error {
+			if op == "delete" {
+				return storetest.ErrInjected
+			}
+			return nil
+		})
+		<-time.After(8 * 24 * time.Hour)
+		if n, err := w.Retain(ctx, time.Now()); n == 0 || !errors.Is(err, storetest.ErrInjected) {
+			t.Fatalf("%d files went: %v", n, err)
+		}
+		s.Hook(nil)
+		left := func() []string {
+			report, err := w.view.Verify(ctx, nil)
+			if err != nil || len(report.Problems) > 0 {
+				t.Fatalf("%+v, %v", report, err)
+			}
+			return report.Unknown
+		}
+		before := left()
+		if len(before) == 0 {
+			t.Fatal("all was deleted")
+		}
+		tidy := func() int {
+			lists := s.Calls("list")
+			if err := w.Tidy(ctx); err != nil {
+				t.Fatal(err)
+			}
+			return s.Calls("list") - lists
+		}
+		if n := tidy(); n == 0 || len(left()) != len(before) {
+			t.Errorf("at first, in %d listings: %q", n, left())
+		}
+		<-time.After(23 * time.Hour)
+		if n := tidy(); n != 0 {
+			t.Errorf("%d listings within a day", n)
+		}
+		<-time.After(2 * time.Hour)
+		w = openWriter(t, a, WriterOptions{}) // another one knows what was found
+		if err := w.Append(ctx, c.commits(1, time.Now(), 0)); err != nil {
+			t.Fatal(err)
+		}
+		stray := w.view.Key(Object{Level: 2, MinTXID: 1, MaxTXID: 7})
+		if err := m.Put(ctx, stray, strings.NewReader("x"), 1, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if n := tidy(); n == 0 || len(left()) != 1 || left()[0] != stray {
+			t.Errorf("after a day, in %d listings: %q", n, left())
+		}
+		<-time.After(25 * time.Hour)
+		if tidy(); len(left()) != 0 {
+			t.Errorf("after another day: %q", left())
+		}
+		<-time.After(1000 * time.Hour)
+		if n := tidy(); n != 0 {
+			t.Errorf("%d listings of what was not written", n)
+		}
+	})
+}
