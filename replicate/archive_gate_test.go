@@ -64,3 +64,14 @@ func TestLocalGateEndsWithTheContext(t *testing.T) {
 		}
 	})
 }
+
+// Load that never ends gets an archive on the same disk to keep up, at the cost of writers if need be.
+func TestAnArchiveThatIsLateRestsLess(t *testing.T) {
+	for lag, want := range map[time.Duration]int{
+		0: 40, time.Minute: 40, time.Minute + 1: 7, 2 * time.Minute: 4, 8 * time.Minute: 1, 8*time.Minute + 1: 0, time.Hour: 0,
+	} {
+		if got := restFactor(lag); got != want {
+			t.Errorf("%v late: rests %d times as long, want %d", lag, got, want)
+		}
+	}
+}

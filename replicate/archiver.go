@@ -48,7 +48,7 @@ const (
 	// lookingAtOnce is for how many databases it is found out at a time how far the archive is.
 	lookingAtOnce = 64
 	// An archive on the node's own disk rests for so many times as long as it worked: while there are commits, while
-	// some have waited for long, and while there are none.
+	// some have waited for long, and while there are none. See restFactor.
 	localRest, localRestLate, localRestIdle = 40, 8, 1
 	localLate                               = time.Minute
 	localPause                              = 5 * time.Second
@@ -333,16 +333,22 @@ func (a *archiver) turn(ctx context.Context, slots chan struct{}, gate *localGat
 func (a *archiver) rest() func(took time.Duration) time.Duration {
 	var applied atomic.Uint64 // by the state machine when the gate was closed last
 	return func(took time.Duration) time.Duration {
-		factor := localRest
-		now := a.s.fsm.Applied()
-		switch before := applied.Swap(now); {
-		case before == now:
-			factor = localRestIdle
-		case a.s.ArchiveStatus().Lag > localLate:
-			factor = localRestLate
+		factor := localRestIdle
+		if now := a.s.fsm.Applied(); applied.Swap(now) != now {
+			factor = restFactor(a.s.ArchiveStatus().Lag)
 		}
 		return min(time.Duration(factor)*took, localPause)
 	}
+}
+
+// restFactor is how many times as long as it worked an archive rests while there are commits. What is given to writers for
+// a while is not given for ever: the longer commits wait the less rest there is, and in the end none, or the backlog
+// would come to its cap, and a gap would stay in the history.
+func restFactor(lag time.Duration) int {
+	if lag <= localLate {
+		return localRest
+	}
+	return int(localRestLate * localLate / lag)
 }
 
 // endUploaders ends those that over says yes to, and forgets what is archived.
