@@ -49,7 +49,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{LogFormat: "text", LogLevel: slog.LevelInfo, Node: node.Config{Data: "/d", HTTP: "127.0.0.1:7440", Raft: "127.0.0.1:7441",
-		RaftLog: "wal", FileMode: 0o660, SnapshotEntries: 8192, TrailingEntries: 10240,
+		RaftLog: "wal", FileMode: 0o660, SnapshotEntries: 65536, TrailingEntries: 10240,
 		LogLimit: 1 << 30, CatchupRate: 1 << 30, WriteLease: 10 * time.Second, IdleClose: time.Minute,
 		ArchiveInterval: time.Second, ArchiveWindow: 24 * time.Hour, ArchiveLevels: [3]time.Duration{30 * time.Second, 5 * time.Minute, time.Hour},
 		ArchiveKeep:     [3]time.Duration{24 * time.Hour, 7 * 24 * time.Hour, 30 * 24 * time.Hour},

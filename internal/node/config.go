@@ -15,7 +15,7 @@ const (
 	DefaultSocket          = "/run/hasqlite/node.sock"
 	DefaultRaftLog         = "wal"
 	DefaultFileMode        = os.FileMode(0o660)
-	DefaultSnapshotEntries = 8192
+	DefaultSnapshotEntries = 65536
 	DefaultTrailingEntries = 10240
 	DefaultLogLimit        = int64(1 << 30)
 	DefaultCatchupRate     = int64(1 << 30)
