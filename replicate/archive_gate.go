@@ -15,7 +15,8 @@ type localGate struct {
 	mu      sync.Mutex
 	inside  int
 	begun   time.Time
-	closed  bool // nobody may enter any more, until all are out and the rest is over
+	closed  bool        // nobody may enter any more, until all are out and the rest is over
+	resting *time.Timer // ends the rest
 	changed chan struct{}
 }
 
@@ -53,11 +54,25 @@ func (g *localGate) leave() {
 	if g.inside--; g.inside > 0 {
 		return
 	}
-	time.AfterFunc(g.rest(time.Since(g.begun)), func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
+	g.resting = time.AfterFunc(g.rest(time.Since(g.begun)), g.open)
+}
+
+func (g *localGate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed && g.inside == 0 {
 		g.closed = false
 		close(g.changed)
 		g.changed = make(chan struct{})
-	})
+	}
+}
+
+// hurry ends a rest, for somebody who waits for what is not archived yet.
+func (g *localGate) hurry() {
+	g.mu.Lock()
+	over := g.resting != nil && g.resting.Stop()
+	g.mu.Unlock()
+	if over {
+		g.open()
+	}
 }

@@ -75,3 +75,28 @@ func TestAnArchiveThatIsLateRestsLess(t *testing.T) {
 		}
 	}
 }
+
+// Who waits for what is not archived yet does not wait for a rest to end.
+func TestALocalGateIsOpenedForWhoWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newLocalGate(1, func(time.Duration) time.Duration { return time.Hour })
+		g.hurry() // nothing to end
+		for range 3 {
+			if err := g.enter(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			g.hurry() // no rest yet
+			g.leave()
+			begun := time.Now()
+			entered := make(chan error, 1)
+			go func() { entered <- g.enter(t.Context()) }()
+			synctest.Wait()
+			g.hurry()
+			if err := <-entered; err != nil || time.Since(begun) != 0 {
+				t.Fatalf("%v after %v", err, time.Since(begun))
+			}
+			g.leave()
+			g.hurry()
+		}
+	})
+}

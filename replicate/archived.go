@@ -111,6 +111,13 @@ func (s *Service) Archive() *archive.Archive {
 	return a.archive
 }
 
+// HurryArchive says that somebody waits for what is not archived yet: an archive on the node's own disk ends its rest.
+func (s *Service) HurryArchive() {
+	if s.archiver != nil {
+		s.archiver.gate.hurry()
+	}
+}
+
 // ArchivedPosition returns the last transaction of a database that this node knows to be archived, 0 for none.
 func (s *Service) ArchivedPosition(id DatabaseID) TXID {
 	a := s.archiver

@@ -34,6 +34,7 @@ type pasts struct {
 	archive  func() *archive.Archive                           // nil while there is none
 	decided  func(name string) (replicate.DatabaseState, bool) // of the database that has the name now
 	archived func(id replicate.DatabaseID) uint64              // of it
+	hurry    func()                                            // the archive: somebody waits for it
 	lineage  func() uint64                                     // of the cluster
 	log      func(msg string, args ...any)
 	run      func(f func()) // in the background; the node waits for it when it stops
@@ -64,6 +65,7 @@ func (n *Node) startPasts(f files) (*pasts, error) {
 		free: n.space.Free, archive: n.svc.Archive, log: n.log.Warn, run: n.goroutine, open: map[string]*pastFile{},
 		decided:  n.svc.Lookup,
 		archived: func(id replicate.DatabaseID) uint64 { return uint64(n.svc.ArchivedPosition(id)) },
+		hurry:    n.svc.HurryArchive,
 		lineage:  func() uint64 { return n.dir.Record().Lineage },
 	}
 	if err := os.RemoveAll(p.dir); err != nil {
@@ -132,6 +134,7 @@ func (p *pasts) find(ctx context.Context, name string, m moment.Moment, progress
 	tick := time.NewTicker(pastPoll)
 	defer tick.Stop()
 	for p.archived(id) < want {
+		p.hurry()
 		select {
 		case <-tick.C:
 			progress()

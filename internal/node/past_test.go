@@ -61,6 +61,7 @@ func newPastBench(t *testing.T) *pastBench {
 			return replicate.DatabaseState{ID: id, Position: replicate.Position{TXID: replicate.TXID(b.last.Load())}}, true
 		},
 		archived: func(replicate.DatabaseID) uint64 { return b.known.Load() },
+		hurry:    func() {},
 		lineage:  func() uint64 { return b.db.ID.Lineage },
 		log:      func(msg string, args ...any) { t.Errorf("%s %v", msg, args) },
 		run:      func(f func()) { b.wg.Go(f) },

@@ -70,6 +70,7 @@ func (n *Node) want(ctx context.Context, name string, m api.Moment) (*wanted, er
 		case late && time.Now().After(end):
 			return nil, fmt.Errorf("the archive has not got transaction %s yet, and the state may be one that it lacks: %w", st.Position.TXID, api.ErrUnavailable)
 		case late:
+			n.svc.HurryArchive()
 			select {
 			case <-ctx.Done():
 				return nil, ctx.Err()
