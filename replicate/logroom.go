@@ -79,10 +79,10 @@ func (s *Service) logBytes() (bytes int64, member string) {
 // neededMember is the member with the fullest log of those that cannot compact it and without which there is no majority.
 // Of several that can stand in for each other the one with the most room is needed.
 func (s *Service) neededMember(now time.Time) (none memberReport) {
-	fresh := s.logBound.reports(now)
-	if !slices.ContainsFunc(fresh, func(r memberReport) bool { return r.Blocked }) {
+	if !s.logBound.any(now, func(p memberProgress) bool { return p.Blocked }) { // as at almost every commit
 		return none
 	}
+	fresh := s.logBound.reports(now)
 	voters, free := 0, 0
 	var blocked []memberReport
 	for _, srv := range s.servers() {
@@ -119,12 +119,26 @@ func (b *logBound) reports(now time.Time) (fresh []memberReport) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for id, p := range b.progress {
-		if now.Sub(p.at) < 5*progressInterval {
+		if p.fresh(now) {
 			fresh = append(fresh, memberReport{id, p})
 		}
 	}
 	return fresh
 }
+
+// any reports whether f says yes to something that a member has told lately.
+func (b *logBound) any(now time.Time, f func(memberProgress) bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.progress {
+		if p.fresh(now) && f(p) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p memberProgress) fresh(now time.Time) bool { return now.Sub(p.at) < 5*progressInterval }
 
 func (s *Service) logFullError() error {
 	bytes, member := s.logUsed()
@@ -145,8 +159,8 @@ func (s *Service) logFullError() error {
 // memberFull reports a member whose log is full, with what it was sent since it told, and about to be compacted.
 func (s *Service) memberFull(now time.Time) bool {
 	slow := share(s.opts.LogLimit, slowShare)
-	return slices.ContainsFunc(s.logBound.reports(now), func(r memberReport) bool {
-		return !r.Blocked && share(s.opts.LogLimit, r.Full)+s.store.BytesAfter(r.Last) >= slow
+	return s.logBound.any(now, func(p memberProgress) bool {
+		return !p.Blocked && share(s.opts.LogLimit, p.Full)+s.store.BytesAfter(p.Last) >= slow
 	})
 }
 

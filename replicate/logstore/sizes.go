@@ -2,6 +2,7 @@ package logstore
 
 import (
 	"fmt"
+	"sort"
 
 	"github.com/hashicorp/raft"
 )
@@ -15,32 +16,40 @@ func storedBytes(l *raft.Log) uint32 {
 
 // sizes are the bytes of consecutive entries of the log, the oldest first.
 type sizes struct {
-	list  []uint32
-	total int64
+	ends   []int64 // where each ends, counted from somewhere before the first
+	before int64   // where the first begins
 }
 
-func (z *sizes) add(n uint32) {
-	z.list = append(z.list, n)
-	z.total += int64(n)
+func (z *sizes) total() int64 { return z.end() - z.before }
+
+func (z *sizes) end() int64 {
+	if n := len(z.ends); n > 0 {
+		return z.ends[n-1]
+	}
+	return z.before
 }
+
+// after is what the entries behind the first n take.
+func (z *sizes) after(n int) int64 {
+	if n == 0 {
+		return z.total()
+	}
+	return z.end() - z.ends[n-1]
+}
+
+func (z *sizes) add(n uint32) { z.ends = append(z.ends, z.end()+int64(n)) }
 
 func (z *sizes) dropHead(n int) {
-	for _, b := range z.list[:n] {
-		z.total -= int64(b)
+	if n > 0 {
+		z.before = z.ends[n-1]
 	}
-	z.list = z.list[n:]
-	if len(z.list) == 0 {
-		z.list = nil
+	z.ends = z.ends[n:]
+	if len(z.ends) == 0 {
+		z.ends = nil
 	}
 }
 
-func (z *sizes) dropTail(n int) {
-	keep := len(z.list) - n
-	for _, b := range z.list[keep:] {
-		z.total -= int64(b)
-	}
-	z.list = z.list[:keep]
-}
+func (z *sizes) dropTail(n int) { z.ends = z.ends[:len(z.ends)-n] }
 
 // loadSizes reads the whole log once. An entry that cannot be read counts as nothing: whoever needs it says so.
 func (s *Store) loadSizes() {
@@ -58,23 +67,20 @@ func (s *Store) loadSizes() {
 func (s *Store) Bytes() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.sizes.total
+	return s.sizes.total()
 }
 
-// BytesAfter is what the entries after index take together.
-func (s *Store) BytesAfter(index uint64) (n int64) {
+// BytesAfter is what the entries after index take together. It takes no time to speak of: commits ask for it.
+func (s *Store) BytesAfter(index uint64) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.last == 0 || index >= s.last {
+	switch {
+	case s.last == 0 || index >= s.last:
 		return 0
+	case index < s.first:
+		return s.sizes.total()
 	}
-	if index < s.first {
-		return s.sizes.total
-	}
-	for _, b := range s.sizes.list[index-s.first+1:] {
-		n += int64(b)
-	}
-	return n
+	return s.sizes.after(int(index - s.first + 1))
 }
 
 // Newest is the index of the oldest entry of the longest tail of the log that has no more than limit bytes and
@@ -85,12 +91,10 @@ func (s *Store) Newest(limit int64, entries uint64) uint64 {
 	if s.last == 0 {
 		return 0
 	}
-	at, n := len(s.sizes.list), int64(0)
-	for at > 0 && uint64(len(s.sizes.list)-at) < entries {
-		if n += int64(s.sizes.list[at-1]); n > limit {
-			break
-		}
-		at--
+	n := len(s.sizes.ends)
+	at := sort.Search(n, func(i int) bool { return s.sizes.after(i) <= limit })
+	if uint64(n) > entries {
+		at = max(at, n-int(entries))
 	}
 	return min(s.first+uint64(at), s.last)
 }
