@@ -45,14 +45,15 @@ type readerKey struct {
 }
 
 type reader struct {
-	pid  int   // 0: not known
-	pids []int // of those that were met at every look, the processes it can be
-	from time.Time
-	seen time.Time // last
+	pid    int   // 0: not known
+	pids   []int // of those that were met at every look, the processes it can be
+	from   time.Time
+	seen   time.Time // last
+	missed int       // looks in a row since
 }
 
-// readerGone is after how long a reader that is not seen any more counts as ended: the kernel's table of locks
-// changes while it is read, and misses one now and then.
+// readerGone is after how long a reader that is not seen any more counts as ended, if it was missed more than once: the
+// kernel's table of locks changes while it is read, and misses one now and then; and a busy node may not look for longer.
 const readerGone = 1500 * time.Millisecond
 
 // notice follows the length of the log.
@@ -264,12 +265,13 @@ func (d *replica) lookAtWAL(live LiveFile) wal.Marks {
 		if !known {
 			r.from = now
 		}
-		r.seen = now
+		r.seen, r.missed = now, 0
 		r.meet(pids)
 		readers[key] = r
 	}
 	for key, r := range c.readers {
-		if _, still := readers[key]; !still && key.salts == marks.Salts && now.Sub(r.seen) < readerGone {
+		if _, still := readers[key]; !still && key.salts == marks.Salts && (now.Sub(r.seen) < readerGone || r.missed == 0) {
+			r.missed++
 			readers[key] = r
 		}
 	}

@@ -18,8 +18,8 @@ import (
 const (
 	manifestEvery = 64   // journal entries
 	manifestFrom  = 4096 // changes in them
-	sealFrom      = 8192
-	sealCount     = 4096
+	sealFrom      = 2048
+	sealCount     = 1024
 	putAtOnce     = 8
 )
 
