@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // crowdWorkers is how many transactions of one crowd run side by side.
@@ -114,13 +115,17 @@ func (c *crowd) obey(commands chan string, errs chan error) error {
 	}
 }
 
+// crowdPace is the longest rest of a worker between two turns. Without any a fast machine writes some twenty gigabytes of
+// history on each node in an hour.
+const crowdPace = 40 * time.Millisecond
+
 // run does one transaction after another until end is closed.
 func (c *crowd) run(rng *rand.Rand, end chan struct{}) error {
 	for {
 		select {
 		case <-end:
 			return nil
-		default:
+		case <-time.After(time.Duration(rng.Int64N(int64(crowdPace)))):
 		}
 		m := c.members[rng.IntN(len(c.members))]
 		if !m.mu.TryLock() {
