@@ -14,7 +14,7 @@
 # make many       ten thousand idle and a thousand active databases: start, memory, turns
 # make large      a transaction of 1 GiB, its VACUUM, and kills in the middle of ones of 256 MiB
 # make history    300 commits of 9 databases restored from every level, 1 GiB by us and by litestream, STORMS rounds of
-#                 a store in trouble, 1 GiB rolled back by 1000 commits, and forked on XFS (needs root), kills in
+#                 a store in trouble, 1 GiB rolled back by 1000 commits, and forked on XFS (needs root and xfsprogs), kills in
 #                 the middle of imports, rollbacks and forks
 # make endure     an hour of faults on a cluster with 200 databases; PLOT=file.svg keeps its memory and file handles
 

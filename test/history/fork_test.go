@@ -83,6 +83,7 @@ func TestForkCostsNothingButItsCopies(t *testing.T) {
 	nodes := testcluster.LeaderFirst(t, c)
 	leader := clientOf(t, nodes[0])
 	imported := importFile(t, ctx, leader, "src.db", file)
+	testcluster.Converged(t, c, "src.db") // or the other node may not have the table yet
 	src := testcluster.Open(t, nodes[1], "src.db")
 	testcluster.Exec(t, src, `UPDATE t SET b = randomblob(3800) WHERE id % 1000 = 1`) // some of it is in the log of the file only
 	testcluster.Converged(t, c, "src.db")
