@@ -37,6 +37,19 @@ func (c *cluster) archived(i int, name string, gaps int) *archive.View {
 	return v
 }
 
+// backlogsEmpty waits until no node keeps commits for the archive on its disk.
+func (c *cluster) backlogsEmpty() {
+	c.t.Helper()
+	eventually(c.t, "the backlogs are empty", func() error {
+		for i, n := range c.nodes {
+			if b := n.svc.ArchiveStatus().Backlog; b.Bytes != 0 || b.Dropped != 0 {
+				return fmt.Errorf("node %d: %+v", i, b)
+			}
+		}
+		return nil
+	})
+}
+
 // archivedLate is archived for a history that may begin with a snapshot.
 func (c *cluster) archivedLate(i int, name string, gaps int) *archive.View {
 	c.t.Helper()
@@ -207,14 +220,7 @@ func TestWhatIsNotArchivedOutlivesTheLog(t *testing.T) {
 	}
 	g.Start()
 	c.archived(0, "db", 0)
-	eventually(t, "the backlogs are empty", func() error {
-		for i, n := range c.nodes {
-			if b := n.svc.ArchiveStatus().Backlog; b.Bytes != 0 || b.Dropped != 0 {
-				return fmt.Errorf("node %d: %+v", i, b)
-			}
-		}
-		return nil
-	})
+	c.backlogsEmpty()
 }
 
 // TestCommitsThatALeaderLacksComeFromAPeer: it took pages instead of entries (RULES B14).
@@ -233,11 +239,26 @@ func TestCommitsThatALeaderLacksComeFromAPeer(t *testing.T) {
 	c.ready(late)
 	c.equal("db")
 	c.insert(other, "db", 5)
+	former := c.leader()
+	eventually(t, "the leader cannot archive", func() error {
+		if c.leader() == former && c.nodes[former].svc.ArchiveStatus().Error == "" {
+			return errors.New("it does not say so")
+		}
+		return nil
+	})
 	eventually(t, "the node that was away leads", func() error {
 		if c.leader() == late {
 			return nil
 		}
 		return errors.Join(errors.New("it does not"), backend{c.nodes[c.leader()]}.TransferLeadership(t.Context(), api.TransferRequest{ID: c.cfgs[late].ID}))
+	})
+	eventually(t, "nobody else archives", func() error { // or what it has in memory could get there first
+		for i, n := range c.nodes {
+			if st := n.svc.ArchiveStatus(); i != late && st.Error != "" {
+				return fmt.Errorf("node %d: %s", i, st.Error)
+			}
+		}
+		return nil
 	})
 	g.Start()
 	c.archived(late, "db", 0)
