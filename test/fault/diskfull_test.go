@@ -268,11 +268,12 @@ func (f *full) fillAll(ctx context.Context) error {
 	if err := s.node.Start(); err != nil {
 		return err
 	}
+	// It need not be ready, as nobody may lead.
 	if err := localcluster.Poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		_, err := s.node.Status(ctx)
-		return err == nil, err
-	}); err != nil {
-		return fmt.Errorf("start on a full disk: %w", err)
+		return err == nil || !s.node.Running(), err
+	}); err != nil || !s.node.Running() {
+		return fmt.Errorf("start on a full disk: %w; end of the log of %s:\n%s", errors.Join(err, s.node.Process().Err()), s.node.ID, s.node.LogTail(15))
 	}
 	return f.empty(ctx, f.slots...)
 }
