@@ -15,9 +15,9 @@ const (
 	// truncateBytes is the size of the WAL file at which the node cuts it. Under readers that overlap without end
 	// no writer ever finds the log unread, and begins it anew: the node holds writers back for a moment then.
 	truncateBytes = 16 << 20
-	// fenceWait is for how long writers are held back, fenceWaitMost the same for a log far beyond truncateBytes;
-	// of the time writers are held back for at most one part in fenceRest.
-	fenceWait     = 50 * time.Millisecond
+	// fenceWait is for how long writers are held back at first, and after attempts to which that was too short at most
+	// for fenceWaitMost; of the time writers are held back for at most one part in fenceRest.
+	fenceWait     = 100 * time.Millisecond
 	fenceWaitMost = 500 * time.Millisecond
 	fenceRest     = 20
 	// stuckAfter is the age at which a reader counts as one that will not end soon. Writers do not wait for it.
@@ -26,13 +26,14 @@ const (
 
 // checkpoints is what a replica knows of its WAL. Under replica.mu.
 type checkpoints struct {
-	running  bool      // one runs or is due
-	next     uint32    // frames at which the next is due
-	last     uint32    // frames when a commit was seen last
-	gate     *walGate  // while the log is cut, else nil
-	notUntil time.Time // no gate before
-	backlog  uint32    // frames that are not in the database file
-	since    time.Time // when the backlog began; zero without one
+	running  bool          // one runs or is due
+	next     uint32        // frames at which the next is due
+	last     uint32        // frames when a commit was seen last
+	gate     *walGate      // while the log is cut, else nil
+	notUntil time.Time     // no gate before
+	fence    time.Duration // for how long writers are held back, 0: fenceWait
+	backlog  uint32        // frames that are not in the database file
+	since    time.Time     // when the backlog began; zero without one
 	readers  map[readerKey]reader
 }
 
@@ -129,54 +130,56 @@ func (d *replica) runCheckpoint() {
 	cut := size >= truncateBytes && !d.ckpt.stuck() && now.After(d.ckpt.notUntil)
 	d.mu.Unlock()
 	if cut {
-		d.cutWAL(live, size)
+		d.cutWAL(live)
 		d.lookAtWAL(live)
 	}
 }
 
 // walGate keeps the writers of this node from beginning while the log is cut.
 type walGate struct {
-	copied chan struct{} // closed when all of the log is in the database file
+	copied chan struct{} // closed when all of the log is in the database file: snapshots do not need it any more
 	open   chan struct{} // closed at the end
 }
 
-// errCut is an answer to a writer that began before the log was copied. SQLite takes its snapshot before it
-// asks for the write lock: the writer must give it up and come back, as its busy handler does, or nobody
-// could cut the log that it reads. Its next snapshot is of the database file alone.
+// errCut is an answer to a writer whose snapshot may need the log. SQLite takes its snapshot before it asks for the write
+// lock: the writer must give it up and come back, as its busy handler does, or nobody could copy, or cut, the log that it
+// reads. A snapshot that it takes once all is copied is of the database file alone.
 var errCut = errors.New("the write-ahead log is being cut")
 
-// pass waits until the log is cut.
-func (g *walGate) pass(ctx context.Context) error {
-	select {
-	case <-g.copied: // it has come back
-		select {
-		case <-g.open:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	default:
+// sentBackAfter is for how long a writer is kept before it is sent back: some busy handlers ask again at once.
+const sentBackAfter = time.Millisecond
+
+// pass sends a writer back until its snapshot is known to be of the database file alone, and then keeps it until the log
+// is cut. It is nil where the gate is open.
+func (g *walGate) pass(ctx context.Context, h *Handle) error {
+	var back <-chan time.Time
+	if h.sentBack != g {
+		timer := time.NewTimer(sentBackAfter)
+		defer timer.Stop()
+		back = timer.C
 	}
 	select {
-	case <-g.copied:
-		return errCut
-	case <-g.open: // given up
+	case <-g.open:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-back:
 	}
+	select {
+	case <-g.copied:
+		h.sentBack = g
+	default:
+	}
+	return errCut
 }
 
 // cutWAL holds the writers of this node back for a moment, so that all of the log can be copied, readers that
 // are in the log come to their end, and those that begin need the database file alone. Then it cuts the log.
-func (d *replica) cutWAL(live LiveFile, size int64) {
-	wait := fenceWait
-	for over := size / truncateBytes; over > 1 && wait < fenceWaitMost; over /= 2 {
-		wait = min(2*wait, fenceWaitMost)
-	}
-	start := time.Now()
+func (d *replica) cutWAL(live LiveFile) {
+	start, cut := time.Now(), false
 	gate := &walGate{copied: make(chan struct{}), open: make(chan struct{})}
 	d.mu.Lock()
+	wait := max(d.ckpt.fence, fenceWait)
 	d.ckpt.gate = gate
 	for h := range d.handles {
 		if !h.granted && h.giveUp != nil {
@@ -186,8 +189,13 @@ func (d *replica) cutWAL(live LiveFile, size int64) {
 	d.mu.Unlock()
 	defer func() {
 		d.mu.Lock()
+		took := time.Since(start)
 		d.ckpt.gate = nil
-		d.ckpt.notUntil = time.Now().Add(fenceRest * time.Since(start))
+		d.ckpt.notUntil = time.Now().Add(fenceRest * took)
+		if cut { // readers are what they were
+			wait = took
+		}
+		d.ckpt.fence = min(2*wait, fenceWaitMost)
 		d.mu.Unlock()
 		close(gate.open)
 	}()
@@ -209,7 +217,8 @@ func (d *replica) cutWAL(live LiveFile, size int64) {
 	}
 	close(gate.copied)
 	frames, backfilled, err := live.Truncate(wait)
-	d.checkpointed(true, frames == backfilled, err)
+	cut = err == nil && frames == backfilled
+	d.checkpointed(true, cut, err)
 }
 
 // writing reports whether an application on this node has a write transaction open, or may begin one unasked.
@@ -296,6 +305,9 @@ func (c *checkpoints) met(holders []slotHolder, marks wal.Marks) map[readerKey][
 			continue
 		}
 		key := readerKey{h.slot, marks.Read[i], marks.Salts}
+		if i > 0 && key.mark == wal.MarkNotUsed {
+			continue // a reader that is about to set it, or a checkpoint
+		}
 		if i == 0 {
 			if c.backlog == 0 {
 				continue // it needs nothing of the log and keeps nothing out of it

@@ -72,6 +72,7 @@ type Handle struct {
 	unasked bool               // told that it may begin without asking
 
 	// Of the goroutine that serves the handle.
+	sentBack    *walGate    // by which it was, after all was copied
 	waited      bool        // the files changed while the last begin waited
 	kept        bool        // the leader leaves the lock with the last commit's handle
 	quick       bool        // the last begin came right after the end before it
@@ -188,7 +189,7 @@ func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position
 	h.giveUp, h.unasked = giveUp, false
 	d.mu.Unlock()
 	if gate != nil {
-		if err := gate.pass(ctx); err != nil {
+		if err := gate.pass(ctx, h); err != nil {
 			return Position{}, wal.Fingerprint{}, err
 		}
 	}
@@ -227,7 +228,7 @@ func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position
 		if gate := d.ckpt.gate; gate != nil {
 			d.mu.Unlock()
 			h.waited = true
-			if err := gate.pass(ctx); err != nil {
+			if err := gate.pass(ctx, h); err != nil {
 				return Position{}, wal.Fingerprint{}, err
 			}
 			continue

@@ -180,6 +180,9 @@ func (h *Handle) Peek() (f Fingerprint, pageSize, backfilled uint32, err error) 
 	return hdr.Fingerprint(), hdr.PageSize, backfilled, nil
 }
 
+// MarkNotUsed is the mark of a lock slot that no reader may use before it has set another one.
+const MarkNotUsed = 0xffffffff
+
 // Marks is how far the log is copied, and what readers may still need of it.
 type Marks struct {
 	MaxFrame   uint32 // last frame of the log

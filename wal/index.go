@@ -34,7 +34,6 @@ const (
 	framesPerRegion   = 4096
 	framesInRegion0   = framesPerRegion - indexPagesOffset/4
 	readMarks         = 5
-	readMarkNotUsed   = 0xffffffff
 	indexChecksumSize = 40 // bytes of the header that its checksum covers
 )
 

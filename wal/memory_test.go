@@ -207,7 +207,7 @@ func (m *Memory) Recover() error {
 		}
 	}
 	storeIndexHeader(mem, &m.Shm, hdr, nil)
-	info := CheckpointInfo{ReadMarks: [readMarks]uint32{0, hdr.MaxFrame, readMarkNotUsed, readMarkNotUsed, readMarkNotUsed}}
+	info := CheckpointInfo{ReadMarks: [readMarks]uint32{0, hdr.MaxFrame, MarkNotUsed, MarkNotUsed, MarkNotUsed}}
 	epoch := loadWord(mem, epochOffset)
 	info.Epoch = epoch
 	info.Encode(mem[checkpointOffset:])

@@ -180,7 +180,7 @@ func (t *Txn) publishRestart() {
 	storeWord(t.mem, attemptedOffset, 0)
 	storeWord(t.mem, readMarkOffset+4, 0)
 	for i := 2; i < readMarks; i++ {
-		storeWord(t.mem, readMarkOffset+4*i, readMarkNotUsed)
+		storeWord(t.mem, readMarkOffset+4*i, MarkNotUsed)
 	}
 }
 
