@@ -420,9 +420,14 @@ func (d *replica) forkSource(it item) *forkSource {
 	if err := d.locateIO(d.svc.ctx); err != nil {
 		return nil
 	}
-	if _, err := d.openIO(); err != nil {
+	live, err := d.openIO()
+	if err != nil {
 		return nil
 	}
+	// What is in the log only has to be written over a clone, into blocks that are shared then. It costs less in the file
+	// itself, and forks that follow find it there.
+	frames, backfilled, err := live.Checkpoint(false)
+	d.checkpointed(false, frames == backfilled, err)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.position != it.position || d.behind {

@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -428,11 +429,12 @@ func TestForkByClones(t *testing.T) {
 	src := c.open(1, "src.db")
 	exec(t, src, `CREATE TABLE t(a INTEGER PRIMARY KEY, b)`)
 	exec(t, src, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 6000) INSERT INTO t SELECT i, randomblob(1000) FROM n`)
-	for k, change := range []string{`UPDATE t SET b = randomblob(1000) WHERE a % 50 = 0`, `DELETE FROM t WHERE a > 200`, `VACUUM`, `INSERT INTO t(b) VALUES(randomblob(100000))`} {
-		exec(t, src, change)
+	names := 0
+	forked := func(change string) {
 		before := clones.Load()
-		name := fmt.Sprint("fork", k)
-		c.fork(k%3, "src.db", name, api.Moment{})
+		name := fmt.Sprint("fork", names)
+		names++
+		c.fork(names%3, "src.db", name, api.Moment{})
 		c.equal(name)
 		if n := clones.Load() - before; n < 2 {
 			t.Errorf("%s: %d clones were made", change, n)
@@ -443,6 +445,28 @@ func TestForkByClones(t *testing.T) {
 				t.Errorf("%s: the fork on node %d differs", change, i)
 			}
 		}
+	}
+	for _, change := range []string{`UPDATE t SET b = randomblob(1000) WHERE a % 50 = 0`, `DELETE FROM t WHERE a > 200`, `VACUUM`, `INSERT INTO t(b) VALUES(randomblob(100000))`} {
+		var readers []*sql.Tx // what is written after they began stays in the log
+		for i := range c.nodes {
+			tx, err := c.open(i, "src.db").BeginTx(t.Context(), &sql.TxOptions{ReadOnly: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tx.QueryRow(`SELECT count(*) FROM t`).Scan(new(int)); err != nil {
+				t.Fatal(err)
+			}
+			readers = append(readers, tx)
+		}
+		exec(t, src, change)
+		c.equal("src.db")
+		forked(change + ", beside readers")
+		for _, tx := range readers {
+			if err := tx.Rollback(); err != nil {
+				t.Error(err)
+			}
+		}
+		forked(change)
 	}
 	src.Close()
 }
