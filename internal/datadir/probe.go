@@ -53,7 +53,8 @@ func probe(dir string) error {
 	if err := probeLocks(f, g); err != nil {
 		return fmt.Errorf("try record locks: %w: %w", err, ErrProbe)
 	}
-	if err := probeMapping(f, g); err != nil {
+	// A full disk is no reason not to start, and what it has no block for was tried at a former start.
+	if err := probeMapping(f, g); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("try shared memory: %w: %w", err, ErrProbe)
 	}
 	return nil
@@ -61,7 +62,8 @@ func probe(dir string) error {
 
 func probeMapping(f, g *os.File) error {
 	const size = 32 << 10 // a page of SQLite's wal-index
-	if err := f.Truncate(size); err != nil {
+	// A mapping that has no block behind it cannot be written on a full disk: the process would end by SIGBUS.
+	if _, err := f.WriteAt(make([]byte, size), 0); err != nil {
 		return err
 	}
 	a, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
