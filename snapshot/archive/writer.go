@@ -17,10 +17,12 @@ import (
 
 const (
 	manifestEvery = 64   // journal entries
-	manifestFrom  = 4096 // changes in them
-	sealFrom      = 2048
-	sealCount     = 1024
-	putAtOnce     = 8
+	manifestFrom  = 1024 // changes in them
+	// Single commits that are not in segments are in the memory of every node that has an archive of its own, for each
+	// database that is written: sealFrom and manifestFrom together at most, of some 140 bytes each.
+	sealFrom  = 1024
+	sealCount = 512
+	putAtOnce = 8
 )
 
 // Body is the LTX file of a commit.
