@@ -15,8 +15,8 @@ const (
 	// truncateBytes is the size of the WAL file at which the node cuts it. Under readers that overlap without end
 	// no writer ever finds the log unread, and begins it anew: the node holds writers back for a moment then.
 	truncateBytes = 16 << 20
-	// fenceWait is for how long writers are held back at first, and after attempts to which that was too short at most
-	// for fenceWaitMost; of the time writers are held back for at most one part in fenceRest.
+	// fenceWait is for how long a cut waits at first until all is copied, and then again until nobody reads the log;
+	// after attempts to which that was too short it is fenceWaitMost at most. Of the time writers are held back for at most one part in fenceRest.
 	fenceWait     = 100 * time.Millisecond
 	fenceWaitMost = 500 * time.Millisecond
 	fenceRest     = 20

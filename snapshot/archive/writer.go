@@ -19,7 +19,8 @@ const (
 	manifestEvery = 64   // journal entries
 	manifestFrom  = 1024 // changes in them
 	// Single commits that are not in segments are in the memory of every node that has an archive of its own, for each
-	// database that is written: sealFrom and manifestFrom together at most, of some 140 bytes each.
+	// database that is written: about as many as sealFrom and manifestFrom together, more only while Compact or retention keeps
+	// manifests waiting, of some 140 bytes each.
 	sealFrom  = 1024
 	sealCount = 512
 	putAtOnce = 8
