@@ -79,6 +79,9 @@ type State struct {
 	// Done is how far a level's windows are closed: later commits are not yet
 	// compacted into it.
 	Done [TopLevel + 1]uint64
+
+	// owned are the levels whose list shares no memory with that of another State: see clone.
+	owned [SnapshotLevel + 1]bool
 }
 
 // Kinds of changes in a journal entry.
@@ -120,6 +123,24 @@ func (s *State) list(level int) *[]Object {
 	return &s.Levels[level]
 }
 
+// clone returns a copy to which changes can be made. The lists of objects share their memory, so that an entry costs what
+// it changes and not what there is: of s only what it has now may be read, and of its copies only one may get objects
+// behind that. The Writer makes one at a time and forgets the others.
+func (s *State) clone() *State {
+	c := *s
+	c.owned = [SnapshotLevel + 1]bool{}
+	c.Segments, c.Gaps, c.Labels = slices.Clone(s.Segments), slices.Clone(s.Gaps), slices.Clone(s.Labels)
+	return &c
+}
+
+// own makes a list one that can be changed anywhere, not only at its end.
+func (s *State) own(level int) {
+	if !s.owned[level] {
+		list := s.list(level)
+		*list, s.owned[level] = slices.Clone(*list), true
+	}
+}
+
 // find returns the place of the first object of a level that ends at txid or
 // behind it.
 func find(list []Object, txid uint64) int {
@@ -158,6 +179,9 @@ func (s *State) apply(c change) error {
 		if o.Level != SnapshotLevel && (i > 0 && (*list)[i-1].MaxTXID >= o.MinTXID || i < len(*list) && (*list)[i].MinTXID <= o.MaxTXID) {
 			return bad("level %d file %s overlaps another", o.Level, o.name())
 		}
+		if i < len(*list) {
+			s.own(o.Level)
+		}
 		*list = slices.Insert(*list, i, o)
 		if o.MaxTXID > s.Last.MaxTXID {
 			s.Last = o
@@ -168,13 +192,14 @@ func (s *State) apply(c change) error {
 		if i == len(*list) || (*list)[i].MaxTXID != c.object.MaxTXID || (*list)[i].MinTXID != c.object.MinTXID {
 			return bad("level %d has no file %s", c.object.Level, c.object.name())
 		}
+		s.own(c.object.Level)
 		*list = slices.Delete(*list, i, i+1)
 	case changeSeal:
 		n := find(s.Recent, c.segment.MaxTXID) + 1
 		if len(s.Recent) < n || n == 0 || s.Recent[0].MinTXID != c.segment.MinTXID || s.Recent[n-1].MaxTXID != c.segment.MaxTXID || uint32(n) != c.segment.Count {
 			return bad("commits %s are not the first ones", c.segment.name())
 		}
-		s.Recent = slices.Clone(s.Recent[n:])
+		s.Recent, s.owned[0] = slices.Clone(s.Recent[n:]), true
 		s.Segments = append(s.Segments, c.segment)
 	case changeUnseal:
 		i := slices.IndexFunc(s.Segments, func(x Segment) bool { return x.MinTXID == c.segment.MinTXID && x.MaxTXID == c.segment.MaxTXID })

@@ -263,17 +263,6 @@ func (w *Writer) setStateLocked(s *State) {
 	old.segments = map[uint64][]Object{}
 }
 
-func (s *State) clone() *State {
-	c := *s
-	c.Ranges = slices.Clone(s.Ranges)
-	c.Segments, c.Recent, c.Snapshots = slices.Clone(s.Segments), slices.Clone(s.Recent), slices.Clone(s.Snapshots)
-	for i := range c.Levels {
-		c.Levels[i] = slices.Clone(s.Levels[i])
-	}
-	c.Gaps, c.Labels = slices.Clone(s.Gaps), slices.Clone(s.Labels)
-	return &c
-}
-
 // Append archives commits that follow the last one archived, as files of level
 // 0, and then enters them. What it had stored before an error is found again by
 // the next try. The bodies are read several times.
