@@ -44,6 +44,7 @@ func (d *replica) apply(w *worker) {
 			return
 		}
 		d.mu.Lock()
+		d.inHand = 0
 		if d.idleLocked() || d.svc.ctx.Err() != nil {
 			d.applying = false
 			d.mu.Unlock()
@@ -58,25 +59,19 @@ func (d *replica) apply(w *worker) {
 		it, behind := d.queue[0], d.behind
 		local := d.local
 		batch := d.batchLocked()
+		if !behind || it.deleted {
+			d.inHand = len(batch)
+			if it.spool != nil { // a snapshot from the leader empties the queue
+				it.spool.hold()
+			}
+		}
 		d.mu.Unlock()
 		if behind && !it.deleted {
 			w.lend()
 			wait = d.applyPages(wait)
 			continue
 		}
-		if local != nil && local.id == it.id && !it.deleted {
-			w.lend()
-			d.awaitLocal(local)
-			if d.svc.ctx.Err() != nil {
-				continue
-			}
-		}
-		done, err := 1, error(nil)
-		if len(batch) > 1 {
-			done, err = d.applyMerged(batch)
-		} else {
-			err = d.applyItem(it)
-		}
+		done, err := d.applyHead(it, batch, local)
 		var device deviceError
 		switch {
 		case err == nil:
@@ -110,21 +105,40 @@ func (d *replica) apply(w *worker) {
 	}
 }
 
+// applyHead applies what is in hand: an item, or the batch that begins with it. It returns how many it was.
+func (d *replica) applyHead(it item, batch []item, local *localCommit) (int, error) {
+	if it.spool != nil {
+		defer it.spool.release()
+	}
+	if local != nil && local.id == it.id && !it.deleted {
+		d.worker.lend()
+		d.awaitLocal(local)
+		if err := d.svc.ctx.Err(); err != nil {
+			return 0, err
+		}
+	}
+	if len(batch) > 1 {
+		return d.applyMerged(batch)
+	}
+	return 1, d.applyItem(it)
+}
+
 // applyPages brings files that are behind the log up to date from a peer. It returns how long to wait after
 // the next failure.
 func (d *replica) applyPages(wait time.Duration) time.Duration {
 	err := d.catchUp(d.svc.ctx, false)
-	if err == nil || errors.Is(err, ErrDeleted) || d.svc.ctx.Err() != nil {
-		if err == nil {
-			d.trouble(nil)
-			d.log.Info("local copy brought up to date from a peer")
-		}
+	switch {
+	case err == nil:
+		d.trouble(nil)
+		d.log.Info("local copy brought up to date from a peer")
+		return minApplyRetry
+	case errors.Is(err, ErrDeleted):
 		d.mu.Lock()
-		d.behind = d.behind && err != nil && !errors.Is(err, ErrDeleted)
+		d.behind = false
 		d.mu.Unlock()
-		if err != nil { // this node decides it soon
-			d.svc.pauseFor(d.svc.ctx, minApplyRetry)
-		}
+		d.svc.pauseFor(d.svc.ctx, minApplyRetry) // this node decides it soon
+		return minApplyRetry
+	case errors.Is(err, ErrFenced), d.svc.ctx.Err() != nil:
 		return minApplyRetry
 	}
 	d.trouble(fmt.Errorf("catch up from a peer: %w", err))

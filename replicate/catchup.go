@@ -36,6 +36,9 @@ func (d *replica) catchUp(ctx context.Context, hold bool) error {
 			return err
 		}
 	}
+	if err := d.revoke(ctx); err != nil {
+		return err
+	}
 	t, pages, err := d.collect(ctx, at)
 	if err != nil {
 		return err
@@ -261,8 +264,8 @@ func (d *replica) spoolPages(r *round, asked []uint32, data []byte, pages *fetch
 	return nil
 }
 
-// localSums returns the checksums of the pages that are here, nil if there is no file. They are only what to ask a peer
-// for: what is installed is compared once more.
+// localSums returns the checksums of the pages that are here, 0 for one that cannot be read, nil if there is no file. They
+// are only what to ask a peer for: what is installed is compared once more.
 func (d *replica) localSums(ctx context.Context) (sumTable, error) {
 	if d.absent() {
 		return nil, nil
@@ -293,19 +296,18 @@ func (d *replica) localSums(ctx context.Context) (sumTable, error) {
 			return nil, fmt.Errorf("read the local copy of database %q: %w", d.name, err)
 		}
 		end := time.Now().Add(localPin)
-		for ; pgno <= snap.PageCount() && time.Now().Before(end) && err == nil; pgno++ {
+		for ; pgno <= snap.PageCount() && time.Now().Before(end); pgno++ {
 			if snap.PageSize() != d.pageSize {
 				break
 			}
-			if err = snap.ReadPage(pgno, buf); err == nil {
-				sums = append(sums, pageSum(d.pageSize, pgno, buf))
+			var sum uint64
+			if err := snap.ReadPage(pgno, buf); err == nil {
+				sum = pageSum(d.pageSize, pgno, buf)
 			}
+			sums = append(sums, sum)
 		}
 		over := pgno > snap.PageCount() || snap.PageSize() != d.pageSize
 		snap.Close()
-		if err != nil {
-			return nil, fmt.Errorf("read the local copy of database %q: %w", d.name, err)
-		}
 		if over || ctx.Err() != nil {
 			return sums, ctx.Err()
 		}

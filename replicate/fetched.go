@@ -95,7 +95,7 @@ func (d *replica) pagesPath() string {
 type fetched struct {
 	file     *os.File
 	pageSize uint32
-	sums     []uint64 // of the pages that are there, 0 where none is; by page number minus one
+	sums     []uint64 // of the pages that are there, 0 where nothing but zeros is; by page number minus one
 	placed   bool     // the file is the database file now, and closed here
 }
 
@@ -130,7 +130,7 @@ func (d *replica) openFetched() (_ *fetched, err error) {
 			return nil, fmt.Errorf("read the spool: %w", err)
 		}
 		for at := 0; at < n; at += int(d.pageSize) {
-			if page := batch[at : at+int(d.pageSize)]; !allZero(page) { // a hole, or as good as one
+			if page := batch[at : at+int(d.pageSize)]; !allZero(page) { // a hole most of the time
 				p.sums[pgno-1] = pageSum(d.pageSize, pgno, page)
 			}
 			pgno++
@@ -163,8 +163,20 @@ func (p *fetched) offset(pgno uint32) int64 { return int64(pgno-1) * int64(p.pag
 
 // has reports that the page with this checksum is there.
 func (p *fetched) has(pgno uint32, sum uint64) bool {
-	return int(pgno) <= len(p.sums) && p.sums[pgno-1] == sum
+	return int(pgno) <= len(p.sums) && p.sum(pgno) == sum
 }
+
+// sum is the checksum of a page that is there. A page of the database may be all zeros, as a hole is: that is not known
+// before it is asked for.
+func (p *fetched) sum(pgno uint32) uint64 {
+	if sum := p.sums[pgno-1]; sum != 0 {
+		return sum
+	}
+	return pageSum(p.pageSize, pgno, zeros[:p.pageSize])
+}
+
+// zeros are of the largest page.
+var zeros [64 << 10]byte
 
 // openTarget opens the pages file that a target is made of. That of a clone is not read.
 func (d *replica) openTarget(t *target) (*fetched, error) {
@@ -378,7 +390,7 @@ func (d *replica) loadTarget() *target {
 
 // dropCatchupLocked removes what was fetched: the files have it or something later, or are gone.
 func (d *replica) dropCatchupLocked() {
-	d.pending, d.behind, d.progress = nil, false, progress{}
+	d.pending, d.behind, d.progress = nil, d.lacksLocked(), progress{}
 	for _, path := range []string{d.targetPath(), d.pagesPath()} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			d.log.Warn("what a catch-up fetched stays behind", "err", err)

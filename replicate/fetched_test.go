@@ -169,6 +169,31 @@ func TestReadAhead(t *testing.T) {
 	}
 }
 
+// A page may be nothing but zeros, as a hole is: a file that is opened again has it.
+func TestAFetchedPageOfZeros(t *testing.T) {
+	s := newFilesNode(t)
+	s.opts.Dir = t.TempDir()
+	d := newCopy(s, "shop.db 16 bytes", nil)
+	p, err := d.openFetched()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := pageSum(d.pageSize, 3, zeros[:d.pageSize])
+	for _, pgno := range []uint32{1, 3} {
+		if err := p.put(pgno, zeros[:d.pageSize], []uint64{pageSum(d.pageSize, pgno, zeros[:d.pageSize])}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.file.Close()
+	if p, err = d.openFetched(); err != nil {
+		t.Fatal(err)
+	}
+	defer p.file.Close()
+	if !p.has(3, sum) || p.has(3, sum^1) || p.has(4, pageSum(d.pageSize, 4, zeros[:d.pageSize])) {
+		t.Error("a page of zeros is not taken for what it is, or one behind the end is")
+	}
+}
+
 // A snapshot that the leader sent says what was decided, and not what the files of this node show.
 func TestStatusBeforeTheFilesAreReached(t *testing.T) {
 	p := Position{TXID: 5, Checksum: 1 << 63}

@@ -351,13 +351,16 @@ func (d *replica) forkFromArchive(ctx context.Context, f *forking) error {
 	if err != nil {
 		return err
 	}
-	pages.file.Close()
-	t := &target{position: f.at, pageSize: d.pageSize, sums: pages.sums}
+	defer pages.file.Close()
+	t := &target{position: f.at, pageSize: d.pageSize, sums: make(sumTable, len(pages.sums))}
+	for i := range t.sums {
+		t.sums[i] = pages.sum(uint32(i) + 1)
+	}
 	if got := t.sums.checksum(); got != f.at.Checksum || t.pageCount() != p.PageCount {
 		return fmt.Errorf("the restored pages have checksum %s, the fork begins at %s: %w", got, f.at, errDiverged)
 	}
 	d.step("fork restored")
-	return d.install(ctx, t, nil, false)
+	return d.install(ctx, t, pages, false)
 }
 
 // seedFork puts what the source has here now where a fetch looks for pages: only those that differ have to come.

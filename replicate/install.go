@@ -19,20 +19,24 @@ const (
 )
 
 // install makes the local copy equal to the target, whose pages are in the spool, which is opened if pages is nil. It
-// waits for native slot 0, with hold only for a moment.
+// waits for native slot 0, with hold only for a moment; what it does then takes as long as it takes.
 func (d *replica) install(ctx context.Context, t *target, pages *fetched, hold bool) error {
 	patience := installPatience
 	if hold {
 		patience = holdPatience
 	}
-	wctx, cancel := context.WithTimeout(ctx, patience)
+	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := d.lockIO(wctx)
-	if err == nil {
-		defer d.ioMu.Unlock()
-		err = d.installIO(wctx, t, pages)
+	if err := d.lockIO(wait); err != nil {
+		return heldError(ctx, wait, err)
 	}
-	if err != nil && wctx.Err() != nil && ctx.Err() == nil {
+	defer d.ioMu.Unlock()
+	return d.installIO(ctx, wait, t, pages, false)
+}
+
+// heldError says that err is of a wait that has ended before ctx.
+func heldError(ctx, wait context.Context, err error) error {
+	if wait.Err() != nil && ctx.Err() == nil {
 		return fmt.Errorf("%w: %w", errHeld, err)
 	}
 	return err
@@ -63,11 +67,13 @@ func (d *replica) keep(t *target, pages *fetched) error {
 // installPendingIO installs what the database waits for, once slot 0 is free. If a page of it is missing after all, the
 // applier fetches it.
 func (d *replica) installPendingIO(ctx context.Context, t *target) error {
-	err := d.installIO(ctx, t, nil)
+	err := d.installIO(ctx, ctx, t, nil, true)
 	if errors.Is(err, errIncomplete) {
 		d.mu.Lock()
-		d.pending, d.behind = nil, true
-		d.kickLocked()
+		if d.pending == t {
+			d.pending, d.behind = nil, true
+			d.kickLocked()
+		}
 		d.mu.Unlock()
 	}
 	if err != nil {
@@ -77,7 +83,54 @@ func (d *replica) installPendingIO(ctx context.Context, t *target) error {
 	return nil
 }
 
-func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) error {
+// claim keeps the pages of what the database waits for from being fetched over. It fails if they may have been already.
+func (d *replica) claim(t *target) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.pending != t {
+		return fmt.Errorf("install transaction %s: its pages are fetched over: %w", t.position.TXID, errIncomplete)
+	}
+	d.claimed = make(chan struct{})
+	return nil
+}
+
+// unclaim ends that; it may have ended.
+func (d *replica) unclaim() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.claimed != nil {
+		close(d.claimed)
+		d.claimed = nil
+	}
+}
+
+// revoke has the database not wait any more for what was fetched before: the next fetch goes over its pages. It waits
+// until nobody installs that.
+func (d *replica) revoke(ctx context.Context) error {
+	for {
+		d.mu.Lock()
+		claimed := d.claimed
+		if claimed == nil {
+			d.fetches++
+			if d.pending != nil {
+				d.pending, d.durable = nil, 0
+			}
+		}
+		d.mu.Unlock()
+		if claimed == nil {
+			return nil
+		}
+		select {
+		case <-claimed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// installIO waits for native slot 0 until wait ends. kept says that the target is what the database waits for, and that
+// catchMu is not held: what comes next may be fetched as long as the pages are not claimed.
+func (d *replica) installIO(ctx, wait context.Context, t *target, pages *fetched, kept bool) error {
 	d.mu.Lock()
 	known, pos, fenced, removed := d.known, d.position, d.fenced != nil, d.removed || d.deleted
 	if known && pos.TXID >= t.position.TXID {
@@ -88,6 +141,12 @@ func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) erro
 	d.mu.Unlock()
 	if removed {
 		return ErrDeleted
+	}
+	if kept {
+		if err := d.claim(t); err != nil {
+			return err
+		}
+		defer d.unclaim()
 	}
 	if pages == nil {
 		var err error
@@ -115,11 +174,19 @@ func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) erro
 			return err
 		}
 	}
-	txn, err := d.beginIO(ctx, live)
+	if kept { // who fetches meanwhile does not wait for an application
+		d.unclaim()
+	}
+	txn, err := d.beginIO(wait, live)
 	if err != nil {
-		return err
+		return heldError(ctx, wait, err)
 	}
 	defer txn.End()
+	if kept && !placed {
+		if err := d.claim(t); err != nil {
+			return err
+		}
+	}
 	// Slot 0 is ours: an application that was committing has left its transaction in the files or is gone,
 	// and the report of its end, which may be on its way, is about a state that is replaced now.
 	d.settleLocal()
@@ -150,7 +217,7 @@ func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) erro
 	}
 	d.mu.Lock()
 	d.setSumsLocked(t.sums)
-	d.known, d.verified, d.fenced, d.healErr, d.behind = true, !t.cloned, nil, nil, false
+	d.known, d.verified, d.fenced, d.healErr, d.filling = true, !t.cloned, nil, nil, false
 	if t.cloned {
 		d.lastScrub = time.Time{}
 	}
@@ -164,6 +231,7 @@ func (d *replica) installIO(ctx context.Context, t *target, pages *fetched) erro
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dropCatchupLocked()
+	d.kickLocked()
 	return nil
 }
 
@@ -176,6 +244,9 @@ func (d *replica) replaceIO(ctx context.Context, txn *wal.Txn, t *target, pages 
 	count := txn.PageCount()
 	for i, want := range t.sums {
 		pgno := uint32(i) + 1
+		if i%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if want == 0 { // the lock page
 			continue
 		}
@@ -191,12 +262,12 @@ func (d *replica) replaceIO(ctx context.Context, txn *wal.Txn, t *target, pages 
 			}
 		}
 		if !pages.has(pgno, want) {
+			if d.remembers(pgno, want) { // why it was not fetched
+				return d.fence(fmt.Errorf("install transaction %s: page %d is not what it was: %w", t.position.TXID, pgno, errForeign))
+			}
 			return fmt.Errorf("install transaction %s: page %d: %w", t.position.TXID, pgno, errIncomplete)
 		}
 		differ = append(differ, pgno)
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
 	}
 	if len(differ) == 0 {
 		if count == t.pageCount() {
@@ -226,6 +297,13 @@ func (d *replica) replaceIO(ctx context.Context, txn *wal.Txn, t *target, pages 
 		return deviceError{fmt.Errorf("append %d pages: %w", len(differ), err)}
 	}
 	return nil
+}
+
+// remembers reports that a page has this checksum as far as this node knows.
+func (d *replica) remembers(pgno uint32, sum uint64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.known && int(pgno) <= len(d.sums) && d.sums[pgno-1] == sum
 }
 
 // placeIO makes the pages file the database file where there is none: no handle can be open, and the pages need not

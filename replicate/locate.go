@@ -21,7 +21,11 @@ func (d *replica) openFileIO(install bool) (LiveFile, error) {
 	live := d.live
 	removed, pageSize, autoVacuum, first := d.removed, d.pageSize, d.autoVacuum, d.base.TXID <= 1
 	forking := d.forkingLocked() && !install
+	filling := d.filling && !install
 	d.mu.Unlock()
+	if filling {
+		return nil, fmt.Errorf("open database %q: %w", d.name, errAbsent)
+	}
 	if live != nil {
 		return live, nil
 	}
@@ -34,8 +38,13 @@ func (d *replica) openFileIO(install bool) (LiveFile, error) {
 	d.svc.makeRoom()
 	// A database that is past its first transaction is fetched whole before anybody opens it (RULES A5): an
 	// empty file in its place would be read as an empty database.
-	if !first && !install && d.absent() {
-		return nil, fmt.Errorf("open database %q: %w", d.name, errAbsent)
+	if !first && d.absent() {
+		if !install {
+			return nil, fmt.Errorf("open database %q: %w", d.name, errAbsent)
+		}
+		d.mu.Lock()
+		d.filling = true
+		d.mu.Unlock()
 	}
 	if err := d.svc.files.Create(d.path, pageSize, autoVacuum); err != nil {
 		return nil, deviceError{fmt.Errorf("create database %q: %w", d.name, err)}
@@ -123,6 +132,7 @@ func (d *replica) locateIO(ctx context.Context) error {
 	}
 	d.mu.Lock()
 	known = d.known
+	fetches := d.fetches
 	d.mu.Unlock()
 	if known { // the record of a clean close was enough
 		d.settleFound()
@@ -146,7 +156,9 @@ func (d *replica) locateIO(ctx context.Context) error {
 		return err
 	}
 	d.mu.Lock()
-	d.pending = pending
+	if d.fetches == fetches { // else its pages are fetched over, and claiming them fails
+		d.pending = pending
+	}
 	d.mu.Unlock()
 	// The node stopped before it could install what a catch-up had fetched.
 	if err := txn.End(); err != nil {

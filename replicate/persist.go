@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -216,13 +217,13 @@ func (d *replica) blocked() bool {
 func (d *replica) trimRedo(first uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.applying && !d.behind && len(d.queue) > 0 && d.queue[0].ltx != nil {
-		return // the applier has the next one in hand
-	}
-	for len(d.queue) > 0 && d.queue[0].index < first && !d.queue[0].deleted {
-		d.dropQueueHeadLocked()
+	from := min(d.inHand, len(d.queue)) // the applier ends with what it has begun
+	to := from
+	for ; to < len(d.queue) && d.queue[to].index < first && !d.queue[to].deleted; to++ {
+		d.endItemLocked(d.queue[to])
 		d.behind = true
 	}
+	d.queue = slices.Delete(d.queue, from, to)
 }
 
 // durablePosition asks a member whether its files show a transaction, durably.

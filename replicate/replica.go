@@ -138,18 +138,22 @@ type replica struct {
 	position    Position
 	fingerprint wal.Fingerprint
 	sums        sumTable
-	table       uint64   // counts the times that sums was replaced
-	dirty       pageSet  // pages that changed since the record at recorded
-	recorded    TXID     // of the record that the next one continues; 0: that holds all pages
-	verified    bool     // every page was compared since the position was found
-	behind      bool     // the log does not have what the files lack: a peer has
-	pending     *target  // fetched from a peer, and not installed yet
-	unreached   bool     // base came in a snapshot that the leader sent, and the files may be behind it
-	base        Position // decided position the files are known to have reached (invariant of restore)
-	durable     TXID     // file position that is known to be synced
+	table       uint64        // counts the times that sums was replaced
+	dirty       pageSet       // pages that changed since the record at recorded
+	recorded    TXID          // of the record that the next one continues; 0: that holds all pages
+	verified    bool          // every page was compared since the position was found
+	behind      bool          // the log does not have what the files lack: a peer has
+	pending     *target       // fetched from a peer, and not installed yet
+	claimed     chan struct{} // while pages of that are read, else nil: see claim
+	fetches     uint64        // counts those that went over what was fetched before
+	filling     bool          // the file was empty, and what was fetched is not in it yet
+	unreached   bool          // base came in a snapshot that the leader sent, and the files may be behind it
+	base        Position      // decided position the files are known to have reached (invariant of restore)
+	durable     TXID          // file position that is known to be synced
 	decided     Position
 	queue       []item
 	queueBytes  int
+	inHand      int // of the queue, what the applier has begun
 	applying    bool
 	gathering   bool // see kickSoonLocked
 	local       *localCommit
@@ -327,12 +331,29 @@ func (it *item) drop() {
 	}
 }
 
+// endItemLocked ends an item, which is about to leave the queue.
+func (d *replica) endItemLocked(it item) {
+	it.drop()
+	d.queueBytes -= len(it.ltx)
+	d.svc.release(len(it.ltx))
+}
+
+// lacksLocked reports that the queue does not have what was decided next: a peer has the pages.
+func (d *replica) lacksLocked() bool {
+	if !d.known || d.deleted || d.removed {
+		return false
+	}
+	for _, it := range d.queue {
+		if it.fork == nil && it.position.TXID > d.position.TXID {
+			return it.pre.TXID > d.position.TXID
+		}
+	}
+	return d.position.TXID < d.decided.TXID
+}
+
 // dropQueueHeadLocked removes the first item.
 func (d *replica) dropQueueHeadLocked() {
-	d.queue[0].drop()
-	n := len(d.queue[0].ltx)
-	d.queueBytes -= n
-	d.svc.release(n)
+	d.endItemLocked(d.queue[0])
 	d.queue[0] = item{}
 	d.queue = d.queue[1:]
 	if len(d.queue) == 0 {
@@ -586,9 +607,12 @@ const openPatience = time.Second
 func (d *replica) openFiles(ctx context.Context) error {
 	for {
 		d.mu.Lock()
-		open := d.live != nil
+		open, filling := d.live != nil, d.filling
 		d.lastUsed = time.Now()
 		d.mu.Unlock()
+		if filling {
+			return fmt.Errorf("open database %q: %w", d.name, errAbsent)
+		}
 		if open {
 			return nil
 		}

@@ -269,6 +269,131 @@ func command(t *testing.T, name string, args ...string) {
 	}
 }
 
+// Of files that are behind, the pages that a peer does not send are those that the node has: one that is not what the node
+// remembers, or cannot be read, is found, and fetched (RULES A5, B8).
+func TestADamagedPageOfACopyThatIsBehindIsFetched(t *testing.T) {
+	c := prepared(t, 3, func(i int, cfg *Config) {
+		small(i, cfg)
+		cfg.WriteLease, cfg.VerifyFull = 200*time.Millisecond, false // that finds it elsewhere
+	})
+	c.big(400)
+	f := c.follower()
+	c.damage(f, "db", 100)
+	c.blocked(f, func(db *sql.DB) { exec(t, db, `UPDATE t SET v = 'more' WHERE rowid = 1`) })
+	eventually(t, "the damage is found", func() error {
+		if n := c.fences(f); n != 1 {
+			return fmt.Errorf("fenced %d times", n)
+		}
+		return nil
+	})
+	c.equal("db")
+}
+
+// blocked has an application on node f hold native slot 0 of db until the log does not have any more what others write
+// meanwhile.
+func (c *cluster) blocked(f int, write func(db *sql.DB)) {
+	c.t.Helper()
+	a := c.script(f, "db")
+	a.begin()
+	defer a.release()
+	w := c.open(c.leader(), "db")
+	defer w.Close()
+	write(w)
+	for range 2 { // the second snapshot finds that the log was cut off after the first
+		_, last := c.nodes[f].store.Bounds()
+		eventually(c.t, "the log is compacted", func() error {
+			if _, err := w.Exec(`INSERT INTO t VALUES('more')`); err != nil {
+				return err
+			}
+			if first, _ := c.nodes[f].store.Bounds(); first <= last {
+				return fmt.Errorf("it has entries from %d", first)
+			}
+			return nil
+		})
+	}
+}
+
+// A large transaction that the applier has begun is in its hands: it is applied when the application that holds native
+// slot 0 lets go, although neither the log nor anybody else has its parts any more.
+func TestALargeTransactionIsAppliedAfterItsPartsAreCompacted(t *testing.T) {
+	c := prepared(t, 3, func(i int, cfg *Config) {
+		small(i, cfg)
+		cfg.WriteLease = 200 * time.Millisecond
+	})
+	f := c.follower()
+	c.blocked(f, func(db *sql.DB) {
+		exec(t, db, `WITH RECURSIVE k(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM k WHERE i < 3000) INSERT INTO t SELECT randomblob(1000) FROM k`)
+	})
+	c.equal("db")
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+}
+
+// A restore from the leader waits only for the lock of an application, and not for what it does with it.
+func TestAnInstallTakesAsLongAsItTakes(t *testing.T) {
+	c := prepared(t, 3, small)
+	f := c.follower()
+	c.stop(f)
+	w := c.open(c.leader(), "db")
+	for i := range 60 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	}
+	c.compacted(50, f)
+	var kept atomic.Bool
+	t.Cleanup(onSteps(func(cfg Config, _, step string) {
+		switch {
+		case cfg.ID == c.cfgs[f].ID && step == "target":
+			<-time.After(2500 * time.Millisecond) // longer than it waits for an application
+		case step == "kept":
+			kept.Store(true)
+		}
+	}))
+	c.start(f)
+	c.ready(f)
+	c.equal("db")
+	if kept.Load() {
+		t.Error("the pages were kept for later, with nobody in the way")
+	}
+}
+
+// A file that is empty is none: nobody opens it before what was fetched is in it (RULES A5).
+func TestAnEmptyFileIsNotReadWhileItIsFilled(t *testing.T) {
+	c := prepared(t, 3, small)
+	f := c.follower()
+	path := c.path(f, "db")
+	c.stop(f)
+	w := c.open(c.leader(), "db")
+	for i := range 60 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	}
+	c.compacted(50, f)
+	want := query[int](t, w, `SELECT count(*) FROM t`)
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	gate, happened := make(chan struct{}), make(chan struct{})
+	atStep(t, c.cfgs[f].ID, "target", func() {
+		close(happened)
+		<-gate
+	})
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open) // before the nodes stop
+	c.start(f)
+	<-happened
+	r := c.open(f, "db", "lock_timeout=6000", "_busy_timeout=1")
+	var got int
+	if err := r.QueryRow(`SELECT count(*) FROM sqlite_schema`).Scan(&got); err == nil {
+		t.Errorf("a file that was empty has a schema of %d", got)
+	}
+	open()
+	c.ready(f)
+	c.equal("db")
+	if got := query[int](t, c.open(f, "db"), `SELECT count(*) FROM t`); got != want {
+		t.Errorf("%d rows, want %d", got, want)
+	}
+}
+
 // A database that is still fetched is opened when it is here, within lock_timeout: then the open says what is missing. One
 // that is deleted meanwhile is not opened (RULES A5).
 func TestAnOpenWaitsForWhatIsFetched(t *testing.T) {
