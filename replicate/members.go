@@ -68,7 +68,7 @@ func (s *Service) Enter(ctx context.Context, m Membership) error {
 	for said := ""; ; {
 		done, why := s.findCluster(ctx, m)
 		if done {
-			return nil
+			return why
 		}
 		if why != nil && why.Error() != said {
 			said = why.Error()
@@ -86,18 +86,25 @@ func (s *Service) Enter(ctx context.Context, m Membership) error {
 }
 
 func (s *Service) bootstrap(m Membership, servers []raft.Server) error {
-	id := NewClusterID()
+	id, members := NewClusterID(), raft.Configuration{Servers: servers}
+	if err := s.store.PlanBootstrap(id, members); err != nil {
+		return err
+	}
 	if err := m.Adopt(id, m.Lineage()); err != nil {
 		return err
 	}
-	if err := s.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error(); err != nil {
+	err := s.raft.BootstrapCluster(members).Error()
+	if errors.Is(err, raft.ErrRaftShutdown) {
+		return ErrShutdown
+	}
+	if err != nil {
 		return fmt.Errorf("bootstrap the cluster: %w", err)
 	}
 	s.log.Info("cluster bootstrapped", "members", len(servers))
 	return nil
 }
 
-// findCluster asks the addresses given once around.
+// findCluster asks the addresses given once around. It reports whether that decided what becomes of this node.
 func (s *Service) findCluster(ctx context.Context, m Membership) (bool, error) {
 	found := map[string]string{s.opts.NodeID: m.RaftAddr}
 	var errs []error
@@ -140,10 +147,7 @@ func (s *Service) findCluster(ctx context.Context, m Membership) (bool, error) {
 	for _, id := range ids {
 		servers = append(servers, raft.Server{ID: raft.ServerID(id), Address: raft.ServerAddress(found[id])})
 	}
-	if err := s.bootstrap(m, servers); err != nil {
-		return false, err
-	}
-	return true, nil
+	return true, s.bootstrap(m, servers) // a second try would be of another id
 }
 
 func (s *Service) hello(ctx context.Context, addr string) (h Hello, err error) {

@@ -271,3 +271,49 @@ func joinThrough(n *Node, addr string, q replicate.JoinRequest) (replicate.JoinR
 	}
 	return r, err
 }
+
+// A node that stops in its first start, when it has taken the id of the cluster that it bootstraps and raft has not
+// stored the members, bootstraps it at the next: there is no other that could.
+func TestABootstrapThatWasCutShortIsFinished(t *testing.T) {
+	for name, row := range map[string]struct {
+		nodes int
+		term  uint64 // as far as raft came
+	}{
+		"one":                        {1, 0},
+		"one, the term was written":  {1, 1},
+		"three, and the others wait": {3, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, row.nodes, func(i int, cfg *Config) {
+				if i == row.nodes-1 { // the others are there
+					cfg.ID = "first"
+					cutBootstrap(t, *cfg, row.term)
+				}
+			})
+			exec(t, c.open(0, "db"), `CREATE TABLE t(v)`)
+			if r := c.equal("db"); len(r.Nodes) != row.nodes {
+				t.Errorf("%d nodes", len(r.Nodes))
+			}
+		})
+	}
+}
+
+// cutBootstrap starts a node for the first time, and stops it between the two steps of a bootstrap.
+func cutBootstrap(t *testing.T, cfg Config, term uint64) {
+	t.Helper()
+	waits := cfg
+	waits.Join, waits.BootstrapExpect = []string{cfg.Raft}, 0
+	n, err := Start(waits, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = n.svc.Enter(t.Context(), replicate.Membership{
+		Join: cfg.Join, BootstrapExpect: cfg.BootstrapExpect, RaftAddr: n.raftAddr, Lineage: func() uint64 { return 0 },
+		Adopt: func(cluster [16]byte, lineage uint64) error {
+			return errors.Join(n.dir.SetCluster(cluster, lineage), n.store.SetUint64([]byte("CurrentTerm"), term), n.Shutdown(t.Context()))
+		},
+	})
+	if !errors.Is(err, replicate.ErrShutdown) {
+		t.Fatalf("a bootstrap while the node stops: %v", err)
+	}
+}

@@ -140,6 +140,9 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err := logstore.Check(n.store, snapshots, n.raftAddr); err != nil {
 		return err
 	}
+	if err := n.store.FinishBootstrap(n.cluster()); err != nil {
+		return err
+	}
 	archiving, err := n.archiveOptions()
 	if err != nil {
 		return err

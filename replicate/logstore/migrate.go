@@ -107,7 +107,7 @@ func copyLog(fromPath string, from Kind, toPath string, to Kind, opt Options) (e
 
 // The values are 8 bytes in both stores, but not in the same byte order.
 var numbers = [][]byte{keyCurrentTerm, keyLastVoteTerm}
-var texts = [][]byte{keyLastVoteCand, keyStarted}
+var texts = [][]byte{keyLastVoteCand, keyStarted, keyBootstrap}
 
 func copyStable(src, dst backend) error {
 	for _, k := range numbers {
