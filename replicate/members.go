@@ -18,7 +18,7 @@ type Hello struct {
 	ID      string   `json:"id"`
 	Raft    string   `json:"raft"`
 	Cluster [16]byte `json:"cluster"`
-	Expect  int      `json:"expect,omitempty"`
+	Expect  int      `json:"expect,omitempty"` // how many voters start a cluster with this one, 0 if it is none of them
 }
 
 // JoinRequest asks to become a member.
@@ -127,9 +127,14 @@ func (s *Service) findCluster(ctx context.Context, m Membership) (bool, error) {
 			}
 			return true, nil
 		}
-		found[h.ID] = h.Raft
+		switch {
+		case h.Expect == m.BootstrapExpect:
+			found[h.ID] = h.Raft
+		case m.BootstrapExpect > 1:
+			errs = append(errs, fmt.Errorf("node %s at %s does not start a cluster of %d", h.ID, addr, m.BootstrapExpect))
+		}
 	}
-	if m.BootstrapExpect < 2 {
+	if m.BootstrapExpect < 2 || m.NonVoter {
 		return false, errors.Join(errs...)
 	}
 	if len(found) < m.BootstrapExpect {
@@ -140,7 +145,7 @@ func (s *Service) findCluster(ctx context.Context, m Membership) (bool, error) {
 		ids = append(ids, id)
 	}
 	slices.Sort(ids)
-	if ids[0] != s.opts.NodeID || m.NonVoter {
+	if ids[0] != s.opts.NodeID {
 		return false, fmt.Errorf("node %s bootstraps the cluster", ids[0])
 	}
 	var servers []raft.Server
@@ -180,7 +185,14 @@ func (s *Service) join(ctx context.Context, m Membership, addr string) error {
 }
 
 func (s *Service) serveHello(_ context.Context, _ string, _ struct{}) (Hello, error) {
-	return Hello{ID: s.opts.NodeID, Raft: s.port.Addr(), Cluster: s.opts.Cluster()}, nil
+	s.mu.RLock()
+	m := s.membership
+	s.mu.RUnlock()
+	h := Hello{ID: s.opts.NodeID, Raft: s.port.Addr(), Cluster: s.opts.Cluster()}
+	if !m.NonVoter {
+		h.Expect = m.BootstrapExpect
+	}
+	return h, nil
 }
 
 // lineage is how often the cluster was recovered by force; 0 also before the node looks for its cluster.

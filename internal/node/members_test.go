@@ -317,3 +317,29 @@ func cutBootstrap(t *testing.T, cfg Config, term uint64) {
 		t.Fatalf("a bootstrap while the node stops: %v", err)
 	}
 }
+
+// Who does not start the cluster, but is there already and in everybody's list, neither gets a vote by the bootstrap nor is
+// waited for: it joins.
+func TestOnlyWhoStartsTheClusterBootstrapsIt(t *testing.T) {
+	for name, row := range map[string]struct {
+		id       string
+		nonVoter bool
+		expect   int
+		votes    int
+	}{
+		"a non-voter, the smallest":            {"a", true, 0, 2},
+		"a non-voter, the largest":             {"z", true, 0, 2},
+		"a non-voter with everybody's options": {"a", true, 2, 2},
+		"one that joins, the smallest":         {"a", false, 0, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 3, func(i int, cfg *Config) {
+				cfg.BootstrapExpect = 2
+				if i == 0 {
+					cfg.ID, cfg.NonVoter, cfg.BootstrapExpect = row.id, row.nonVoter, row.expect
+				}
+			})
+			eventually(t, "its vote", func() error { return c.votes(c.leader(), row.votes) })
+		})
+	}
+}
