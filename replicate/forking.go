@@ -510,6 +510,14 @@ func (s *Service) leaderFork(ctx context.Context, q forkRequest) (forkReply, err
 		return forkReply{}, err
 	}
 	id, incarnation := s.fsm.NextID(s.opts.Cluster(), q.Name)
+	src, _ := s.fsm.Get(q.Source) // one that is gone is refused below
+	pages := src.PageCount
+	if q.Past != nil {
+		pages = q.Past.PageCount
+	}
+	if err := s.quotas.of(q.Name).admitSize(src.PageSize, 0, pages); err != nil {
+		return forkReply{}, err
+	}
 	done, err := s.quotas.admit(q.Name)
 	if err != nil {
 		return forkReply{}, err

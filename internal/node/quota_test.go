@@ -166,3 +166,32 @@ func TestQuotaOfTransactions(t *testing.T) {
 	}
 	c.equal("db")
 }
+
+// A fork begins with the pages of the state that it is of: those count, not what the source has now.
+func TestQuotaOfSizeIsForForksToo(t *testing.T) {
+	c := newCluster(t, 1, func(i int, cfg *Config) {
+		ownArchives(i, cfg)
+		cfg.Quotas = []Quota{{Pattern: "small/*", Size: 64 << 10}}
+	})
+	src := c.open(0, "src.db")
+	exec(t, src, `CREATE TABLE t(v)`)
+	small, _ := c.export(0, "src.db", api.Moment{})
+	exec(t, src, `INSERT INTO t VALUES(randomblob(100000))`)
+	large, _ := c.export(0, "src.db", api.Moment{})
+	refuses := func(name string, m api.Moment) {
+		t.Helper()
+		if _, err := (backend{c.nodes[0]}).Fork(t.Context(), api.ForkRequest{Source: "src.db", Name: name, Moment: m}, func(api.Progress) {}); !errors.Is(err, api.ErrQuota) {
+			t.Errorf("%s, a fork of %d bytes: %v, want ErrQuota", name, large.SizeBytes, err)
+		}
+		if st, ok := c.nodes[0].svc.Lookup(name); ok {
+			t.Errorf("it is there: %+v", st)
+		}
+	}
+	refuses("small/now.db", api.Moment{})
+	c.fork(0, "src.db", "large.db", api.Moment{})
+	c.fork(0, "src.db", "small/past.db", api.Moment{To: small.Commit.Bookmark})
+	exec(t, src, `DELETE FROM t`)
+	exec(t, src, `VACUUM`)
+	refuses("small/large.db", api.Moment{To: large.Commit.Bookmark})
+	c.fork(0, "src.db", "small/now.db", api.Moment{})
+}
