@@ -159,8 +159,13 @@ func (s *Service) lookAtDisk() bool {
 	return is
 }
 
-// relieveDisk gives leadership to a member that has room, and frees what this node can do without.
+// relieveDisk gives leadership to a member that has room, and frees what this node can do without. One that takes
+// longer than diskRetry is enough.
 func (s *Service) relieveDisk() {
+	if s.relieving.Swap(true) {
+		return
+	}
+	defer s.relieving.Store(false)
 	s.handOver()
 	for _, d := range s.activeReplicas() {
 		d.shrinkWAL()

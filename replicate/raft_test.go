@@ -21,7 +21,8 @@ import (
 // logNode is what a Service has to do with raft and its log, over a disk with as much room as free says.
 type logNode struct {
 	*Service
-	free atomic.Value // func() int64
+	free    atomic.Value  // func() int64
+	machine *raft.MockFSM // in place of Service.fsm
 }
 
 // logNodes runs raft on three nodes.
@@ -45,7 +46,7 @@ func logNodes(t *testing.T) map[raft.ServerID]*logNode {
 	nodes := map[raft.ServerID]*logNode{}
 	for id, trans := range transports {
 		ctx, cancel := context.WithCancel(context.Background())
-		n := &logNode{Service: &Service{log: slog.New(slog.DiscardHandler), raftUp: make(chan struct{}), ctx: ctx}}
+		n := &logNode{Service: &Service{log: slog.New(slog.DiscardHandler), raftUp: make(chan struct{}), ctx: ctx}, machine: &raft.MockFSM{}}
 		n.free.Store(func() int64 { return math.MaxInt64 })
 		var err error
 		n.store, err = logstore.Open(t.TempDir(), logstore.BoltDB, logstore.Options{Free: func() (int64, error) { return n.free.Load().(func() int64)(), nil }})
@@ -59,7 +60,7 @@ func logNodes(t *testing.T) map[raft.ServerID]*logNode {
 		must(raft.BootstrapCluster(conf, n.store, n.store, snapshots, trans, raft.Configuration{Servers: servers}))
 		n.raftLog = logstore.NewParallel(n.store, n.leadsOthers, n.giveUp)
 		n.transport = peer.Gate(peer.LimitBatches(trans, logstore.MaxBatchBytes, nil), n.raftLog.Wait)
-		n.raft, err = raft.NewRaft(conf, &raft.MockFSM{}, n.raftLog, n.store, snapshots, n.transport)
+		n.raft, err = raft.NewRaft(conf, n.machine, n.raftLog, n.store, snapshots, n.transport)
 		must(err)
 		close(n.raftUp)
 		nodes[id] = n

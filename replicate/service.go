@@ -124,6 +124,7 @@ type Service struct {
 	pressure    pressure
 	logBound    logBound
 	disk        *disk
+	relieving   atomic.Bool // relieveDisk runs
 	holders     holderTable
 	leadMu      sync.Mutex // orders opening and closing the lock table
 	started     time.Time
