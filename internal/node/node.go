@@ -393,8 +393,8 @@ func (n *Node) Wait() error {
 	return n.failure()
 }
 
-// Shutdown stops the node: no new writes, verdicts of commits in flight, leadership handed over, databases
-// checkpointed and recorded. It is as clean as it can be until ctx ends.
+// Shutdown stops the node: long HTTP requests cut off, no new writes, verdicts of commits in flight, leadership handed
+// over, databases checkpointed and recorded. It is as clean as it can be until ctx ends.
 func (n *Node) Shutdown(ctx context.Context) error {
 	var err error
 	if errors.Is(n.failure(), ErrDevice) {
@@ -403,13 +403,29 @@ func (n *Node) Shutdown(ctx context.Context) error {
 	n.stop.Do(func() {
 		defer n.ended.Do(func() { close(n.done) })
 		n.log.Info("stopping")
-		err = errors.Join(n.http.Shutdown(ctx), n.svc.Prepare(ctx), n.link.Shutdown(ctx), n.svc.Shutdown(ctx))
+		err = errors.Join(n.endRequests(ctx), n.svc.Prepare(ctx), n.link.Shutdown(ctx), n.svc.Shutdown(ctx))
 		n.cancel()
 		err = errors.Join(err, n.closeAll())
 		n.wg.Wait()
 		n.log.Info("stopped")
 	})
 	<-n.done
+	return err
+}
+
+// requestPatience is for how long a node that stops waits for its HTTP requests.
+const requestPatience = 3 * time.Second
+
+// endRequests lets HTTP requests end while the node still does what they ask for. Those that take longer are cut off: the
+// commits in flight need the time.
+func (n *Node) endRequests(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestPatience)
+	defer cancel()
+	err := n.http.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		n.log.Warn("http requests that had not ended were cut off", "err", err)
+		return nil
+	}
 	return err
 }
 

@@ -1,11 +1,15 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // A node's log may end in an entry that changes no database: a member that announced itself, a refused
@@ -177,5 +181,53 @@ func TestSnapshotArrivesWhileAnApplicationHoldsTheFile(t *testing.T) {
 				t.Errorf("the spool holds %v, %v", left, err)
 			}
 		})
+	}
+}
+
+// A node stops while an import comes in that does not end. It is no reason for a writer to hear of anything but
+// SQLITE_BUSY (RULES D2).
+func TestALongRequestKeepsNoCommitFromItsVerdict(t *testing.T) {
+	c := prepared(t, 3, nil)
+	i := c.leader()
+	long, err := net.Dial("tcp", c.nodes[i].httpAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Close()
+	if _, err := io.WriteString(long, "POST /v1/import/long.db HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the import has begun", func() error {
+		if found, err := filepath.Glob(filepath.Join(c.cfgs[i].Data, "spool", "content-*")); err != nil || len(found) == 0 {
+			return errors.Join(err, errors.New("no file"))
+		}
+		return nil
+	})
+	db := c.open(i, "db", "lock_timeout=100", "_busy_timeout=1")
+	down, wrote := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-down:
+				wrote <- nil
+				return
+			default:
+			}
+			if _, err := db.Exec(`INSERT INTO t VALUES('on')`); err != nil && !busyOrRefused(err) {
+				wrote <- err
+				return
+			}
+		}
+	}()
+	n := c.nodes[i]
+	c.nodes[i] = nil
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := n.Shutdown(ctx); err != nil {
+		t.Errorf("it does not stop cleanly: %v", err)
+	}
+	close(down)
+	if err := <-wrote; err != nil {
+		t.Errorf("a writer heard of the restart: %v", err)
 	}
 }
