@@ -45,7 +45,8 @@ func (p *pool) work(f func(*worker)) {
 			return
 		}
 		p.mu.Lock()
-		if f = p.nextLocked(); f == nil {
+		// A timer of lendSoon that has fired may lend as late as now: the place is given back once.
+		if f = p.nextLocked(); f == nil && w.lent.CompareAndSwap(false, true) {
 			p.free++
 		}
 		p.mu.Unlock()
