@@ -38,13 +38,20 @@ func (d *replica) fence(cause error) error {
 	return fenced
 }
 
-// heal replaces the local copy by a peer's and lifts the fence. It tries until it succeeds.
+// heal heals until no fence is left: one that is raised when the former was just lifted relies on it.
 func (d *replica) heal() {
-	defer func() {
+	for again := true; again; {
+		healed := d.liftFence()
 		d.mu.Lock()
-		d.healing = false
+		again = healed && d.fenced != nil
+		d.healing = again
 		d.mu.Unlock()
-	}()
+	}
+}
+
+// liftFence replaces the local copy by a peer's and lifts the fence. It tries until it succeeds, and returns false where
+// no fence matters any more.
+func (d *replica) liftFence() bool {
 	wait, said := 100*time.Millisecond, ""
 	for d.svc.ctx.Err() == nil {
 		err := d.catchUp(d.svc.ctx, false)
@@ -55,10 +62,10 @@ func (d *replica) heal() {
 			d.mu.Unlock()
 			d.svc.metrics.heals.Add(1)
 			d.log.Info("local copy healed from a peer", "duration", took.Round(time.Millisecond))
-			return
+			return true
 		}
 		if errors.Is(err, ErrDeleted) {
-			return // and so will this node decide
+			return false // and so will this node decide
 		}
 		d.mu.Lock()
 		d.healErr = err
@@ -74,6 +81,7 @@ func (d *replica) heal() {
 		}
 		wait = min(2*wait, 5*time.Second)
 	}
+	return false
 }
 
 // nextEpoch ends the handles that are open.

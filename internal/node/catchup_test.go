@@ -704,3 +704,33 @@ func foreignWriteWhileDead(t *testing.T, write string) {
 		}
 	}
 }
+
+// What is found to be wrong when a heal has lifted the fence, and has not ended, is healed too.
+func TestFenceAtTheEndOfAHealIsHealed(t *testing.T) {
+	c := prepared(t, 3, nil)
+	f := c.follower()
+	lifted, found := make(chan struct{}), make(chan struct{})
+	atStep(t, c.cfgs[f].ID, "recorded", func() {
+		close(lifted)
+		<-found
+	})
+	scrub := func() {
+		t.Helper()
+		c.damage(f, "db", 3)
+		if err := c.nodes[f].svc.Scrub(t.Context(), "db"); !errors.Is(err, replicate.ErrFenced) {
+			t.Errorf("scrub of a damaged file: %v", err)
+		}
+	}
+	scrub()
+	select {
+	case <-lifted:
+		scrub()
+	case <-time.After(10 * time.Second):
+		t.Error("not healed")
+	}
+	close(found)
+	c.equal("db")
+	if n := c.fences(f); n != 2 {
+		t.Errorf("fenced %d times, want twice", n)
+	}
+}
