@@ -57,7 +57,7 @@ func (d *replica) listLocked() {
 func (d *replica) unlistIfIdle() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	busy := d.live != nil || len(d.queue) > 0 || len(d.handles) > 0 || d.local != nil || d.applying || d.checking ||
+	busy := d.live != nil || len(d.queue) > 0 || len(d.handles) > 0 || d.local != nil || d.applying || d.checking || d.scrubbing ||
 		d.fenced != nil || d.healing || d.stuck != nil || d.pending != nil || d.behind || d.provisional || len(d.waiters) > 0 || len(d.pins) > 0
 	if !d.listed || busy && !d.removed {
 		return
@@ -205,7 +205,7 @@ func (d *replica) checkIdle() {
 	d.ioMu.Unlock()
 	if changed {
 		d.log.Warn("an idle database changed on disk, checking it")
-		d.beside(func() {
+		d.beside(&d.checking, func() {
 			if err := d.useOrFetch(s.ctx); err != nil && s.ctx.Err() == nil {
 				d.log.Warn("check a changed idle database", "err", err)
 			}

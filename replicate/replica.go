@@ -171,6 +171,7 @@ type replica struct {
 	waiters     map[*positionWaiter]struct{}
 	pins        map[*pinRequest]struct{}
 	checking    bool  // a check runs beside everything else
+	scrubbing   bool  // a scrub does, or waits for its turn
 	stuck       error // why the applier cannot write the files
 	progress    progress
 	ckpt        checkpoints

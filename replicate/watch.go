@@ -15,6 +15,9 @@ const scrubInterval = 24 * time.Hour
 const (
 	scrubRoundPages = 4096 // read under one pin, which holds checkpoints off
 	scrubPause      = 20 * time.Millisecond
+	// scrubPatience is for how long a scrub waits for files that are being written. What takes longer is an application that
+	// was stopped or a writer that is none of ours, and others have their turn meanwhile.
+	scrubPatience = 10 * time.Second
 )
 
 // janitor closes idle databases, looks for foreign writers and scrubs. It waits for no database: what may
@@ -36,12 +39,7 @@ func (s *Service) janitor() {
 			d.watch()
 			d.watchWAL()
 			d.closeIdle(s.opts.IdleClose)
-			d.mu.Lock()
-			due := d.live != nil && d.known && d.scrubDueLocked()
-			d.mu.Unlock()
-			if due {
-				d.beside(func() { d.scrubInTurn(d.scrub) })
-			}
+			d.scrubIfDue()
 			d.unlistIfIdle()
 		}
 		idle.step(s)
@@ -49,18 +47,18 @@ func (s *Service) janitor() {
 	}
 }
 
-// beside runs f in a goroutine, unless another such check of this database runs.
-func (d *replica) beside(f func()) {
+// beside runs f in a goroutine, unless running, which is under mu, says that one such check of this database runs.
+func (d *replica) beside(running *bool, f func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.checking {
+	if *running {
 		return
 	}
-	d.checking = true
+	*running = true
 	d.svc.goroutine(func() {
 		defer func() {
 			d.mu.Lock()
-			d.checking = false
+			*running = false
 			d.mu.Unlock()
 		}()
 		f()
@@ -85,6 +83,16 @@ func (s *Service) Scrub(ctx context.Context, name string) error {
 }
 
 func (d *replica) scrubDueLocked() bool { return time.Since(d.lastScrub) > d.svc.scrubInterval }
+
+// scrubIfDue has an open database scrubbed. That may have to wait for others, and the watch goes on meanwhile.
+func (d *replica) scrubIfDue() {
+	d.mu.Lock()
+	due := d.live != nil && d.known && d.scrubDueLocked()
+	d.mu.Unlock()
+	if due {
+		d.beside(&d.scrubbing, func() { d.scrubInTurn(d.scrub) })
+	}
+}
 
 // scrubInTurn runs a kind of scrub when no other database is read.
 func (d *replica) scrubInTurn(scrub func(context.Context) error) {
@@ -120,15 +128,18 @@ func (d *replica) scrub(ctx context.Context) error {
 	d.mu.Lock()
 	table := d.table
 	d.mu.Unlock()
+	good := time.Now()
 	for from := uint32(1); from != 0; {
 		next, err := d.scrubRound(from)
-		if errors.Is(err, errMoved) || errors.Is(err, wal.ErrBusy) { // the files are being written, or checkpointed: a moment later
-			next, err = from, nil
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+			from, good = next, time.Now()
+		case errors.Is(err, wal.ErrBusy): // the files are being checkpointed: a moment later
+			good = time.Now()
+		case !errors.Is(err, errMoved) || time.Since(good) > scrubPatience:
 			return err
 		}
-		if from = next; from != 0 && !d.svc.pauseFor(ctx, scrubPause) {
+		if from != 0 && !d.svc.pauseFor(ctx, scrubPause) {
 			return errors.Join(ctx.Err(), d.svc.ctx.Err())
 		}
 	}
@@ -228,7 +239,7 @@ func (d *replica) watch() {
 	if moved {
 		return
 	}
-	d.beside(func() {
+	d.beside(&d.checking, func() {
 		ctx, cancel := context.WithTimeout(d.svc.ctx, 5*time.Second)
 		defer cancel()
 		d.suspect(ctx, "the wal-index changed with no transaction of the cluster")
