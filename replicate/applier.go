@@ -82,7 +82,9 @@ func (d *replica) apply(w *worker) {
 			d.trouble(err)
 			w.lend()
 			d.svc.pauseFor(d.svc.ctx, wait)
-			wait = min(2*wait, maxApplyRetry)
+			if wait = min(2*wait, maxApplyRetry); wait == maxApplyRetry {
+				d.fetchUnread(err)
+			}
 			continue
 		case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, errIncomplete), errors.Is(err, errSpoolLost), d.awaited(err):
 			// The log was cut off while this copy was blocked, or before it was here: a peer has the pages (RULES A4).
@@ -284,7 +286,7 @@ func (d *replica) appendIO(txn *wal.Txn, to Position, pageCount uint32, pages []
 			break
 		}
 		if err := txn.ReadPage(p.Pgno, buf); err != nil {
-			return deviceError{fmt.Errorf("read page %d: %w", p.Pgno, err)}
+			return unread(fmt.Errorf("read page %d: %w", p.Pgno, err))
 		}
 		if pageSum(d.pageSize, p.Pgno, buf) != sums[p.Pgno-1] {
 			return fmt.Errorf("page %d of the files is not what transaction %s left: %w", p.Pgno, to.TXID, errDiverged)

@@ -3,11 +3,13 @@ package replicate
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 
 	"github.com/uglyer/ha-sqlite/replicate/logstore"
 	"github.com/uglyer/ha-sqlite/replicate/pagesums"
+	"github.com/uglyer/ha-sqlite/snapshot"
 	"github.com/uglyer/ha-sqlite/snapshot/archive"
 	"github.com/uglyer/ha-sqlite/wal"
 )
@@ -41,6 +43,21 @@ func (s *Service) stopIfSyncFailed(err error) {
 	if err = DeviceError(err); errors.Is(err, ErrDevice) {
 		s.stop(err)
 	}
+}
+
+// unreadError is the deviceError of pages, or parts of a transaction, that the device does not give now. A peer has them.
+type unreadError struct{ error }
+
+func (e unreadError) Unwrap() error { return e.error }
+
+// unread is the error of a read: the device's, unless what is there cannot be right.
+func unread(err error) error {
+	for _, wrong := range []error{wal.ErrCorrupt, wal.ErrPageSize, io.ErrUnexpectedEOF, snapshot.ErrCorrupt} {
+		if errors.Is(err, wrong) {
+			return err
+		}
+	}
+	return deviceError{unreadError{err}}
 }
 
 // watchedFiles stops the node when a sync of a database fails.

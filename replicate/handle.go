@@ -449,9 +449,7 @@ func (d *replica) verifyNow() {
 	if err != nil || !seen.Matches(fp) {
 		return // somebody wrote on; their end-write verifies
 	}
-	if err := d.confirmIO(nil); err != nil {
-		d.fence(fmt.Errorf("full verification: %w", err))
-	}
+	d.judge("full verification", d.confirmIO(nil))
 }
 
 // Close ends the handle: its connection or its process has ended. A transaction that was accepted and not
@@ -499,29 +497,36 @@ func (d *replica) resolve(local *localCommit) {
 	if !current {
 		return
 	}
-	finish := func() {
+	finish := func(known bool) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
+		if !known {
+			d.forgetLocked()
+		}
 		if d.local == local {
 			d.endLocalLocked(local)
 		}
 	}
 	if !local.acceptedNow(d) || live == nil {
-		finish()
+		finish(true)
 		return
 	}
 	txn, err := d.beginIO(d.svc.ctx, live)
 	if err != nil {
-		// The applier tries again and finds what the application left by its checksum.
-		finish()
+		finish(false) // the applier tries again and finds what the application left by its checksum
 		return
 	}
 	defer txn.End()
 	if txn.Fingerprint().Matches(fp) {
-		finish() // not published
+		finish(true) // not published
 		return
 	}
 	sums, sum, err := readSums(txn, d.pageSize)
+	var device deviceError
+	if errors.As(err, &device) {
+		finish(false)
+		return
+	}
 	d.mu.Lock()
 	switch {
 	case err == nil && sum == local.post.Checksum && sum != pos.Checksum:

@@ -18,7 +18,7 @@ func (d *replica) fence(cause error) error {
 		return d.fenced
 	}
 	fenced := fmt.Errorf("database %q on node %s: %w: %w", d.name, d.svc.opts.NodeID, ErrFenced, cause)
-	d.fenced = fenced
+	d.fenced, d.stuck = fenced, nil // what it waited for does not matter any more
 	d.fenceKnown = time.Now()
 	d.listLocked()
 	d.known, d.durable = false, 0

@@ -427,11 +427,11 @@ func (d *replica) applyLargeIO(ctx context.Context, live LiveFile, it item) erro
 	start := time.Now()
 	ltx, err := it.spool.ltx(it.size, it.pages, commitTimeMillis(it.commitTime))
 	if err != nil {
-		return err
+		return unread(err)
 	}
 	dec, err := snapshot.NewStreamDecoder(ltx)
 	if err != nil {
-		return err
+		return unread(err)
 	}
 	txn, err := d.beginIO(ctx, live)
 	if err != nil {
@@ -463,7 +463,7 @@ func (d *replica) applyLargeIO(ctx context.Context, live LiveFile, it item) erro
 				return wal.Page{}, io.EOF
 			}
 		case err != nil:
-			cause = err
+			cause = unread(err)
 		default:
 			if cause = d.compareOld(txn, sums, page.Pgno, buf, it.position.TXID); cause == nil {
 				cause = steps.add(sums, page.Pgno, sum)
@@ -503,7 +503,7 @@ func (d *replica) compareOld(txn *wal.Txn, sums sumTable, pgno uint32, buf []byt
 		return nil
 	}
 	if err := txn.ReadPage(pgno, buf); err != nil {
-		return deviceError{fmt.Errorf("read page %d: %w", pgno, err)}
+		return unread(fmt.Errorf("read page %d: %w", pgno, err))
 	}
 	if pageSum(d.pageSize, pgno, buf) != sums[pgno-1] {
 		return fmt.Errorf("page %d of the files is not what transaction %s left: %w", pgno, txid-1, errDiverged)

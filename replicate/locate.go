@@ -97,8 +97,19 @@ func (d *replica) locate(ctx context.Context) {
 
 // locateOrFenceIO is locateIO for everybody but the applier: files that are at no position are fenced.
 func (d *replica) locateOrFenceIO(ctx context.Context) error {
+	d.mu.Lock()
+	known := d.known
+	d.mu.Unlock()
 	err := d.locateIO(ctx)
 	var device deviceError
+	var unread unreadError
+	switch {
+	case err == nil && !known:
+		d.trouble(nil)
+	case errors.As(err, &unread):
+		d.trouble(err)
+		d.fetchUnread(err)
+	}
 	if err == nil || ctx.Err() != nil || errors.Is(err, ErrFenced) || errors.Is(err, ErrDeleted) || errors.Is(err, ErrForking) || errors.Is(err, errIncomplete) || errors.As(err, &device) {
 		return err
 	}
@@ -106,6 +117,28 @@ func (d *replica) locateOrFenceIO(ctx context.Context) error {
 		return err
 	}
 	return d.fence(fmt.Errorf("find the position of the local copy: %w", err))
+}
+
+// fetchUnread has a peer asked for files of which something cannot be read: what it has takes the place of that. Where
+// there is no peer they are read again, by whoever uses them next.
+func (d *replica) fetchUnread(err error) {
+	var unread unreadError
+	if !errors.As(err, &unread) || len(d.svc.peersLeaderLast()) == 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forgetLocked()
+	d.behind, d.durable = true, 0
+	d.kickLocked()
+}
+
+// forgetLocked has the position found anew, by what the files hold.
+func (d *replica) forgetLocked() {
+	if d.known && d.position.TXID > d.base.TXID { // the queue has forgotten what came before
+		d.base = d.position
+	}
+	d.known = false
 }
 
 // awaited reports that err is of files that a peer has been asked for: they come, or the log says next that the database

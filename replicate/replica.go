@@ -538,6 +538,10 @@ func (d *replica) useSoon(ctx context.Context) error {
 	sctx, cancel := context.WithTimeout(ctx, openPatience)
 	defer cancel()
 	err := d.use(sctx)
+	var unread unreadError
+	if errors.As(err, &unread) {
+		return d.openFiles(ctx) // the rest of it can be read
+	}
 	if err == nil || sctx.Err() == nil || ctx.Err() != nil {
 		return err
 	}

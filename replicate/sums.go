@@ -163,7 +163,7 @@ func readSums(r pageReader, pageSize uint32) (sumTable, Checksum, error) {
 			continue
 		}
 		if err := r.ReadPage(pgno, buf); err != nil {
-			return nil, 0, fmt.Errorf("read page %d: %w", pgno, err)
+			return nil, 0, unread(fmt.Errorf("read page %d: %w", pgno, err))
 		}
 		t[i] = snapshot.PageSum(pgno, buf)
 		acc ^= t[i]

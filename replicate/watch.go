@@ -198,11 +198,12 @@ func (d *replica) suspect(ctx context.Context, why string) {
 		return
 	}
 	txn, err := d.beginIO(ctx, live)
+	var device deviceError
 	if err != nil {
-		if ctx.Err() == nil {
+		if !errors.As(err, &device) {
 			d.fence(err)
 		}
-		return
+		return // the watch looks again
 	}
 	defer txn.End()
 	d.mu.Lock()
@@ -211,7 +212,19 @@ func (d *replica) suspect(ctx context.Context, why string) {
 	if same {
 		return
 	}
-	if err := d.confirmIO(txn); err != nil {
+	d.judge(why, d.confirmIO(txn))
+}
+
+// judge goes by what a look at the whole file has said: a copy that is another one is fenced. That it cannot be read now is
+// no reason: it is looked at again, and late until then.
+func (d *replica) judge(why string, err error) {
+	var device deviceError
+	switch {
+	case err == nil:
+		d.trouble(nil)
+	case errors.As(err, &device):
+		d.trouble(fmt.Errorf("%s: %w", why, err))
+	default:
 		d.fence(fmt.Errorf("%s: %w", why, err))
 	}
 }

@@ -22,6 +22,7 @@ import (
 type faults struct {
 	replicate.Files
 	begin, sync, create, open atomic.Bool // the call fails while set
+	read                      atomic.Bool // a transaction can read no page while set
 	syncs                     atomic.Int64
 	opened, closed            func(path string)
 	stat                      atomic.Pointer[replicate.FileStat] // what Stat says while set
@@ -80,8 +81,31 @@ func (l faultyFile) Begin(ctx context.Context) (*wal.Txn, error) {
 	if err := fault(&l.f.begin, "begin"); err != nil {
 		return nil, err
 	}
+	if l.f.read.Load() {
+		return newUnreadable().Begin(ctx)
+	}
 	return l.LiveFile.Begin(ctx)
 }
+
+// unreadable is a database of which the device gives no page.
+type unreadable struct{ index []byte }
+
+func newUnreadable() *wal.Handle {
+	u := unreadable{make([]byte, wal.RegionSize)}
+	header := wal.IndexHeader{Change: 1 << 31, PageSize: 4096, PageCount: 3}
+	header.Encode(u.index)
+	header.Encode(u.index[48:])
+	return wal.NewHandle(u, u, u, u, wal.Options{})
+}
+
+func (unreadable) ReadAt([]byte, int64) (int, error)     { return 0, syscall.EIO }
+func (unreadable) WriteAt([]byte, int64) (int, error)    { return 0, syscall.EIO }
+func (unreadable) Sync() error                           { return nil }
+func (unreadable) Size() (int64, error)                  { return 3 * 4096, nil }
+func (u unreadable) Map(int) ([]byte, error)             { return u.index, nil }
+func (unreadable) Barrier()                              {}
+func (unreadable) Lock(_, _ int, _ wal.LockMode) error   { return nil }
+func (unreadable) Unlock(_, _ int, _ wal.LockMode) error { return nil }
 
 func (l faultyFile) SyncWAL() error {
 	l.f.syncs.Add(1)
@@ -135,6 +159,164 @@ func TestDeviceErrorIsTriedAgain(t *testing.T) {
 	}
 	if got := query[int](t, reader, `SELECT count(*) FROM t`); got != 14 {
 		t.Errorf("%d rows in the handle that was open, want 14", got)
+	}
+}
+
+// late waits until a node says that it cannot read its copy.
+func (c *cluster) late(i int) {
+	c.t.Helper()
+	eventually(c.t, "status says what is wrong", func() error {
+		d, err := backend{c.nodes[i]}.Database(c.t.Context(), "db")
+		if err == nil && (d.State != "late" || !strings.Contains(d.Detail, "input/output")) {
+			err = fmt.Errorf("%s: %s", d.State, d.Detail)
+		}
+		return err
+	})
+}
+
+// forget stops a node and takes its page checksums away: when it starts again it has to read all pages.
+func (c *cluster) forget(i int) {
+	c.t.Helper()
+	c.stop(i)
+	if err := os.RemoveAll(filepath.Join(c.cfgs[i].Data, "sums")); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// Files that cannot be read now are no other files: they are read again, whatever they are read for.
+func TestReadErrorIsTriedAgain(t *testing.T) {
+	all := faulty(t)
+	for _, k := range []struct {
+		name string
+		do   func(c *cluster, f int, read *atomic.Bool)
+	}{
+		{"for what the log says next", func(c *cluster, _ int, read *atomic.Bool) {
+			read.Store(true)
+			a := c.script(c.leader(), "db")
+			a.begin()
+			a.accept(7)
+			a.publish()
+			a.end()
+			a.release()
+		}},
+		{"for what an application has left", func(c *cluster, f int, read *atomic.Bool) {
+			a := c.script(f, "db")
+			a.begin()
+			a.accept(7)
+			a.publish()
+			a.release()
+			read.Store(true)
+			a.h.Close()
+		}},
+		{"for the position after a start", func(c *cluster, f int, read *atomic.Bool) {
+			a := c.script(c.leader(), "db")
+			a.begin()
+			a.accept(7)
+			a.publish()
+			a.end()
+			a.release()
+			c.forget(f)
+			read.Store(true)
+			c.start(f)
+			c.ready(f)
+		}},
+	} {
+		t.Run(k.name, func(t *testing.T) {
+			c := prepared(t, 3, nil)
+			f := c.follower()
+			read := &all[c.cfgs[f].ID].read
+			k.do(c, f, read)
+			c.late(f)
+			read.Store(false)
+			c.wantVersion("db", 7)
+			if n := c.fences(f); n != 0 {
+				t.Errorf("fenced %d times", n)
+			}
+		})
+	}
+}
+
+// A node that has nobody to fetch from opens what it cannot read all of, and goes on when it can.
+func TestReadErrorOfALoneNodePasses(t *testing.T) {
+	all := faulty(t)
+	c := prepared(t, 1, nil)
+	read := &all["n0"].read
+	c.forget(0)
+	read.Store(true)
+	c.start(0)
+	c.ready(0)
+	app := c.open(0, "db", "lock_timeout=300", "_busy_timeout=1")
+	if got := query[int](t, app, `SELECT count(*) FROM t`); got != 4 {
+		t.Errorf("%d rows, want 4", got)
+	}
+	if _, err := app.Exec(`INSERT INTO t VALUES('x')`); !busyOrRefused(err) {
+		t.Errorf("a write that follows on what cannot be read: %v", err)
+	}
+	c.late(0)
+	read.Store(false)
+	eventually(t, "it is written again", func() error {
+		_, err := app.Exec(`INSERT INTO t VALUES('x')`)
+		return err
+	})
+	c.equal("db")
+	if n := c.fences(0); n != 0 {
+		t.Errorf("fenced %d times", n)
+	}
+}
+
+// A foreign writer is not made of somebody who is none because the files cannot be read, and is noticed when they can.
+func TestForeignWriterIsNoticedWhenTheFilesCanBeRead(t *testing.T) {
+	all := faulty(t)
+	c := prepared(t, 3, nil)
+	f := c.follower()
+	query[int](t, c.open(f, "db"), `SELECT count(*) FROM t`)
+	read := &all[c.cfgs[f].ID].read
+	read.Store(true)
+	plain := c.foreign(f, "db")
+	exec(t, plain, `INSERT INTO t VALUES('foreign')`)
+	plain.Close()
+	c.late(f)
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times, and nobody has read it", n)
+	}
+	read.Store(false)
+	eventually(t, "it is noticed, and healed", func() error {
+		d, err := backend{c.nodes[f]}.Database(t.Context(), "db")
+		if err == nil && (c.fences(f) == 0 || d.State != "ok") {
+			err = fmt.Errorf("fenced %d times, %s: %s", c.fences(f), d.State, d.Detail)
+		}
+		return err
+	})
+	c.equal("db")
+}
+
+// What cannot be read is fetched from a peer, if there is one.
+func TestWhatCannotBeReadIsFetched(t *testing.T) {
+	all := faulty(t)
+	c := prepared(t, 3, nil)
+	f := c.follower()
+	read := &all[c.cfgs[f].ID].read
+	fetched := atStep(t, c.cfgs[f].ID, "fetched", func() { read.Store(false) })
+	c.forget(f)
+	read.Store(true)
+	c.start(f)
+	c.ready(f)
+	if got := query[int](t, c.open(f, "db"), `SELECT count(*) FROM t`); got != 4 {
+		t.Errorf("%d rows, want 4", got)
+	}
+	c.equal("db")
+	if !fetched.Load() {
+		t.Error("nothing was fetched for who opened it")
+	}
+	fetched = atStep(t, c.cfgs[f].ID, "fetched", func() { read.Store(false) })
+	read.Store(true)
+	exec(t, c.open(c.leader(), "db"), `INSERT INTO t VALUES('more')`)
+	c.equal("db")
+	if !fetched.Load() {
+		t.Error("nothing was fetched for what the log says next")
+	}
+	if n := c.fences(f); n != 0 {
+		t.Errorf("fenced %d times", n)
 	}
 }
 
