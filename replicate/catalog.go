@@ -283,21 +283,33 @@ func (s *Service) reclaim(leader string) {
 			}
 		}
 		d.mu.Unlock()
-		if holder == nil {
-			continue
+		if holder != nil {
+			holder.reclaim(leader)
 		}
-		if leader == s.opts.NodeID {
-			if err := s.locks.Reregister(d.id, Owner{s.opts.NodeID, holder.num}); err != nil {
-				s.log.Debug("register a write lock", "err", err)
-			}
-			continue
+	}
+}
+
+// reclaim tells a new leader that the handle holds the write lock. Whatever gives that back waits, or it might get there
+// first; where a commit that is decided meanwhile ends the lock, it is given back all the same.
+func (h *Handle) reclaim(leader string) {
+	s, d := h.svc, h.db
+	h.reserveMu.Lock()
+	defer h.reserveMu.Unlock()
+	if !h.held {
+		return
+	}
+	h.reclaimed = true
+	if leader == s.opts.NodeID {
+		if err := s.locks.Reregister(d.id, Owner{s.opts.NodeID, h.num}); err != nil {
+			s.log.Debug("register a write lock", "err", err)
 		}
-		req := binary.LittleEndian.AppendUint64(append(make([]byte, 0, 24), d.id[:]...), holder.num)
-		ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
-		if _, err := s.port.Call(ctx, leader, methodReclaim, req); err != nil {
-			s.log.Debug("register a write lock with the new leader", "err", err)
-		}
-		cancel()
+		return
+	}
+	req := binary.LittleEndian.AppendUint64(append(make([]byte, 0, 24), d.id[:]...), h.num)
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Second)
+	defer cancel()
+	if _, err := s.port.Call(ctx, leader, methodReclaim, req); err != nil {
+		s.log.Debug("register a write lock with the new leader", "err", err)
 	}
 }
 

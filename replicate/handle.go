@@ -83,6 +83,7 @@ type Handle struct {
 	reserved    *time.Timer // running while an empty end keeps the cluster lock
 	reserveMu   sync.Mutex
 	held        bool          // the cluster lock is ours, granted or reserved
+	reclaimed   bool          // a new leader was told that it is, and may have granted it after a commit had ended it
 	releasing   chan struct{} // closed when an earlier release reached the leader
 }
 
@@ -374,10 +375,10 @@ func (h *Handle) release() {
 }
 
 func (h *Handle) releaseLocked() {
-	if !h.held {
+	if !h.held && !h.reclaimed {
 		return
 	}
-	h.held = false
+	h.held, h.reclaimed = false, false
 	h.releasing = h.svc.releaseLock(h.db.id, h.num)
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/uglyer/ha-sqlite/replicate/logstore"
 	"github.com/uglyer/ha-sqlite/replicate/peer"
+	"github.com/uglyer/ha-sqlite/wal"
 )
 
 // logNode is what a Service has to do with raft and its log, over a disk with as much room as free says.
@@ -199,5 +200,33 @@ func TestACommitThatIsNotDecidedInTimeIsUnknownAndKeepsTheLock(t *testing.T) {
 	defer acancel()
 	if err := lead.locks.Acquire(actx, id, other); err != nil {
 		t.Fatalf("the lock after the decision: %v", err)
+	}
+}
+
+// A node tells a new leader of the lock of a transaction whose commit is decided at that moment. Nobody holds the lock when
+// the transaction has ended.
+func TestALockReclaimedWhileItsCommitIsDecidedIsGivenBack(t *testing.T) {
+	n := leaderOf(t, logNodes(t))
+	s := newFilesNode(t)
+	s.raft, s.raftUp, s.locks = n.raft, n.raftUp, NewLockTable(nil, time.Minute)
+	s.opts.NodeID, _ = n.leader()
+	s.locks.Open(0)
+	d := newCopy(s, "shop.db 16 bytes", nil)
+	d.listLocked()
+	for name, end := range map[string]func(*Handle){
+		"the application says so": func(h *Handle) { h.End(false, wal.Fingerprint{}, false) },
+		"the application dies":    func(h *Handle) { h.Close() },
+	} {
+		h := &Handle{svc: s, db: d, num: 7, granted: true, held: true}
+		d.handles = map[*Handle]struct{}{h: {}}
+		s.reclaim(s.opts.NodeID)
+		if _, _, held := s.locks.Holder(d.id); !held {
+			t.Errorf("%s: not reclaimed", name)
+		}
+		h.setHeld(false) // the verdict says that the commit has ended it
+		end(h)
+		if owner, _, held := s.locks.Holder(d.id); held {
+			t.Errorf("%s: %v holds the lock", name, owner)
+		}
 	}
 }
