@@ -46,6 +46,9 @@ type tail struct {
 // The first is entered into the metadata, with the segment that follows. In the
 // second case what follows the last good commit frame is zeroed: nobody was told
 // that it is there.
+//
+// All of the segment is on the disk afterwards: a process that was killed in an append
+// leaves what only the kernel has, and from here on it counts as stored.
 func mendTail(dir string, meta types.MetaStore, fs *segmentFS) error {
 	state, err := meta.Load(dir)
 	if err != nil {
@@ -64,7 +67,7 @@ func mendTail(dir string, meta types.MetaStore, fs *segmentFS) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // synced where it was written
+	defer f.Close() //nolint:errcheck // synced below
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -73,9 +76,18 @@ func mendTail(dir string, meta types.MetaStore, fs *segmentFS) error {
 	if err != nil {
 		return fmt.Errorf("read last log segment %s: %w", path, err)
 	}
-	if got.indexStart == 0 || got.entries == 0 {
+	sealed := got.indexStart > 0 && got.entries > 0
+	if !sealed {
 		fs.found = got.end
-		return clearFrom(f, got.end, st.Size())
+		if err := clearFrom(f, got.end, st.Size()); err != nil {
+			return err
+		}
+	}
+	if err := fsync(f); err != nil {
+		return fmt.Errorf("sync last log segment %s: %w: %w", path, ErrSync, err)
+	}
+	if err := syncDir(dir); err != nil || !sealed {
+		return err
 	}
 	info.SealTime = time.Now()
 	info.IndexStart = uint64(got.indexStart)
@@ -166,10 +178,9 @@ func endOfTail(err error) error {
 	return err
 }
 
-// clearFrom zeroes what is not zero from off to the end, and syncs it.
+// clearFrom zeroes what is not zero from off to the end.
 func clearFrom(f *os.File, off, size int64) error {
 	buf, zero := make([]byte, 256<<10), make([]byte, 256<<10)
-	wrote := false
 	for off < size {
 		b := buf[:min(size-off, int64(len(buf)))]
 		n, err := f.ReadAt(b, off)
@@ -183,15 +194,8 @@ func clearFrom(f *os.File, off, size int64) error {
 			if _, err := f.WriteAt(zero[:n], off); err != nil {
 				return fmt.Errorf("clear after the last log entry: %w", err)
 			}
-			wrote = true
 		}
 		off += int64(n)
-	}
-	if !wrote {
-		return nil
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("%w: %w", ErrSync, err)
 	}
 	return nil
 }

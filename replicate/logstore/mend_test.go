@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -122,6 +123,47 @@ func TestATornBatchIsClearedAndTheLogGoesOn(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A process that was killed in an append leaves a batch that only the kernel has. It is on the disk before it counts: before
+// Open returns, and before the metadata say that the segment is full.
+func TestWhatIsFoundAtStartIsSynced(t *testing.T) {
+	former := fsync
+	defer func() { fsync = former }()
+	for _, sealed := range []bool{false, true} {
+		dir := t.TempDir()
+		s := openWALStore(t, dir)
+		must(t, s.StoreLogs(entries(1, 10, 1)))
+		must(t, s.Close())
+		path, info := lastSegment(t, dir)
+		if sealed {
+			w, err := segment.NewFiler(filepath.Join(dir, walDir), fs.New()).RecoverTail(info)
+			must(t, err)
+			if _, err := w.ForceSeal(); err != nil {
+				t.Fatal(err)
+			}
+			must(t, w.Close())
+		}
+		for _, failing := range []string{path, filepath.Dir(path)} {
+			fsync = func(f *os.File) error {
+				if f.Name() == failing {
+					return syscall.EIO
+				}
+				return former(f)
+			}
+			s, err := Open(dir, WAL, Options{SegmentBytes: testSegment})
+			if err == nil {
+				s.Close()
+			}
+			fsync = former
+			if !errors.Is(err, ErrSync) || !errors.Is(err, syscall.EIO) {
+				t.Errorf("sealed %t, the sync of %s fails: got %v", sealed, failing, err)
+			}
+			if last, after := lastSegment(t, dir); last != path || !after.SealTime.IsZero() {
+				t.Errorf("sealed %t, the sync of %s failed: the last segment is %s, sealed %v", sealed, failing, last, after.SealTime)
+			}
+		}
 	}
 }
 
