@@ -34,6 +34,7 @@ type tail struct {
 	end        int64 // of the last good commit frame, 0: there is none
 	entries    int
 	indexStart int64 // of the index, if the segment was sealed; else 0
+	stop       int64 // where the frames that can be read end
 }
 
 // mendTail prepares the last segment for raft-wal, which cannot append any more,
@@ -78,6 +79,13 @@ func mendTail(dir string, meta types.MetaStore, fs *segmentFS) error {
 	}
 	sealed := got.indexStart > 0 && got.entries > 0
 	if !sealed {
+		behind, err := batchBehind(f, got, info.BaseIndex+uint64(got.entries))
+		if err != nil {
+			return fmt.Errorf("read last log segment %s: %w", path, err)
+		}
+		if behind > 0 {
+			return fmt.Errorf("read last log segment %s: its frames end at offset %d, the batch that ends at offset %d is good: %w", path, got.stop, behind, ErrDamaged)
+		}
 		fs.found = got.end
 		if err := clearFrom(f, got.end, st.Size()); err != nil {
 			return err
@@ -110,8 +118,7 @@ var ErrDamaged = errors.New("the raft log is damaged: remove this node from the 
 
 // readTail finds the last good commit frame. A bad one before a good one is
 // damage.
-func readTail(r io.Reader, size int64) (tail, error) {
-	var t tail
+func readTail(r io.Reader, size int64) (t tail, _ error) {
 	in := bufio.NewReaderSize(r, 256<<10)
 	var head [segmentHeader]byte
 	if _, err := io.ReadFull(in, head[:]); err != nil {
@@ -119,6 +126,7 @@ func readTail(r io.Reader, size int64) (tail, error) {
 	}
 	crc := crc32.Checksum(head[:], castagnoli)
 	off := int64(segmentHeader)
+	defer func() { t.stop = off }()
 	entries, indexStart := 0, int64(0)
 	bad := int64(-1)
 	buf := make([]byte, 32<<10)
@@ -168,6 +176,78 @@ func readTail(r io.Reader, size int64) (tail, error) {
 		}
 	}
 	return t, nil
+}
+
+// batchBehind looks behind the last good commit frame for a batch that is good all the same, and returns where that
+// ends, 0: there is none. It was stored after what readTail could not read, which then is damaged and no torn write.
+// next is the index of the first entry behind the commit frame.
+//
+// A crash leaves no such batch. A batch is one write, synced before the next one; mendTail syncs what it found; and where
+// a batch is written there were zeros. So only blocks of the one batch that begins with entry next can be there. To be
+// taken for another, the data of its entries would have to hold a batch whose checksum is right and whose entries
+// come after next: a copy of this log has earlier ones.
+func batchBehind(f io.ReaderAt, t tail, next uint64) (int64, error) {
+	from := max(t.end, segmentHeader)
+	buf := make([]byte, 256<<10)
+	for off := from; ; {
+		n, err := f.ReadAt(buf, off)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		for b := buf[:n]; len(b) >= frameHead; b, off = b[frameHead:], off+frameHead {
+			// It begins behind a commit frame, which may be the one that cannot be read.
+			if binary.LittleEndian.Uint32(b) != frameCommit && off != t.stop {
+				continue
+			}
+			// What is before it has an entry at least, and each takes 32 bytes or more.
+			end, err := goodBatch(f, off+frameHead, next+1, next+uint64(off-from)/32)
+			if end > 0 || err != nil {
+				return end, err
+			}
+		}
+		if n < len(buf) {
+			return 0, nil
+		}
+	}
+}
+
+// goodBatch returns where the batch that begins at off ends, 0 if none does that is good and whose first entry has an
+// index from least to most.
+func goodBatch(f io.ReaderAt, off int64, least, most uint64) (int64, error) {
+	crc, entries := crc32.New(castagnoli), 0
+	h := make([]byte, frameHead)
+	for {
+		if _, err := f.ReadAt(h, off); err != nil {
+			return 0, endOfTail(err)
+		}
+		value := binary.LittleEndian.Uint32(h[4:])
+		switch binary.LittleEndian.Uint32(h) {
+		case frameEntry, frameIndex:
+			length := (int64(value) + frameHead - 1) / frameHead * frameHead
+			in := bufio.NewReader(io.NewSectionReader(f, off+frameHead, length))
+			if h[0] == frameEntry {
+				b, _ := in.Peek(binary.MaxVarintLen64) //nolint:errcheck // what is there is enough, or no index
+				index, _ := binary.Uvarint(b)          // raft-wal's BinaryCodec begins with it
+				if index < least || index > most {
+					return 0, nil
+				}
+				least, most = index+1, index+1
+				entries++
+			}
+			crc.Write(h) //nolint:errcheck // a hash gives none
+			if n, err := io.Copy(crc, in); n < length {
+				return 0, err
+			}
+			off += frameHead + length
+		case frameCommit:
+			if entries == 0 || crc.Sum32() != value {
+				return 0, nil
+			}
+			return off + frameHead, nil
+		default:
+			return 0, nil
+		}
+	}
 }
 
 // endOfTail is nil for the end of the file, wherever it is.

@@ -2,9 +2,13 @@ package logstore
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -187,6 +191,108 @@ func TestDamageBeforeTheLastBatchIsRefused(t *testing.T) {
 	must(t, os.WriteFile(path, b, 0o600))
 	if _, err := Open(dir, WAL, Options{SegmentBytes: testSegment}); !errors.Is(err, ErrDamaged) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// That is so where a frame cannot be told from the end of the log, too.
+func TestDamagedHeadsBeforeTheLastBatchAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	s := openWALStore(t, dir)
+	must(t, s.StoreLogs(entries(1, 3, 1)))
+	must(t, s.StoreLog(entry(4, 1, strings.Repeat("large", 2000))))
+	must(t, s.StoreLogs(entries(5, 6, 1)))
+	must(t, s.StoreLog(entry(7, 1, "before the last")))
+	path, last := lastSegmentOpen(t, s)
+	must(t, s.StoreLogs(entries(8, 9, 2)))
+	must(t, s.Close())
+	meta, err := os.ReadFile(filepath.Join(dir, walDir, metadb.FileName))
+	must(t, err)
+	whole, err := os.ReadFile(path)
+	must(t, err)
+	refused := func(b []byte, what string, at int64) {
+		crash := t.TempDir()
+		sub := filepath.Join(crash, walDir)
+		must(t, os.MkdirAll(sub, 0o700))
+		must(t, os.WriteFile(filepath.Join(sub, metadb.FileName), meta, 0o600))
+		must(t, os.WriteFile(filepath.Join(sub, filepath.Base(path)), b, 0o600))
+		s, err := Open(crash, WAL, Options{SegmentBytes: testSegment})
+		if err == nil {
+			s.Close()
+		}
+		if !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s at offset %d: got %v", what, at, err)
+		}
+		if after, err := os.ReadFile(filepath.Join(sub, filepath.Base(path))); err != nil || !bytes.Equal(after, b) {
+			t.Errorf("%s at offset %d: the file has changed, %v", what, at, err)
+		}
+	}
+	heads := 0
+	for off := int64(segmentHeader); off < last; heads++ {
+		for _, i := range []int64{0, 4, 5, 7} { // the others mean nothing
+			for _, flip := range []byte{1, 0x80} {
+				b := bytes.Clone(whole)
+				b[off+i] ^= flip
+				refused(b, fmt.Sprintf("byte %d ^ %d of the head", i, flip), off)
+			}
+		}
+		b := bytes.Clone(whole)
+		clear(b[off : off+frameHead])
+		refused(b, "zeros for the head", off)
+		b = bytes.Clone(whole)
+		clear(b[off:last])
+		if off+frameHead < last {
+			copy(b[last-frameHead:], whole[last-frameHead:last])
+		}
+		refused(b, "zeros up to the last commit frame before the last batch", off)
+		if whole[off] == frameEntry {
+			off += (int64(binary.LittleEndian.Uint32(whole[off+4:])) + frameHead - 1) / frameHead * frameHead
+		}
+		off += frameHead
+	}
+	if heads != 7+4 {
+		t.Fatalf("%d heads", heads)
+	}
+}
+
+// Whatever a power failure leaves of the batch that was in flight, it is no damage: not where whole sectors or parts of them
+// are missing, and not where the entries hold parts of this very log.
+func TestATornBatchIsNoDamage(t *testing.T) {
+	dir := t.TempDir()
+	s := openWALStore(t, dir)
+	must(t, s.StoreLogs(entries(1, 3, 1)))
+	for i := range uint64(20) {
+		must(t, s.StoreLog(entry(4+i, 1, "small")))
+	}
+	path, end := lastSegmentOpen(t, s)
+	log, err := os.ReadFile(path)
+	must(t, err)
+	var batch []*raft.Log
+	for i := range uint64(16) { // at every place that it can have between frames
+		batch = append(batch, entry(24+i, 1, strings.Repeat("-", int(i))+string(log[:end])))
+	}
+	must(t, s.StoreLogs(batch))
+	_, to := lastSegmentOpen(t, s)
+	must(t, s.Close())
+	whole, err := os.ReadFile(path)
+	must(t, err)
+	whole = whole[:to+4096]
+	seed := uint64(1)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for round := range 3000 {
+		unit, torn := []int64{8, 512, 4096}[round%3], bytes.Clone(whole)
+		kept := rng.Float64()
+		for at := end &^ (unit - 1); at < to; at += unit {
+			if at <= end || rng.Float64() > kept { // the first one is missing, or all may be well
+				clear(torn[max(at, end):min(at+unit, to)])
+			}
+		}
+		got, err := readTail(bytes.NewReader(torn), int64(len(torn)))
+		if err != nil || got.end != end || got.entries != 23 {
+			t.Fatalf("seed %d, round %d, blocks of %d: %+v, %v", seed, round, unit, got, err)
+		}
+		if behind, err := batchBehind(bytes.NewReader(torn), got, 24); behind != 0 || err != nil {
+			t.Fatalf("seed %d, round %d, blocks of %d: a good batch at %d, %v", seed, round, unit, behind, err)
+		}
 	}
 }
 
