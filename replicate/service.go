@@ -344,7 +344,7 @@ func (k sink) Part(index uint64, before Running, data []byte) {
 }
 
 func (k sink) AcceptedLarge(index uint64, f *Final) {
-	sp := k.s.spools.accept(index, f.ID)
+	sp := k.s.spools.accept(index, f.ID, int64(f.Size))
 	if a := k.s.archiver; a != nil {
 		a.add(f.DB, f.Post.TXID, keptCommit{index: index, time: f.CommitTime, size: int64(f.Size), spool: sp})
 	}

@@ -26,6 +26,8 @@ const (
 // errSpoolLost says that the parts of a large transaction are not on this node and cannot be had.
 var errSpoolLost = errors.New("the parts of the transaction are lost on this node")
 
+const partsLost = "the parts of a large transaction are lost here; if it is accepted its pages come from a peer"
+
 // spools are the files that hold the parts of large transactions, in the directory parts. What is decided
 // does not depend on them: a node whose file is late, lost or damaged decides as the others do, and gets the
 // pages from a peer.
@@ -132,6 +134,7 @@ func (s *spools) part(index uint64, before Running, data []byte) {
 	defer s.mu.Unlock()
 	sp := s.getLocked(before.ID)
 	sp.running = true
+	sp.expectLocked(int64(before.Bytes))
 	if sp.own { // the same bytes: the hash in the final entry says so
 		sp.notifyLocked()
 		return
@@ -142,6 +145,29 @@ func (s *spools) part(index uint64, before Running, data []byte) {
 		op.data = data
 	}
 	sp.addLocked(op)
+}
+
+// expectLocked looks whether the parts that were decided so far, size bytes, are in the file or queued. They are not where
+// a restore followed a manifest that does not list the transaction, or lists more of it, and failed: it goes on as if that
+// had not been.
+func (sp *spool) expectLocked(size int64) {
+	if sp.own || sp.broken != nil {
+		return
+	}
+	end := sp.written
+	for _, op := range sp.ops {
+		if op.restore != nil {
+			end = int64(op.restore.Bytes)
+		}
+		end += op.size
+	}
+	if end == size {
+		return
+	}
+	sp.broken = fmt.Errorf("%d bytes of %d: %w", end, size, errSpoolLost)
+	sp.s.log.Warn(partsLost, "entry", sp.id.String(), "err", sp.broken)
+	sp.dropOpsLocked()
+	sp.notifyLocked()
 }
 
 func (sp *spool) addLocked(op *spoolOp) {
@@ -158,11 +184,12 @@ func (sp *spool) addLocked(op *spoolOp) {
 
 func (s *spools) unqueueLocked(op *spoolOp) { s.queued -= int64(len(op.data)) }
 
-// accept ends a transaction that was accepted and returns its spool, to be released by the caller.
-func (s *spools) accept(index uint64, id EntryID) *spool {
+// accept ends a transaction of size bytes that was accepted and returns its spool, to be released by the caller.
+func (s *spools) accept(index uint64, id EntryID, size int64) *spool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sp := s.getLocked(id)
+	sp.expectLocked(size)
 	sp.running, sp.ended = false, index
 	sp.refs++
 	return sp
@@ -219,10 +246,7 @@ func (sp *spool) tidyLocked() {
 	}
 	delete(s.all, sp.id)
 	sp.dropOpsLocked()
-	file, path := sp.file, s.path(sp.id)
-	if file == nil && !sp.listed {
-		return
-	}
+	file, path := sp.file, s.path(sp.id) // the file may be there though this life of it was given none
 	s.run(func() {
 		s.mu.Lock()
 		if s.all[sp.id] == nil { // else it began anew, in the same place
@@ -278,7 +302,7 @@ func (sp *spool) work() {
 		case err == nil:
 			pause, said = minApplyRetry, false
 		case errors.Is(err, errSpoolLost):
-			s.log.Warn("the parts of a large transaction are lost here; if it is accepted its pages come from a peer", "entry", sp.id.String(), "err", err)
+			s.log.Warn(partsLost, "entry", sp.id.String(), "err", err)
 		default:
 			if !said {
 				s.log.Error("parts of a large transaction cannot be kept, it is tried again: free the disk or repair the device", "err", err)

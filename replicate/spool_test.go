@@ -107,7 +107,7 @@ func TestSpoolHoldsTheParts(t *testing.T) {
 		t.Fatalf("%d bytes, %v, want %d", len(got), err, len(l.ltx))
 	}
 	n.apply(l.final)
-	sp := n.spools.accept(n.index, l.final.ID)
+	sp := n.spools.accept(n.index, l.final.ID, int64(len(l.ltx)))
 	r, err := sp.ltx(int64(len(l.ltx)), l.final.Pages, 4711)
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +264,7 @@ func TestSpoolOnADiskThatTakesNothing(t *testing.T) {
 	if d := n.apply(l.final); !d.Accepted {
 		t.Fatal(d.Reason)
 	}
-	sp := n.spools.accept(n.index, l.final.ID)
+	sp := n.spools.accept(n.index, l.final.ID, int64(len(l.ltx)))
 	snap.Release() // as raft does when it gives up
 	if err := <-persisted; err == nil || sink.closed {
 		t.Fatalf("persisted without the parts: %v", err)
@@ -332,6 +332,41 @@ func TestSpoolIsRestoredBesideAPartThatIsWritten(t *testing.T) {
 	}
 	if got, err := os.ReadFile(n.file(l.final.ID)); err != nil || !bytes.Equal(got, l.ltx) {
 		t.Fatalf("%d bytes, %v, want %d", len(got), err, len(l.ltx))
+	}
+}
+
+// A restore that fails leaves the state as it was. The parts that the leader's snapshot does not list are gone by then, or
+// there are more than the state knows of: nobody waits for what never comes, or takes one for another.
+func TestSpoolAfterARestoreThatFailed(t *testing.T) {
+	for _, tc := range []struct{ before, listed int }{{1, 0}, {2, 0}, {3, 0}, {1, 2}} {
+		t.Run(fmt.Sprintf("%d parts, a snapshot with %d", tc.before, tc.listed), func(t *testing.T) {
+			n := newSpoolNode(t, filepath.Join(t.TempDir(), "parts"))
+			l := n.large(n.create("shop.db"))
+			n.applyParts(l, tc.before)
+			if err := n.wait(l.final.ID, min(int64(tc.before)*PartBytes, int64(len(l.ltx)))); err != nil {
+				t.Fatal(err)
+			}
+			leader := newScript(t, nil)
+			leader.applyParts(leader.large(leader.create("shop.db")), tc.listed)
+			n.spools.ask = func(_ context.Context, r Running, w io.WriterAt) error {
+				_, err := w.WriteAt(l.ltx[:r.Bytes], 0)
+				return err
+			}
+			n.f.OnRestore = func([]DatabaseState) error { return errors.New("no space") }
+			if err := n.f.Restore(io.NopCloser(bytes.NewReader(manifestOf(t, leader.f)))); err == nil {
+				t.Fatal("restored")
+			}
+			n.applyParts(&inParts{parts: l.parts[tc.before:]}, 3-tc.before)
+			if d := n.apply(l.final); !d.Accepted {
+				t.Fatalf("a file decides nothing, and yet: %s", d.Reason)
+			}
+			sp := n.spools.accept(n.index, l.final.ID, int64(len(l.ltx)))
+			if err := n.wait(l.final.ID, int64(len(l.ltx))); !errors.Is(err, errSpoolLost) {
+				t.Fatalf("got %v", err)
+			}
+			sp.release()
+			until(t, "the file goes with its last use", func() bool { return !n.exists(l.final.ID) })
+		})
 	}
 }
 
