@@ -168,7 +168,7 @@ func (h *Handle) Begin(ctx context.Context) (Position, wal.Fingerprint, error) {
 		return pos, fp, nil
 	}
 	h.release()
-	if errors.Is(err, ErrDeleted) || errors.Is(err, errReadOnlyHandle) {
+	if errors.Is(err, ErrDeleted) || errors.Is(err, ErrAhead) || errors.Is(err, errReadOnlyHandle) {
 		h.svc.metrics.begin(2, took)
 		return pos, fp, err
 	}
@@ -194,7 +194,7 @@ func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position
 			return Position{}, wal.Fingerprint{}, err
 		}
 	}
-	var at TXID
+	var at TXID // 0: taken up again where it was
 	if !h.resume() {
 		decided, err := h.acquire(ctx)
 		if err != nil {
@@ -206,6 +206,11 @@ func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position
 	for {
 		if err := d.waitPosition(ctx, at); err != nil {
 			return Position{}, wal.Fingerprint{}, err
+		}
+		if at > 0 {
+			if err := d.notAhead(ctx, at); err != nil {
+				return Position{}, wal.Fingerprint{}, err
+			}
 		}
 		d.mu.Lock()
 		switch {
@@ -251,6 +256,26 @@ func (h *Handle) begin(ctx context.Context, giveUp context.CancelFunc) (Position
 	pos, fp := d.position, d.fingerprint
 	d.mu.Unlock()
 	return pos, fp, nil
+}
+
+// notAhead returns ErrAhead if the files are past what the cluster has decided, of which at is what the leader has applied.
+func (d *replica) notAhead(ctx context.Context, at TXID) error {
+	d.mu.Lock()
+	known, pos := d.known, d.position
+	d.mu.Unlock()
+	if !known || pos.TXID <= at {
+		return nil
+	}
+	// This node may have applied an entry before the leader has. Only what is committed reaches files, so if they had it from the
+	// log, the leader has it once it has applied all that is committed by now.
+	decided, _, err := d.svc.readIndex(ctx, d.id)
+	if err != nil {
+		return err
+	}
+	if pos.TXID > decided.TXID {
+		return fmt.Errorf("the files are at transaction %s, the log ends at %s: %w", pos.TXID, decided.TXID, ErrAhead)
+	}
+	return nil
 }
 
 // acquire gets the cluster lock from the leader, with the decided position.

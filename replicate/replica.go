@@ -16,6 +16,9 @@ var (
 	// ErrFenced is returned for writes on a database whose local copy was found to differ from what
 	// the log says. It is healed from a peer; wait and retry.
 	ErrFenced = errors.New("the local copy of the database is fenced")
+	// ErrAhead is returned for writes on a database whose files show transactions that the log has lost, which a
+	// recovery by force can leave. Nobody can write after them: a person has to act.
+	ErrAhead = errors.New("the log has lost transactions that the files show, and nothing can be written after them: export the database, delete it with --force, and import it")
 	// ErrUnusable is returned by Files.Open for a file whose content is to blame.
 	ErrUnusable = errors.New("the file is no database that can be used")
 	// ErrDeleted is returned for a database that the cluster has deleted. Open the name again.

@@ -80,7 +80,7 @@ type DatabaseStatus struct {
 	ReaderAgeMS int64     `json:"reader_age_ms,omitempty"`
 	Handles     int       `json:"handles"`
 	Quota       *Quota    `json:"quota,omitempty"` // of this node, nil for none
-	State       string    `json:"state"`           // ok, idle, fenced, catching_up, late, deleted
+	State       string    `json:"state"`           // ok, idle, fenced, catching_up, late, ahead, deleted
 	Detail      string    `json:"detail,omitempty"`
 	HolderPID   int       `json:"holder_pid,omitempty"`
 	HolderAgeMS int64     `json:"holder_age_ms,omitempty"`
@@ -298,6 +298,12 @@ func (h *Handle) Status() (DatabaseStatus, bool) {
 // statusOf is the status of a copy, and how far its archive is.
 func (s *Service) statusOf(d *replica, st DatabaseState) DatabaseStatus {
 	r := d.status(st)
+	// A leader has decided what files can have. Its own are behind that, or where it is.
+	if _, leads := s.leading(); leads && r.State == "ok" && r.File != nil {
+		if now, ok := s.fsm.Get(d.id); ok && r.File.TXID > now.Position.TXID {
+			r.State, r.Detail = "ahead", ErrAhead.Error()
+		}
+	}
 	r.Archived = s.ArchivedPosition(st.ID)
 	return r
 }

@@ -172,7 +172,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	if m.Archive.URL != "" {
 		collectArchive(m.Archive, gauge, counter)
 	}
-	for _, state := range []string{DatabaseOK, DatabaseFenced, DatabaseCatchingUp, DatabaseLate} {
+	for _, state := range []string{DatabaseOK, DatabaseFenced, DatabaseCatchingUp, DatabaseLate, DatabaseAhead} {
 		gauge(descDatabases, float64(m.Databases[state]), state)
 	}
 	gauge(descHandles, float64(m.Handles))

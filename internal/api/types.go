@@ -59,6 +59,7 @@ const (
 	DatabaseFenced     = "fenced"      // differs from the log; not used until healed
 	DatabaseCatchingUp = "catching_up" // behind, and moving
 	DatabaseLate       = "late"        // behind, and held by an application (HolderPID)
+	DatabaseAhead      = "ahead"       // has what the log has lost in a recovery; nothing can be written
 )
 
 // Status is what one node knows of itself, the cluster and its databases.

@@ -86,7 +86,7 @@ type Database struct {
 	WALBytes  int64    `json:"wal_bytes"`
 	Handles   int      `json:"handles"`
 	Archived  string   `json:"archived"` // last transaction known to be archived
-	State     string   `json:"state"`    // ok, idle (closed for lack of use), fenced, catching_up or late
+	State     string   `json:"state"`    // ok, idle (closed for lack of use), fenced, catching_up, late or ahead
 	Detail    string   `json:"detail"`
 	HolderPID int      `json:"holder_pid"`
 }

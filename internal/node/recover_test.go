@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mattn/go-sqlite3"
+
 	"github.com/uglyer/ha-sqlite/internal/api"
 	"github.com/uglyer/ha-sqlite/internal/datadir"
 	"github.com/uglyer/ha-sqlite/replicate"
@@ -306,4 +308,96 @@ func (c *cluster) votes(i, want int) error {
 		err = fmt.Errorf("%+v", st.Members)
 	}
 	return err
+}
+
+// A restore takes the pages of a later state than the log that comes with it has. Where the other members are lost before it has
+// the rest, nothing can be decided on top of what the files show.
+func TestRecoverOfFilesAheadOfTheLog(t *testing.T) {
+	c := prepared(t, 3, small)
+	f := c.follower()
+	c.stop(f)
+	w := c.open(c.leader(), "db")
+	for i := range 60 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, i)
+	}
+	c.compacted(50, f)
+	w.Close()
+	c.equalBut(f, "db")
+	for i := range c.nodes { // the snapshot that is sent stays the one that there is
+		if i != f {
+			c.stop(i)
+			c.cfgs[i].SnapshotEntries = 10000
+			c.start(i)
+		}
+	}
+	w = c.open(c.leader(), "db")
+	for i := range 5 {
+		exec(t, w, `INSERT INTO t VALUES(?)`, fmt.Sprint("later ", i))
+	}
+	rows := query[int](t, w, `SELECT count(*) FROM t`)
+	w.Close()
+	c.equalBut(f, "db")
+
+	recorded, lost := make(chan struct{}), make(chan struct{})
+	atStep(t, c.cfgs[f].ID, "recorded", func() {
+		close(recorded)
+		<-lost
+	})
+	c.start(f)
+	<-recorded
+	for i := range c.nodes {
+		if i != f {
+			c.stop(i)
+		}
+	}
+	close(lost)
+	eventually(t, "the snapshot takes the place of the log", func() error {
+		if first, last := c.nodes[f].store.Bounds(); last > 0 {
+			return fmt.Errorf("it has entries %d to %d", first, last)
+		}
+		return nil
+	})
+	c.stop(f)
+
+	log := slog.New(slog.DiscardHandler)
+	opts := RecoverOptions{Data: c.cfgs[f].Data}
+	r, err := Recover(opts, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts.AcceptDataLoss = r.Cluster
+	if _, err := Recover(opts, log); err != nil {
+		t.Fatal(err)
+	}
+	c.start(f)
+	c.ready(f)
+	db := c.open(f, "db")
+	if got := query[int](t, db, `SELECT count(*) FROM t`); got != rows {
+		t.Errorf("%d rows are read, want %d", got, rows)
+	}
+	var refused sqlite3.Error
+	if _, err := db.Exec(`INSERT INTO t VALUES('after')`); !errors.As(err, &refused) || refused.Code != sqlite3.ErrReadonly {
+		t.Errorf("a write: %v", err)
+	}
+	if text := query[string](t, db, `PRAGMA hasqlite_error`); !strings.Contains(text, replicate.ErrAhead.Error()) {
+		t.Errorf("its error is %q", text)
+	}
+	if st := query[string](t, db, `PRAGMA hasqlite_status`); !strings.Contains(st, `"state":"ahead"`) {
+		t.Errorf("its status is %s", st)
+	}
+	db.Close()
+
+	// As the error says.
+	_, content := c.export(f, "db", api.Moment{})
+	if err := (backend{c.nodes[f]}).DeleteDatabase(t.Context(), "db", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.importBytes(f, "db", content, false); err != nil {
+		t.Fatal(err)
+	}
+	db = c.open(f, "db")
+	exec(t, db, `INSERT INTO t VALUES('after')`)
+	if got := query[int](t, db, `SELECT count(*) FROM t`); got != rows+1 {
+		t.Errorf("%d rows after the import and one more, want %d", got, rows+1)
+	}
 }

@@ -339,7 +339,7 @@ func sqliteError(err error, fallback int32) error {
 		return err
 	case errors.Is(err, replicate.ErrQuota):
 		return &link.Error{Code: link.CodeFull, Text: err.Error()}
-	case errors.Is(err, replicate.ErrDeleted):
+	case errors.Is(err, replicate.ErrDeleted), errors.Is(err, replicate.ErrAhead):
 		return &link.Error{Code: link.CodeReadOnly, Text: err.Error()}
 	case errors.As(err, &busy), errors.Is(err, replicate.ErrDiskFull): // it passes
 		return &link.Error{Code: link.CodeBusy, Text: err.Error()}
