@@ -14,6 +14,9 @@ import (
 // checksum of every page there. It is written when a raft snapshot makes the files durable, when the files are closed,
 // and when pages came from a peer; between two of them only the pages that changed are written.
 
+// sumsDir has the records, in the data directory.
+const sumsDir = "sums"
+
 // capture is what the next record of a database will say, taken at one moment.
 type capture struct {
 	record  pagesums.Record

@@ -156,7 +156,7 @@ func Start(opts Options, log *slog.Logger) (*Service, error) {
 		cancel()
 		return nil, err
 	}
-	sums, err := pagesums.Open(filepath.Join(opts.Dir, "sums"))
+	sums, err := pagesums.Open(filepath.Join(opts.Dir, sumsDir))
 	if err != nil {
 		cancel()
 		return nil, err

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/uglyer/ha-sqlite/replicate/logstore"
+	"github.com/uglyer/ha-sqlite/replicate/pagesums"
 )
 
 // Survey is what the log of a stopped node says. Entries up to Certain are committed; of those after it only a
@@ -30,6 +32,7 @@ type SurveyDatabase struct {
 	Name    string
 	Certain Position // zero if it was created after the snapshot
 	End     Position // with every entry of the log
+	Files   Position // of its files where they are past that (see ErrAhead), else zero
 	EndTime time.Time
 }
 
@@ -42,8 +45,9 @@ func (v *Survey) Further(other *Survey) int {
 // ErrNoState is returned by TakeSurvey and RecoverAlone for a node that was never a member.
 var ErrNoState = errors.New("the node has neither a log nor a snapshot: there is nothing to recover")
 
-// TakeSurvey reads the log and the newest snapshot of a node that does not run. It changes nothing.
-func TakeSurvey(store *logstore.Store, snapshots *logstore.Snapshots, log *slog.Logger) (*Survey, error) {
+// TakeSurvey reads the log and the newest snapshot of a node that does not run, and the records of its files in the data
+// directory. It changes nothing.
+func TakeSurvey(dir string, store *logstore.Store, snapshots *logstore.Snapshots, log *slog.Logger) (*Survey, error) {
 	v := &Survey{}
 	fsm := NewFSM(nil, log)
 	list, err := snapshots.List()
@@ -94,12 +98,20 @@ func TakeSurvey(store *logstore.Store, snapshots *logstore.Snapshots, log *slog.
 	}
 	v.Term = max(term, v.LastTerm)
 	v.Cluster = fsm.Cluster()
-	for _, st := range fsm.List() {
-		v.Databases = append(v.Databases, SurveyDatabase{
-			ID: st.ID, Name: st.Name, Certain: certain[st.ID], End: st.Position, EndTime: time.UnixMicro(st.CommitTime).UTC(),
-		})
+	sums, err := pagesums.Open(filepath.Join(dir, sumsDir))
+	if err != nil {
+		return nil, err
 	}
-	return v, nil
+	for _, st := range fsm.List() {
+		db := SurveyDatabase{
+			ID: st.ID, Name: st.Name, Certain: certain[st.ID], End: st.Position, EndTime: time.UnixMicro(st.CommitTime).UTC(),
+		}
+		if rec, ok := sums.Find(st.ID); ok && TXID(rec.TXID) > db.End.TXID {
+			db.Files = Position{TXID(rec.TXID), Checksum(rec.Checksum)}
+		}
+		v.Databases = append(v.Databases, db)
+	}
+	return v, sums.Close()
 }
 
 // configuration decodes an entry, for which raft's own function panics.

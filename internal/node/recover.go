@@ -69,6 +69,9 @@ type RecoveryPosition struct {
 	// committed; later ones may have been acknowledged or not.
 	Certain    replicate.TXID `json:"certain"`
 	CommitTime time.Time      `json:"commit_time"`
+	// Files is what its files show where that is more than the log has: it was committed, and can be read and not be
+	// gone on from.
+	Files replicate.Position `json:"files,omitzero"`
 }
 
 // ErrNotFurthest: another directory has more. Recover that one.
@@ -110,7 +113,7 @@ func openStopped(path string, log *slog.Logger) (_ *stopped, err error) {
 	if err := logstore.Check(s.store, s.snapshots, ""); err != nil {
 		return nil, err
 	}
-	if s.survey, err = replicate.TakeSurvey(s.store, s.snapshots, log); err != nil {
+	if s.survey, err = replicate.TakeSurvey(path, s.store, s.snapshots, log); err != nil {
 		return nil, fmt.Errorf("recover %s: %w", path, err)
 	}
 	return s, nil
@@ -211,7 +214,7 @@ func (r *Recovery) describe(nodes []*stopped) {
 				at[d.ID] = k
 				r.Database = append(r.Database, RecoveryDatabase{Name: d.Name, ID: d.ID.String(), Ends: make([]RecoveryPosition, len(nodes))})
 			}
-			r.Database[k].Ends[i] = RecoveryPosition{Present: true, Position: d.End, Certain: d.Certain.TXID, CommitTime: d.EndTime}
+			r.Database[k].Ends[i] = RecoveryPosition{Present: true, Position: d.End, Certain: d.Certain.TXID, CommitTime: d.EndTime, Files: d.Files}
 		}
 	}
 }

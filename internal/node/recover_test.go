@@ -334,7 +334,7 @@ func TestRecoverOfFilesAheadOfTheLog(t *testing.T) {
 	for i := range 5 {
 		exec(t, w, `INSERT INTO t VALUES(?)`, fmt.Sprint("later ", i))
 	}
-	rows := query[int](t, w, `SELECT count(*) FROM t`)
+	rows, last := query[int](t, w, `SELECT count(*) FROM t`), query[string](t, w, `PRAGMA hasqlite_position`)
 	w.Close()
 	c.equalBut(f, "db")
 
@@ -364,6 +364,9 @@ func TestRecoverOfFilesAheadOfTheLog(t *testing.T) {
 	r, err := Recover(opts, log)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if end := r.Database[0].Ends[0]; end.Files.String() != last[:33] || end.Files.TXID != end.Position.TXID+5 {
+		t.Errorf("survey: %+v, the files are at %s", end, last)
 	}
 	opts.AcceptDataLoss = r.Cluster
 	if _, err := Recover(opts, log); err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/uglyer/ha-sqlite/internal/exit"
 	"github.com/uglyer/ha-sqlite/internal/node"
+	"github.com/uglyer/ha-sqlite/replicate"
 )
 
 // fakeNode ends when it is told to.
@@ -172,5 +173,22 @@ func TestCommandLine(t *testing.T) {
 	}
 	if migrated != "/d boltdb" {
 		t.Errorf("migrated %q", migrated)
+	}
+}
+
+// What the files of a node show and its log does not have is said before anybody confirms, and is not lost with another node.
+func TestPrintRecoveryOfFilesAheadOfTheLog(t *testing.T) {
+	at := func(txid replicate.TXID) replicate.Position { return replicate.Position{TXID: txid, Checksum: 1 << 63} }
+	var out bytes.Buffer
+	err := PrintRecovery(&out, &node.Recovery{
+		Cluster: "c", Furthest: "/a", Nodes: []node.RecoveryNode{{Data: "/a", Node: "a"}, {Data: "/b", Node: "b"}},
+		Database: []node.RecoveryDatabase{{Name: "shop.db", Ends: []node.RecoveryPosition{
+			{Present: true, Position: at(7), Certain: 7, Files: at(9)}, {Present: true, Position: at(7), Certain: 7},
+		}}},
+	})
+	text := out.String()
+	if err != nil || strings.Count(text, "The files of") != 1 || !strings.Contains(text, `The files of "shop.db" on a show 2 transactions more than its log, up to `+at(9).String()) ||
+		strings.Count(text, "2 that another one has") != 1 {
+		t.Errorf("%v, %s", err, text)
 	}
 }

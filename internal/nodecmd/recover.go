@@ -148,6 +148,15 @@ func PrintRecovery(w io.Writer, r *node.Recovery) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	for _, d := range r.Database {
+		for i, e := range d.Ends {
+			if !e.Files.IsZero() {
+				fmt.Fprintf(w, "\nThe files of %q on %s show %d transactions more than its log, up to %s. They were committed,\n"+
+					"and nothing can be written after them: once the node leads, export the database, delete it with --force, and import it.\n",
+					d.Name, r.Nodes[i].Node, uint64(e.Files.TXID)-uint64(e.Position.TXID), e.Files)
+			}
+		}
+	}
 	_, err := fmt.Fprint(w, "\n", verdict(r))
 	return err
 }
@@ -156,9 +165,9 @@ func PrintRecovery(w io.Writer, r *node.Recovery) error {
 func lost(d node.RecoveryDatabase, i int) string {
 	var most uint64
 	for _, e := range d.Ends {
-		most = max(most, uint64(e.Position.TXID))
+		most = max(most, uint64(e.Position.TXID), uint64(e.Files.TXID))
 	}
-	if n := most - uint64(d.Ends[i].Position.TXID); n > 0 {
+	if n := most - max(uint64(d.Ends[i].Position.TXID), uint64(d.Ends[i].Files.TXID)); n > 0 {
 		return fmt.Sprintf("%d that another one has", n)
 	}
 	return "-"
