@@ -109,10 +109,18 @@ func (c *conn) shutdown() {
 	defer c.stateMu.Unlock()
 	c.closing = true
 	if !c.committing {
-		c.setDeadlineLocked(time.Now())
+		c.endReadsLocked()
 		if c.busy.Load() != 0 {
 			c.cancel() // the request that waits gets its answer now
 		}
+	}
+}
+
+// endReadsLocked has the application send nothing more. What it has sent is read and answered: left unread it would be of
+// unknown outcome, which the end of a node is no reason for (RULES D2).
+func (c *conn) endReadsLocked() {
+	if half, ok := c.nc.(interface{ CloseRead() error }); !ok || half.CloseRead() != nil {
+		c.setDeadlineLocked(time.Now())
 	}
 }
 
@@ -389,7 +397,7 @@ func (c *conn) setCommitting(on bool) {
 	c.stateMu.Lock()
 	c.committing = on
 	if c.closing && !on {
-		c.setDeadlineLocked(time.Now())
+		c.endReadsLocked()
 	}
 	c.stateMu.Unlock()
 	if on {

@@ -393,6 +393,43 @@ func TestShutdownWaitsForTheVerdict(t *testing.T) {
 	}
 }
 
+// What an application has sent when the server ends is answered. It is told nothing of what it sends later, which nobody
+// reads.
+func TestShutdownAnswersWhatWasSent(t *testing.T) {
+	r := newRecorder()
+	started, verdict := make(chan struct{}), make(chan struct{})
+	r.commit = func(context.Context, func()) Outcome {
+		close(started)
+		<-verdict
+		return Accepted
+	}
+	s, path := startServer(t, r)
+	idle := opened(t, path)
+	c := opened(t, path)
+	c.send(kindCommit, encodeCommit(testTx(1)))
+	wait(t, started, "Commit")
+	c.send(kindRead, nil)
+	done := make(chan struct{})
+	go func() {
+		_ = s.Shutdown(context.Background())
+		close(done)
+	}()
+	if !idle.closed() {
+		t.Error("an idle connection goes on")
+	}
+	close(verdict)
+	if k, _ := c.receive(); k != kindVerdict {
+		t.Errorf("answer is of type %d", k)
+	}
+	if k, _ := c.receive(); k != kindReady {
+		t.Errorf("the next answer is of type %d", k)
+	}
+	if !c.closed() {
+		t.Error("the connection goes on")
+	}
+	wait(t, done, "Shutdown")
+}
+
 // TestExitOfProcess has a child process connect, hand its socket on to a
 // grandchild, and exit: the handle closes though the socket stays open.
 func TestExitOfProcess(t *testing.T) {

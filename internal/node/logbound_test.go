@@ -178,8 +178,9 @@ func TestLeadersLimitsHoldForOtherNodes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := prepared(t, 3, func(i int, cfg *Config) {
-				if i == 0 {
+				if cfg.BootstrapExpect = 0; i == 0 {
 					change(cfg)
+					cfg.Join = nil
 				} else {
 					cfg.NonVoter = true
 				}
