@@ -85,7 +85,8 @@ func TestPowerCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &power{}
-	if p.disks, err = disks(t, dir, 400<<20); err != nil {
+	// What is written and archived stays to the end.
+	if p.disks, err = disks(t, dir, 400<<20+int64(*cuts)*8<<20); err != nil {
 		// The same rounds with kill -9 alone: they find what is not in the page cache of the kernel, not what is
 		// not on the disk.
 		t.Logf("NO POWER IS CUT: this machine mounts no disks for tests (%v). The rounds kill the nodes instead", err)
