@@ -183,6 +183,9 @@ func (n *Node) Ready(ctx context.Context) bool {
 	return n.Call(ctx, http.MethodGet, "/readyz", nil, nil) == nil
 }
 
+// ErrUnreachable is returned by Verify where a node did not answer in time, as one whose checkpoint takes long.
+var ErrUnreachable = errors.New("a node did not answer")
+
 // Verify asks the node to compare a database on all nodes; deep compares page by page. The answer is the node's own JSON.
 // An answer that says the nodes differ is an error.
 func (n *Node) Verify(ctx context.Context, name string, deep bool) (json.RawMessage, error) {
@@ -196,12 +199,20 @@ func (n *Node) Verify(ctx context.Context, name string, deep bool) (json.RawMess
 	}
 	var verdict struct {
 		Equal *bool `json:"equal"`
+		Nodes []struct {
+			State string `json:"state"`
+		} `json:"nodes"`
 	}
 	if err := json.Unmarshal(raw, &verdict); err != nil {
 		return raw, fmt.Errorf("decode verify of %s: %w", name, err)
 	}
 	if verdict.Equal == nil {
 		return raw, fmt.Errorf("verify %s: node %s gave no verdict: %s", name, n.ID, raw)
+	}
+	for _, v := range verdict.Nodes {
+		if v.State == "unreachable" {
+			return raw, fmt.Errorf("verify %s: %w: %s", name, ErrUnreachable, raw)
+		}
 	}
 	if !*verdict.Equal {
 		return raw, fmt.Errorf("verify %s: nodes differ: %s", name, raw)

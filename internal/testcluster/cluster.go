@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
@@ -117,13 +118,20 @@ func Query(t testing.TB, db *sql.DB, query string, args ...any) string {
 // Converged waits until all nodes show the same position, compares them page by page, and returns the position.
 func Converged(t testing.TB, c *localcluster.Cluster, database string) localcluster.Position {
 	t.Helper()
-	ctx := Context(t, 60*time.Second)
+	ctx := Context(t, 2*time.Minute)
 	pos, err := c.WaitConverged(ctx, database)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes() {
-		if _, err := n.Verify(ctx, database, true); err != nil {
+		// The checkpoint of a large transaction may take longer than a node is waited for.
+		if err := localcluster.Poll(ctx, 100*time.Millisecond, func() (bool, error) {
+			_, err := n.Verify(ctx, database, true)
+			if err != nil && !errors.Is(err, localcluster.ErrUnreachable) {
+				t.Error(err)
+			}
+			return !errors.Is(err, localcluster.ErrUnreachable), err
+		}); err != nil {
 			t.Error(err)
 		}
 	}
