@@ -357,9 +357,12 @@ func TestProgressComesBeforeTheVerdictOnly(t *testing.T) {
 	c.call(kindRead, nil, kindReady)
 }
 
-func TestShutdownWaitsForTheVerdict(t *testing.T) {
+// ending is a server that ends while a connection waits for the verdict of a commit.
+func ending(t *testing.T, behind func(c *client)) (c *client, path string, verdict, done chan struct{}) {
+	t.Helper()
 	r := newRecorder()
-	started, verdict := make(chan struct{}), make(chan struct{})
+	started := make(chan struct{})
+	verdict, done = make(chan struct{}), make(chan struct{})
 	r.commit = func(context.Context, func()) Outcome {
 		close(started)
 		<-verdict
@@ -367,10 +370,10 @@ func TestShutdownWaitsForTheVerdict(t *testing.T) {
 	}
 	s, path := startServer(t, r)
 	idle := opened(t, path)
-	c := opened(t, path)
+	c = opened(t, path)
 	c.send(kindCommit, encodeCommit(testTx(1)))
 	wait(t, started, "Commit")
-	done := make(chan struct{})
+	behind(c)
 	go func() {
 		_ = s.Shutdown(context.Background())
 		close(done)
@@ -383,6 +386,11 @@ func TestShutdownWaitsForTheVerdict(t *testing.T) {
 		t.Error("Shutdown did not wait")
 	default:
 	}
+	return c, path, verdict, done
+}
+
+func TestShutdownWaitsForTheVerdict(t *testing.T) {
+	c, path, verdict, done := ending(t, func(*client) {})
 	close(verdict)
 	if k, _ := c.receive(); k != kindVerdict {
 		t.Errorf("answer is of type %d", k)
@@ -396,27 +404,7 @@ func TestShutdownWaitsForTheVerdict(t *testing.T) {
 // What an application has sent when the server ends is answered. It is told nothing of what it sends later, which nobody
 // reads.
 func TestShutdownAnswersWhatWasSent(t *testing.T) {
-	r := newRecorder()
-	started, verdict := make(chan struct{}), make(chan struct{})
-	r.commit = func(context.Context, func()) Outcome {
-		close(started)
-		<-verdict
-		return Accepted
-	}
-	s, path := startServer(t, r)
-	idle := opened(t, path)
-	c := opened(t, path)
-	c.send(kindCommit, encodeCommit(testTx(1)))
-	wait(t, started, "Commit")
-	c.send(kindRead, nil)
-	done := make(chan struct{})
-	go func() {
-		_ = s.Shutdown(context.Background())
-		close(done)
-	}()
-	if !idle.closed() {
-		t.Error("an idle connection goes on")
-	}
+	c, _, verdict, done := ending(t, func(c *client) { c.send(kindRead, nil) })
 	close(verdict)
 	if k, _ := c.receive(); k != kindVerdict {
 		t.Errorf("answer is of type %d", k)

@@ -192,12 +192,7 @@ func TestReadErrorIsTriedAgain(t *testing.T) {
 	}{
 		{"for what the log says next", func(c *cluster, _ int, read *atomic.Bool) {
 			read.Store(true)
-			a := c.script(c.leader(), "db")
-			a.begin()
-			a.accept(7)
-			a.publish()
-			a.end()
-			a.release()
+			c.script(c.leader(), "db").write(7)
 		}},
 		{"for what an application has left", func(c *cluster, f int, read *atomic.Bool) {
 			a := c.script(f, "db")
@@ -209,12 +204,7 @@ func TestReadErrorIsTriedAgain(t *testing.T) {
 			a.h.Close()
 		}},
 		{"for the position after a start", func(c *cluster, f int, read *atomic.Bool) {
-			a := c.script(c.leader(), "db")
-			a.begin()
-			a.accept(7)
-			a.publish()
-			a.end()
-			a.release()
+			c.script(c.leader(), "db").write(7)
 			c.forget(f)
 			read.Store(true)
 			c.start(f)

@@ -125,6 +125,16 @@ func (a *script) release() {
 // end tells the node that a published transaction ended.
 func (a *script) end() { a.h.End(true, a.fp, false) }
 
+// write is a whole transaction.
+func (a *script) write(version uint32) {
+	a.t.Helper()
+	a.begin()
+	a.accept(version)
+	a.publish()
+	a.end()
+	a.release()
+}
+
 // wantVersion waits until every node shows a user_version and all have the same bytes.
 func (c *cluster) wantVersion(name string, want int) {
 	c.t.Helper()
