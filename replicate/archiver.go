@@ -39,7 +39,8 @@ type ArchiveOptions struct {
 }
 
 const (
-	openArchiveRetry = 5 * time.Second
+	// An archive that cannot be opened is tried again after the first of these, then after twice as long, up to the second.
+	openArchiveRetry, openArchiveRetryMax = 250 * time.Millisecond, 5 * time.Second
 	// roundsAtOnce is how many databases are uploaded at a time.
 	roundsAtOnce = 8
 	// upkeepsAtOnce is how many databases are merged, made snapshots of or removed from at a time, beside the uploads.
@@ -120,12 +121,14 @@ func newArchiver(s *Service, o ArchiveOptions) (*archiver, error) {
 
 // open opens the archive, which has to wait for the node to belong to a cluster.
 func (a *archiver) open() bool {
+	retry := openArchiveRetry
 	for first := true; ; {
 		cluster := a.s.opts.Cluster()
-		wait := openArchiveRetry
+		wait := retry
 		if cluster == ([16]byte{}) {
 			wait = 50 * time.Millisecond
 		} else {
+			retry = min(2*retry, openArchiveRetryMax)
 			opened, err := a.opts.Open(a.s.ctx, cluster)
 			a.mu.Lock()
 			a.archive, a.failed = opened, err

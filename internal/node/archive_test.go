@@ -229,6 +229,14 @@ func TestCommitsThatALeaderLacksComeFromAPeer(t *testing.T) {
 	c := newCluster(t, 3, smallLog(g.URL("p")))
 	c.insert(0, "db", 5)
 	c.archived(0, "db", 0)
+	eventually(t, "all nodes have the archive open", func() error { // without the store they could not, and would say so to the end
+		for i, n := range c.nodes {
+			if st := n.svc.ArchiveStatus(); !st.Open {
+				return fmt.Errorf("node %d: %s", i, st.Error)
+			}
+		}
+		return nil
+	})
 	g.Stop()
 	late := c.follower()
 	c.stop(late)

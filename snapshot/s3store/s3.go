@@ -100,7 +100,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 			return retry.NewStandard(func(r *retry.StandardOptions) {
 				r.MaxAttempts = maxAttempts
 				r.RateLimiter = ratelimit.None // a store that was down long must not be refused for it afterwards
-				r.Retryables = append(r.Retryables, retry.RetryableHTTPStatusCode{Codes: map[int]struct{}{http.StatusRequestTimeout: {}}})
+				// A conflict is with another request at the same moment, also where it is with the removal of the last
+				// object beside this one, in stores that keep objects in directories.
+				r.Retryables = append(r.Retryables, retry.RetryableHTTPStatusCode{Codes: map[int]struct{}{http.StatusRequestTimeout: {}, http.StatusConflict: {}}})
 			})
 		}),
 	}

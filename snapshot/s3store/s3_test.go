@@ -143,6 +143,37 @@ func TestDetectWaitsForAStoreThatIsDown(t *testing.T) {
 	}
 }
 
+// A store that keeps objects in directories answers so where the last object beside a new one is removed at the moment.
+func TestAConflictIsTriedAgain(t *testing.T) {
+	g := storetest.StartGateway(t)
+	p, err := storetest.NewProxy(g.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	s := open(t, g.URLAt(p.Endpoint, "p"))
+	once := func() {
+		next := p.Requests() + 1
+		p.Refuse(func(n int, _ *http.Request) int {
+			if n == next {
+				return http.StatusConflict
+			}
+			return 0
+		})
+	}
+	once()
+	if err := s.Detect(t.Context()); err != nil || !s.Conditional() {
+		t.Errorf("got %v, %v", s.Conditional(), err)
+	}
+	once()
+	if err := s.Put(t.Context(), "a", strings.NewReader("a"), 1, time.Time{}); err != nil {
+		t.Error(err)
+	}
+	if err := s.Put(t.Context(), "a", strings.NewReader("b"), 1, time.Time{}); !errors.Is(err, store.ErrExists) {
+		t.Errorf("put over an object: %v", err)
+	}
+}
+
 func TestParseURL(t *testing.T) {
 	for _, tt := range []struct {
 		url  string
