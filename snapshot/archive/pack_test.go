@@ -73,6 +73,45 @@ func TestManySmallFilesAreMergedEarly(t *testing.T) {
 	}
 }
 
+// Packs of more commits than a segment is to have are in one segment each, and segments of few commits are no more than a full one
+// needs: each costs an entry.
+func TestSegmentsHaveWholePacks(t *testing.T) {
+	for _, each := range []int{packCommits, packCommits - 1, sealCount + 1, sealCount, 400, 3, 1} {
+		t.Run(fmt.Sprint(each), func(t *testing.T) {
+			ctx := t.Context()
+			c := &counter{t: t}
+			w := openWriter(t, claim(t, newMemoryStore(), nil), WriterOptions{})
+			for c.txid < 4*packCommits {
+				if err := w.Append(ctx, c.commits(each, epoch.Add(time.Duration(c.txid)*time.Millisecond), time.Millisecond)); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Manifest(ctx, false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := w.Manifest(ctx, true); err != nil {
+				t.Fatal(err)
+			}
+			s := w.view.state
+			if len(s.Recent) >= sealFrom {
+				t.Errorf("%d commits are in the manifest", len(s.Recent))
+			}
+			for i, seg := range s.Segments {
+				list, err := w.view.segment(ctx, seg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if last := list[len(list)-1]; last.packed() && last.PackMax != last.MaxTXID {
+					t.Fatalf("segment %d of %d ends at commit %d of a pack up to %d", i, len(s.Segments), last.MaxTXID, last.PackMax)
+				}
+				if len(list) > max(each, sealCount) || len(list)+each <= sealCount {
+					t.Fatalf("segment %d of %d has %d commits, packs have %d", i, len(s.Segments), len(list), each)
+				}
+			}
+		})
+	}
+}
+
 // However many commits come in an upload, what has to be read to know the archive stays small.
 func TestManifestFollowsManyCommits(t *testing.T) {
 	ctx := t.Context()

@@ -276,10 +276,16 @@ func (w *Writer) drop(ctx context.Context, now time.Time) (keys []string, n int,
 	if len(changes) == 0 {
 		return nil, 0, blocked
 	}
+	packs := map[uint64]uint64{} // commits that go, by the last TXID of the pack
 	add := func(o Object) {
 		n++
-		if key := v.Key(o); len(keys) == 0 || keys[len(keys)-1] != key { // of a pack there are many
-			keys = append(keys, key)
+		if o.packed() {
+			// A pack goes with its last commit. One of which others stay, in another segment, goes after them, as a stray.
+			if packs[o.PackMax]++; packs[o.PackMax] == o.PackMax-o.PackMin+1 {
+				keys = append(keys, v.Key(o))
+			}
+		} else {
+			keys = append(keys, v.Key(o))
 		}
 		if o.IndexSize > 0 {
 			keys = append(keys, v.indexKey(o))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/uglyer/ha-sqlite/snapshot"
+	"github.com/uglyer/ha-sqlite/snapshot/store"
 	"github.com/uglyer/ha-sqlite/snapshot/store/storetest"
 	"github.com/uglyer/ha-sqlite/wal"
 )
@@ -265,6 +266,61 @@ func TestAJobEndsWhileTheArchiveIsOpened(t *testing.T) {
 		begun := time.Now()
 		if err := u.Do(ctx, func(context.Context, *Writer) error { return nil }); err == nil || time.Since(begun) != time.Second {
 			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+	})
+}
+
+// A pack of which commits are in two segments, as earlier versions made them, stays while one of them does, and goes as a stray.
+func TestAPackStaysWhileOneOfItsCommitsDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		c := &counter{t: t}
+		w := openWriter(t, claim(t, newMemoryStore(), nil), WriterOptions{})
+		begun := time.Now()
+		if err := w.Append(ctx, c.commits(sealCount, begun, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		pack := w.view.Key(w.view.state.Recent[0])
+		// With the file that they merge to they would be in one file of each level, and go together.
+		if err := w.journal(ctx, change{kind: changeRemove, object: w.view.state.Ranges[0]}); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []int{10, sealCount - 10} {
+			list := w.view.state.Recent[:n]
+			b := encodeCommits(list)
+			seg := Segment{MinTXID: list[0].MinTXID, MaxTXID: list[n-1].MaxTXID, FirstTime: list[0].Time, LastTime: list[n-1].Time, Count: uint32(n), Sum: crc(b)}
+			if _, err := w.view.put(ctx, w.view.segmentKey(seg), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.journal(ctx, change{kind: changeSeal, segment: seg}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-time.After(24*time.Hour + 15*time.Minute) // the first segment is older than single commits are kept, the second is not
+		if err := w.Compact(ctx, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Retain(ctx, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.view.state; len(s.Segments) != 1 || s.Segments[0].MinTXID != 11 {
+			t.Fatalf("segments %+v, want the second one", s.Segments)
+		}
+		if report, err := w.view.Verify(ctx, nil); err != nil || len(report.Problems) > 0 {
+			t.Errorf("with one segment left: %+v, %v", report, err)
+		}
+		<-time.After(24 * time.Hour)
+		if _, err := w.Retain(ctx, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := w.Tidy(ctx); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(25 * time.Hour)
+		}
+		if _, err := w.view.store.Stat(ctx, pack); len(w.view.state.Segments) != 0 || !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%d segments are left, the pack: %v", len(w.view.state.Segments), err)
 		}
 	})
 }

@@ -79,7 +79,8 @@ type State struct {
 	Done [TopLevel + 1]uint64
 
 	// owned are the levels whose list shares no memory with that of another State: see clone.
-	owned [SnapshotLevel + 1]bool
+	owned         [SnapshotLevel + 1]bool
+	ownedSegments bool
 }
 
 // Kinds of changes in a journal entry.
@@ -121,13 +122,13 @@ func (s *State) list(level int) *[]Object {
 	return &s.Levels[level]
 }
 
-// clone returns a copy to which changes can be made. The lists of objects share their memory, so that an entry costs what
+// clone returns a copy to which changes can be made. The lists of objects and of segments share their memory, so that an entry costs what
 // it changes and not what there is: of s only what it has now may be read, and of its copies only one may get objects
 // behind that. The Writer makes one at a time and forgets the others.
 func (s *State) clone() *State {
 	c := *s
-	c.owned = [SnapshotLevel + 1]bool{}
-	c.Segments, c.Gaps, c.Labels = slices.Clone(s.Segments), slices.Clone(s.Gaps), slices.Clone(s.Labels)
+	c.owned, c.ownedSegments = [SnapshotLevel + 1]bool{}, false
+	c.Gaps, c.Labels = slices.Clone(s.Gaps), slices.Clone(s.Labels)
 	return &c
 }
 
@@ -203,6 +204,9 @@ func (s *State) apply(c change) error {
 		i := slices.IndexFunc(s.Segments, func(x Segment) bool { return x.MinTXID == c.segment.MinTXID && x.MaxTXID == c.segment.MaxTXID })
 		if i < 0 {
 			return bad("no segment %s", c.segment.name())
+		}
+		if !s.ownedSegments {
+			s.Segments, s.ownedSegments = slices.Clone(s.Segments), true
 		}
 		s.Segments = slices.Delete(s.Segments, i, i+1)
 	case changeGap:

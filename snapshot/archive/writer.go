@@ -489,14 +489,7 @@ func (w *Writer) seal(ctx context.Context) error {
 		if len(s.Recent) < sealFrom {
 			return nil
 		}
-		n := 1 // a segment has no gaps, and all of a pack
-		for n < sealCount && s.Recent[n].MinTXID == s.Recent[n-1].MaxTXID+1 {
-			n++
-		}
-		for n > 1 && s.Recent[n-1].packed() && s.Recent[n-1].PackMax != s.Recent[n-1].MaxTXID {
-			n--
-		}
-		list := s.Recent[:n]
+		list := s.Recent[:sealable(s.Recent)]
 		b := encodeCommits(list)
 		seg := Segment{
 			MinTXID: list[0].MinTXID, MaxTXID: list[len(list)-1].MaxTXID, FirstTime: list[0].Time, LastTime: list[len(list)-1].Time,
@@ -509,6 +502,23 @@ func (w *Writer) seal(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// sealable returns how many of the first commits make a segment: one without gaps, of whole packs, and of at most sealCount commits
+// where the first pack has no more.
+func sealable(list []Object) int {
+	n := 0
+	for n < len(list) && (n == 0 || list[n].MinTXID == list[n-1].MaxTXID+1) {
+		end := n + 1
+		for list[n].packed() && end < len(list) && list[end].PackMax == list[n].PackMax {
+			end++
+		}
+		if n > 0 && end > sealCount {
+			break
+		}
+		n = end
+	}
+	return n
 }
 
 // sweep removes manifests before the last two, and the journal up to the older
