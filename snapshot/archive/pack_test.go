@@ -112,6 +112,40 @@ func TestSegmentsHaveWholePacks(t *testing.T) {
 	}
 }
 
+// A commit costs no more in an archive of many segments, all of which a manifest lists.
+func TestManifestsAreFewerWhereTheyAreLarge(t *testing.T) {
+	ctx := t.Context()
+	const each, uploads = 600, 60
+	stored := func(segments uint64) int64 {
+		c := &counter{t: t, txid: segments}
+		m := newMemoryStore()
+		w := openWriter(t, claim(t, m, nil), WriterOptions{})
+		s := w.view.state
+		for i := range segments {
+			s.Segments = append(s.Segments, Segment{MinTXID: i + 1, MaxTXID: i + 1, FirstTime: int64(i + 1), LastTime: int64(i + 1), Count: 1})
+		}
+		s.Last.MaxTXID, s.PageSize = segments, 512
+		n := int64(0)
+		for range uploads {
+			if err := w.Append(ctx, c.commits(each, epoch.Add(time.Duration(c.txid)*time.Millisecond), time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			before := w.manifest
+			if err := w.Manifest(ctx, false); err != nil {
+				t.Fatal(err)
+			}
+			if w.manifest != before {
+				n += int64(len(encodeManifest(w.view.state)))
+			}
+		}
+		return n / (each * uploads)
+	}
+	few, many := stored(4), stored(64<<10)
+	if t.Logf("bytes of manifests for a commit: %d with few segments, %d with many", few, many); many > few+64*manifestShare {
+		t.Errorf("%d bytes of manifests for a commit", many)
+	}
+}
+
 // However many commits come in an upload, what has to be read to know the archive stays small.
 func TestManifestFollowsManyCommits(t *testing.T) {
 	ctx := t.Context()

@@ -18,8 +18,11 @@ import (
 const (
 	manifestEvery = 64   // journal entries
 	manifestFrom  = 1024 // changes in them
+	// A manifest lists all segments again: there is one change at least for so many of them, so that a commit costs no more
+	// where there are many.
+	manifestShare = 16
 	// Single commits that are not in segments are in the memory of every node that has an archive of its own, for each
-	// database that is written: about as many as sealFrom and manifestFrom together, more only while Compact or retention keeps
+	// database that is written: about as many as sealFrom and manifestFrom, or that share of the segments, together, more only while Compact or retention keeps
 	// manifests waiting, of some 140 bytes each.
 	sealFrom  = 1024
 	sealCount = 512
@@ -448,7 +451,7 @@ func (w *Writer) describeStored(ctx context.Context, key string, cause error) (O
 // chosen to go it is not due, unless it is forced.
 func (w *Writer) Manifest(ctx context.Context, force bool) error {
 	w.mu.Lock()
-	due, err := w.since > 0 && (force || w.since >= manifestEvery || w.changes >= manifestFrom), w.broken
+	due, err := w.since > 0 && (force || w.since >= manifestEvery || w.changes >= max(manifestFrom, len(w.view.state.Segments)/manifestShare)), w.broken
 	w.mu.Unlock()
 	if err != nil || !due {
 		return err
