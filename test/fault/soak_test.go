@@ -137,7 +137,8 @@ func TestSoak(t *testing.T) {
 
 func newSoak(t *testing.T, seed uint64) *soak {
 	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), dir: t.TempDir()}
-	w.cluster = testcluster.Start(t, localcluster.Options{Args: []string{"--write-lease", lease.String(), "--idle-close", "20s"}})
+	// By default single commits stay for a day: an hour's archives are 75 GB. So they go meanwhile, under faults.
+	w.cluster = testcluster.Start(t, localcluster.Options{Args: []string{"--write-lease", lease.String(), "--idle-close", "20s", "--archive-window", "5m", "--archive-keep", "5m,10m,720h"}})
 	for _, n := range w.cluster.Nodes() {
 		w.slots = append(w.slots, &slot{node: n})
 	}
