@@ -280,7 +280,8 @@ func (w *Writer) drop(ctx context.Context, now time.Time) (keys []string, n int,
 	add := func(o Object) {
 		n++
 		if o.packed() {
-			// A pack goes with its last commit. One of which others stay, in another segment, goes after them, as a stray.
+			// A pack goes where all of its commits go at once. One of which others stay, in another segment, goes after the
+			// last of them, as a stray: see Tidy.
 			if packs[o.PackMax]++; packs[o.PackMax] == o.PackMax-o.PackMin+1 {
 				keys = append(keys, v.Key(o))
 			}

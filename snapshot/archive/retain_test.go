@@ -286,13 +286,7 @@ func TestAPackStaysWhileOneOfItsCommitsDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, n := range []int{10, sealCount - 10} {
-			list := w.view.state.Recent[:n]
-			b := encodeCommits(list)
-			seg := Segment{MinTXID: list[0].MinTXID, MaxTXID: list[n-1].MaxTXID, FirstTime: list[0].Time, LastTime: list[n-1].Time, Count: uint32(n), Sum: crc(b)}
-			if _, err := w.view.put(ctx, w.view.segmentKey(seg), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
-				t.Fatal(err)
-			}
-			if err := w.journal(ctx, change{kind: changeSeal, segment: seg}); err != nil {
+			if err := w.sealFirst(ctx, w.view.state.Recent[:n]); err != nil {
 				t.Fatal(err)
 			}
 		}

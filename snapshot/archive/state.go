@@ -78,7 +78,7 @@ type State struct {
 	// compacted into it.
 	Done [TopLevel + 1]uint64
 
-	// owned are the levels whose list shares no memory with that of another State: see clone.
+	// Levels whose list shares no memory with that of another State, and whether that of segments shares none: see clone.
 	owned         [SnapshotLevel + 1]bool
 	ownedSegments bool
 }
@@ -122,9 +122,9 @@ func (s *State) list(level int) *[]Object {
 	return &s.Levels[level]
 }
 
-// clone returns a copy to which changes can be made. The lists of objects and of segments share their memory, so that an entry costs what
-// it changes and not what there is: of s only what it has now may be read, and of its copies only one may get objects
-// behind that. The Writer makes one at a time and forgets the others.
+// clone returns a copy to which changes can be made. The lists of objects and of segments share their memory, so that an
+// entry costs what it changes and not what there is: of s only what it has now may be read, and of its copies only one may
+// get objects or segments behind that. The Writer makes one at a time and forgets the others.
 func (s *State) clone() *State {
 	c := *s
 	c.owned, c.ownedSegments = [SnapshotLevel + 1]bool{}, false

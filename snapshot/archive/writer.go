@@ -22,8 +22,8 @@ const (
 	// where there are many.
 	manifestShare = 16
 	// Single commits that are not in segments are in the memory of every node that has an archive of its own, for each
-	// database that is written: about as many as sealFrom and manifestFrom, or that share of the segments, together, more only while Compact or retention keeps
-	// manifests waiting, of some 140 bytes each.
+	// database that is written: about as many as sealFrom and manifestFrom, or that share of the segments, together, more
+	// only while Compact or retention keeps manifests waiting, of some 140 bytes each.
 	sealFrom  = 1024
 	sealCount = 512
 	putAtOnce = 8
@@ -492,19 +492,24 @@ func (w *Writer) seal(ctx context.Context) error {
 		if len(s.Recent) < sealFrom {
 			return nil
 		}
-		list := s.Recent[:sealable(s.Recent)]
-		b := encodeCommits(list)
-		seg := Segment{
-			MinTXID: list[0].MinTXID, MaxTXID: list[len(list)-1].MaxTXID, FirstTime: list[0].Time, LastTime: list[len(list)-1].Time,
-			Count: uint32(len(list)), Sum: crc(b),
-		}
-		if _, err := w.View().put(ctx, w.View().segmentKey(seg), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
-			return fmt.Errorf("write commits of %s: %w", s.Name, err)
-		}
-		if err := w.journal(ctx, change{kind: changeSeal, segment: seg}); err != nil {
+		if err := w.sealFirst(ctx, s.Recent[:sealable(s.Recent)]); err != nil {
 			return err
 		}
 	}
+}
+
+// sealFirst moves the first commits, as many as are given, into a segment.
+func (w *Writer) sealFirst(ctx context.Context, list []Object) error {
+	v := w.View()
+	b := encodeCommits(list)
+	seg := Segment{
+		MinTXID: list[0].MinTXID, MaxTXID: list[len(list)-1].MaxTXID, FirstTime: list[0].Time, LastTime: list[len(list)-1].Time,
+		Count: uint32(len(list)), Sum: crc(b),
+	}
+	if _, err := v.put(ctx, v.segmentKey(seg), bytes.NewReader(b), int64(len(b)), time.Time{}); err != nil {
+		return fmt.Errorf("write commits of %s: %w", v.state.Name, err)
+	}
+	return w.journal(ctx, change{kind: changeSeal, segment: seg})
 }
 
 // sealable returns how many of the first commits make a segment: one without gaps, of whole packs, and of at most sealCount commits

@@ -29,6 +29,18 @@ func open(t *testing.T, raw string) *Store {
 	return s
 }
 
+// openBehindProxy opens a store whose requests go through a proxy.
+func openBehindProxy(t *testing.T) (*Store, *storetest.Proxy) {
+	t.Helper()
+	g := storetest.StartGateway(t)
+	p, err := storetest.NewProxy(g.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return open(t, g.URLAt(p.Endpoint, "p")), p
+}
+
 func TestS3KeepsTheContract(t *testing.T) {
 	g := storetest.StartGateway(t)
 	s := open(t, g.URL("some/prefix"))
@@ -122,13 +134,7 @@ func TestNoObjectIsReplacedWhateverTheStoreDoesWithTheCondition(t *testing.T) {
 }
 
 func TestDetectWaitsForAStoreThatIsDown(t *testing.T) {
-	g := storetest.StartGateway(t)
-	p, err := storetest.NewProxy(g.Endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	s := open(t, g.URLAt(p.Endpoint, "p"))
+	s, p := openBehindProxy(t)
 	p.Refuse(func(int, *http.Request) int { return http.StatusForbidden })
 	if err := s.Detect(t.Context()); err == nil || s.Conditional() {
 		t.Errorf("found out without an answer: %v, %v", s.Conditional(), err)
@@ -145,13 +151,7 @@ func TestDetectWaitsForAStoreThatIsDown(t *testing.T) {
 
 // A store that keeps objects in directories answers so where the last object beside a new one is removed at the moment.
 func TestAConflictIsTriedAgain(t *testing.T) {
-	g := storetest.StartGateway(t)
-	p, err := storetest.NewProxy(g.Endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	s := open(t, g.URLAt(p.Endpoint, "p"))
+	s, p := openBehindProxy(t)
 	once := func() {
 		next := p.Requests() + 1
 		p.Refuse(func(n int, _ *http.Request) int {
