@@ -75,3 +75,31 @@ func TestAStreamIsGathered(t *testing.T) {
 		}
 	})
 }
+
+// The more databases have streams, the longer each gathers, to a bound; one that is alone again does not.
+func TestManyStreamsGatherLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s streams
+		dbs := make([]replica, 100)
+		round := func(n int) (gather time.Duration) {
+			for i := range n {
+				gather = s.sawLocked(&dbs[i], time.Now())
+				s.sawLocked(&dbs[i], time.Now())
+			}
+			return gather
+		}
+		for _, c := range []struct {
+			databases int
+			want      time.Duration
+		}{{1, gatherTime}, {4, gatherTime}, {16, 16 * gatherEach}, {100, gatherMost}} {
+			<-time.After(2 * gatherMost) // what was before is forgotten
+			if got := round(c.databases); got != c.want {
+				t.Errorf("%d databases gather for %s, want %s", c.databases, got, c.want)
+			}
+			<-time.After(gatherMost)
+			if got := round(1); got != c.want {
+				t.Errorf("a period after %d databases one gathers for %s, want still %s", c.databases, got, c.want)
+			}
+		}
+	})
+}

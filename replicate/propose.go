@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -136,6 +137,7 @@ func (s *Service) leaderCommit(ctx context.Context, node string, p *proposal) an
 	}
 	s.metrics.proposedBytes.Add(uint64(len(p.entry)))
 	future := s.raft.Apply(p.entry, enqueueTimeout)
+	runtime.Gosched() // the followers' requests are sent before pages are compared
 	s.checkMeanwhile(p)
 	v, over := decidedBy(ctx, future)
 	if over != nil {

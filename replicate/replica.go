@@ -158,7 +158,8 @@ type replica struct {
 	queueBytes  int
 	inHand      int // of the queue, what the applier has begun
 	applying    bool
-	gathering   bool // see kickSoonLocked
+	gathering   bool  // see kickSoonLocked
+	seen        int64 // see streams
 	local       *localCommit
 	handles     map[*Handle]struct{}
 	fenced      error

@@ -102,7 +102,8 @@ type Service struct {
 	replicas map[DatabaseID]*replica
 	active   activeSet
 	quotas   *quotas
-	appliers *pool  // bounds who writes into files at a time
+	appliers *pool // bounds who writes into files at a time
+	streams  streams
 	copiers  *turns // bounds checkpoints, which sync
 
 	sums     *pagesums.Store

@@ -208,7 +208,6 @@ int haSockConnect(
   }
   slice.tv_sec = 0;
   slice.tv_usec = HA_SLICE_MS*1000;
-  setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof(slice));
   setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &slice, sizeof(slice));
   do{
     rc = connect(s, (struct sockaddr*)&addr, sizeof(addr));
@@ -270,6 +269,10 @@ int haSockSend(
 /*
 ** Receive at least one byte. Returns the number, HA_SOCK_LOST or
 ** HA_SOCK_SLICE.
+**
+** It waits in poll, not in recv: Linux wakes a recv on a unix socket also
+** whenever the other end has read something, here up to three times for each
+** transaction, and a poll for bytes only when there are some.
 */
 int haSockRecv(
   HaSocket s, /* the connection */
@@ -277,11 +280,19 @@ int haSockRecv(
   int nBuf    /* room there */
 ){
   for(;;){
-    ssize_t got = recv(s, pBuf, (size_t)nBuf, 0);
+    struct pollfd fd;
+    ssize_t got;
+    int n;
+    fd.fd = s;
+    fd.events = POLLIN;
+    fd.revents = 0;
+    n = poll(&fd, 1, HA_SLICE_MS);
+    if( n==0 ) return HA_SOCK_SLICE;
+    if( n<0 && errno!=EINTR ) return HA_SOCK_LOST;
+    if( n<0 ) continue;
+    got = recv(s, pBuf, (size_t)nBuf, MSG_DONTWAIT);
     if( got>0 ) return (int)got;
-    if( got==0 ) return HA_SOCK_LOST;
-    if( errno==EINTR ) continue;
-    if( errno==EAGAIN || errno==EWOULDBLOCK ) return HA_SOCK_SLICE;
+    if( got<0 && (errno==EINTR || errno==EAGAIN || errno==EWOULDBLOCK) ) continue;
     return HA_SOCK_LOST;
   }
 }

@@ -138,7 +138,7 @@ func (c *conn) setDeadlineLocked(t time.Time) {
 // loop takes frames off the socket and answers them until it ends or makes no
 // sense.
 func (c *conn) loop() {
-	r := bufio.NewReaderSize(c.nc, 4096)
+	r := bufio.NewReaderSize(c.nc, 8192)
 	var f frame
 	var head [headerSize]byte
 	for {

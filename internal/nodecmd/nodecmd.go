@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -159,21 +158,15 @@ func run(cmd *cobra.Command, f Funcs) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	shareProcessors(ctx, allProcessors)
 	// A buffer of two: neither the first nor the second signal may get lost
 	// while the node starts.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
 	return supervise(c.Node, c.Logger(cmd.ErrOrStderr()), f, signals, os.Exit, shutdownTime)
-}
-
-// shareProcessors leaves half of the processors to the applications beside which a node lives. A commit
-// passes through a dozen goroutines, each idle for most of the time: on few processors they hand over to one
-// another without waking a sleeping one, which costs more than what they do. GOMAXPROCS overrides it.
-func shareProcessors() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/2))
-	}
 }
 
 func startError(err error) error {
@@ -187,7 +180,6 @@ func startError(err error) error {
 // supervise runs the node until it ends by itself or a signal asks for it.
 // quit ends the process and does not return outside tests.
 func supervise(cfg node.Config, log *slog.Logger, f Funcs, signals <-chan os.Signal, quit func(int), limit time.Duration) error {
-	shareProcessors()
 	started := make(chan error, 1)
 	var n Runner
 	go func() {
