@@ -62,7 +62,8 @@ type logBound struct {
 
 type memberProgress struct {
 	progressReport
-	at time.Time
+	at     time.Time
+	offset int64 // of Last in the leader's log
 }
 
 // progressReport is what a node tells the leader of its log.
@@ -235,13 +236,13 @@ func (s *Service) reportProgress() {
 }
 
 func (s *Service) serveProgress(_ context.Context, from string, r progressReport) (bool, error) {
-	b := &s.logBound
+	b, offset := &s.logBound, s.store.Offset(r.Last)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.progress == nil {
 		b.progress = map[string]memberProgress{}
 	}
-	b.progress[from] = memberProgress{r, s.now()}
+	b.progress[from] = memberProgress{r, s.now(), offset}
 	return true, nil
 }
 

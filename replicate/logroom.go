@@ -70,10 +70,16 @@ func (s *Service) logBytes() (bytes int64, member string) {
 	if r.id == "" {
 		return bytes, ""
 	}
-	if its := share(s.opts.LogLimit, r.Full) + s.store.BytesAfter(r.Last); its > bytes {
+	if its := s.memberBytes(r.memberProgress); its > bytes {
 		return its, r.id
 	}
 	return bytes, ""
+}
+
+// memberBytes is how full the log of a member is: as it told, with what the leader's log, which may be compacted while that
+// one cannot be, was given since.
+func (s *Service) memberBytes(p memberProgress) int64 {
+	return share(s.opts.LogLimit, p.Full) + max(0, s.store.Offset(math.MaxUint64)-p.offset)
 }
 
 // neededMember is the member with the fullest log of those that cannot compact it and without which there is no majority.
@@ -160,7 +166,7 @@ func (s *Service) logFullError() error {
 func (s *Service) memberFull(now time.Time) bool {
 	slow := share(s.opts.LogLimit, slowShare)
 	return s.logBound.any(now, func(p memberProgress) bool {
-		return !p.Blocked && share(s.opts.LogLimit, p.Full)+s.store.BytesAfter(p.Last) >= slow
+		return !p.Blocked && s.memberBytes(p) >= slow
 	})
 }
 

@@ -83,6 +83,20 @@ func (s *Store) BytesAfter(index uint64) int64 {
 	return s.sizes.after(int(index - s.first + 1))
 }
 
+// Offset is where an entry ends in all that was ever appended, in bytes counted from somewhere: what a compaction removes
+// does not change it. math.MaxUint64 asks for the end.
+func (s *Store) Offset(index uint64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.last == 0 || index >= s.last:
+		return s.sizes.end()
+	case index < s.first:
+		return s.sizes.before
+	}
+	return s.sizes.ends[index-s.first]
+}
+
 // Newest is the index of the oldest entry of the longest tail of the log that has no more than limit bytes and
 // entries entries; never beyond the last entry. 0: the log is empty.
 func (s *Store) Newest(limit int64, entries uint64) uint64 {

@@ -1,6 +1,7 @@
 package logstore
 
 import (
+	"math"
 	"math/rand/v2"
 	"testing"
 )
@@ -40,4 +41,34 @@ func TestSizesAreThoseOfTheEntries(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A compaction changes neither how far apart two entries are nor what comes after one that it removed.
+func TestOffsetsOutliveACompaction(t *testing.T) {
+	each(t, func(t *testing.T, _ string, open func() *Store) {
+		s := open()
+		if a, b := s.Offset(0), s.Offset(math.MaxUint64); a != b {
+			t.Errorf("an empty log goes from %d to %d", a, b)
+		}
+		must(t, s.StoreLogs(entries(1, 100, 1)))
+		told := s.Offset(40)
+		since := func() int64 { return s.Offset(math.MaxUint64) - told }
+		want := s.BytesAfter(40)
+		if got := since(); got != want {
+			t.Fatalf("%d bytes since entry 40, want %d", got, want)
+		}
+		s.Covered(90, 1)
+		must(t, s.Compact(80))
+		if got := since(); got != want || s.BytesAfter(40) >= want {
+			t.Errorf("after a compaction %d bytes since entry 40, of which %d are left, want %d", got, s.BytesAfter(40), want)
+		}
+		must(t, s.StoreLogs(entries(101, 110, 1)))
+		want += s.BytesAfter(100)
+		if got := since(); got != want {
+			t.Errorf("%d bytes since entry 40 after ten more, want %d", got, want)
+		}
+		if got := s.Offset(110) - s.Offset(100); got != s.BytesAfter(100) {
+			t.Errorf("%d bytes from 100 to 110, want %d", got, s.BytesAfter(100))
+		}
+	})
 }
