@@ -13,6 +13,8 @@ const (
 	gatherMost = 20 * time.Millisecond
 	// gatherEach is what each database adds that had transactions in the last gatherMost.
 	gatherEach = gatherMost / 40
+	// gatherBytes are written at once: beside many small streams a large one would count as late.
+	gatherBytes = lateBytes / 4
 )
 
 // streams counts the databases with transactions in each period of gatherMost.
@@ -47,7 +49,7 @@ func (d *replica) kickSoonLocked() {
 	now := time.Now()
 	gather := d.svc.streams.sawLocked(d, now)
 	switch {
-	case !alone || len(d.queue) >= maxMergedItems:
+	case !alone || len(d.queue) >= maxMergedItems || d.queueBytes >= gatherBytes:
 	case d.gathering:
 		return
 	case !d.applying && len(d.queue) == 1 && now.Sub(d.lastApply) < 2*gather:

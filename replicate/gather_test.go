@@ -27,7 +27,7 @@ func TestAStreamIsGathered(t *testing.T) {
 		written := func() { // what the applier does
 			d.mu.Lock()
 			defer d.mu.Unlock()
-			d.queue, d.applying, d.position, d.lastApply = nil, false, Position{TXID: txid}, time.Now()
+			d.queue, d.queueBytes, d.applying, d.position, d.lastApply = nil, 0, false, Position{TXID: txid}, time.Now()
 		}
 		decide()
 		if !started() {
@@ -60,6 +60,16 @@ func TestAStreamIsGathered(t *testing.T) {
 		<-waited
 		synctest.Wait()
 
+		decide()
+		if started() {
+			t.Error("a small one of a stream is written alone")
+		}
+		txid++
+		d.enqueue(item{index: uint64(txid), position: Position{TXID: txid}, pre: Position{TXID: txid - 1}, ltx: make([]byte, gatherBytes)})
+		if !started() {
+			t.Error("many bytes wait")
+		}
+		written()
 		decide()
 		d.enqueue(item{index: 99, deleted: true})
 		if !started() {
