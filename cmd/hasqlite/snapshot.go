@@ -159,7 +159,8 @@ func newArchivePrune(c *cli) *cobra.Command {
 		Use:   "prune NAME",
 		Short: "Remove now what retention removes",
 		Long: `Removes from the archive what is older than the node keeps, as the node does by itself every
-hour. Every state that stays can be restored as before.`,
+hour, or as often as its --archive-window where that is less. Every state that stays can be
+restored as before.`,
 		Example:           "  hasqlite archive prune shop.db --dry-run",
 		Args:              exit.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: c.databaseNames,

@@ -8,10 +8,17 @@ import (
 )
 
 const (
-	retainEvery  = time.Hour
-	retainFirst  = 5 * time.Minute
+	// retainMost is how often retention is due at least; retainLeast bounds it where single commits are kept for a moment.
+	retainMost   = time.Hour
+	retainLeast  = time.Minute
+	retainFirst  = 5 * time.Minute // at the most, from the start of a writer
 	believeClock = 24 * time.Hour
 )
+
+// retainEvery is how often retention is due: what is kept for less than an hour does not stay for two.
+func (u *Uploader) retainEvery() time.Duration {
+	return min(retainMost, max(retainLeast, u.opts.Writer.Keep[0]))
+}
 
 // upkeep merges and removes what is there of a database, and does the jobs of others, in a goroutine of its own which
 // runs while there is something to do. Its fields are of the goroutine of Run.
@@ -182,7 +189,7 @@ func (r *run) upkeepOver(ctx context.Context, o outcome) {
 		k.compact = o.begun.Add(r.opts.Writer.Intervals[1])
 	}
 	if o.retain {
-		k.retain = o.begun.Add(retainEvery)
+		k.retain = o.begun.Add(r.retainEvery())
 	}
 	r.know(o.err)
 	if o.job || ctx.Err() != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -337,3 +338,40 @@ func TestTemporaryFilesAreClaimedBeforeTheyAreMade(t *testing.T) {
 }
 
 var errFull = errors.New("full")
+
+// What is kept for minutes does not stay for an hour.
+func TestAShortWindowIsNotKeptForAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newMemoryStore()
+		n := newNode(t, 1<<30)
+		n.commit(2)
+		window := 5 * time.Minute
+		stop := lead(NewUploader(claim(t, s, nil), testID, n, UploaderOptions{
+			Writer: WriterOptions{Keep: [TopLevel + 1]time.Duration{window, window, 2 * window, 24 * time.Hour}},
+			Log:    slog.New(slog.DiscardHandler),
+		}))
+		defer stop()
+		singles := func() (count int) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for key := range s.objs {
+				if strings.Contains(key, "/ltx/0/") {
+					count++
+				}
+			}
+			return count
+		}
+		const perMinute = 3
+		for minute := range 50 {
+			n.commit(perMinute)
+			settle(time.Minute)
+			// The window, the time to the next retention, and what has to be merged first.
+			if got, most := singles(), 13*perMinute; got > most {
+				t.Fatalf("%d single commits are there after %d minutes, want at most %d", got, minute+1, most)
+			}
+		}
+		if got := singles(); got < 5*perMinute {
+			t.Errorf("%d single commits are there, fewer than in the window", got)
+		}
+	})
+}

@@ -152,7 +152,7 @@ type run struct {
 // Run archives until the context ends. The node runs it while it leads, once.
 func (u *Uploader) Run(ctx context.Context) {
 	defer close(u.ended)
-	r := &run{Uploader: u, archived: u.opts.Archived, retry: minRetry, upkeep: upkeep{retry: minRetry, retain: time.Now().Add(retainFirst)}}
+	r := &run{Uploader: u, archived: u.opts.Archived, retry: minRetry, upkeep: upkeep{retry: minRetry, retain: time.Now().Add(min(retainFirst, u.retainEvery()/5))}}
 	defer r.stopUpkeep()
 	for ctx.Err() == nil {
 		j, why := r.sleep(ctx)
