@@ -138,7 +138,7 @@ func (c *conn) setDeadlineLocked(t time.Time) {
 // loop takes frames off the socket and answers them until it ends or makes no
 // sense.
 func (c *conn) loop() {
-	r := bufio.NewReaderSize(c.nc, 8192)
+	r := bufio.NewReaderSize(c.nc, 8192) // a commit of one page and its neighbours by one call
 	var f frame
 	var head [headerSize]byte
 	for {

@@ -74,13 +74,7 @@ func (s *Store) Bytes() int64 {
 func (s *Store) BytesAfter(index uint64) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.last == 0 || index >= s.last:
-		return 0
-	case index < s.first:
-		return s.sizes.total()
-	}
-	return s.sizes.after(int(index - s.first + 1))
+	return s.sizes.end() - s.offsetLocked(index)
 }
 
 // Offset is where an entry ends in all that was ever appended, in bytes counted from somewhere: what a compaction removes
@@ -88,6 +82,10 @@ func (s *Store) BytesAfter(index uint64) int64 {
 func (s *Store) Offset(index uint64) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.offsetLocked(index)
+}
+
+func (s *Store) offsetLocked(index uint64) int64 {
 	switch {
 	case s.last == 0 || index >= s.last:
 		return s.sizes.end()
