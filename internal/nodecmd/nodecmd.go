@@ -160,6 +160,7 @@ func run(cmd *cobra.Command, f Funcs) error {
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
+	raiseHeap()
 	shareProcessors(ctx, allProcessors)
 	// A buffer of two: neither the first nor the second signal may get lost
 	// while the node starts.
