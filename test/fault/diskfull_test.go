@@ -115,7 +115,10 @@ func (f *full) disk(s *slot) *testcluster.Disk {
 	return nil
 }
 
-// fill fills the disks of slots until the nodes say so, then what their reserves gave back.
+// settled is for how long a disk has to stay full: a node that finds it so compacts its log, and may have room again.
+const settled = 500 * time.Millisecond
+
+// fill fills the disks of slots until the nodes say so, and with what their reserves and their logs give back.
 func (f *full) fill(ctx context.Context, slots ...*slot) error {
 	for _, s := range slots {
 		if _, err := f.disk(s).Fill(8 << 20); err != nil {
@@ -125,12 +128,22 @@ func (f *full) fill(ctx context.Context, slots ...*slot) error {
 	if err := f.waitFull(ctx, true, slots...); err != nil {
 		return err
 	}
-	for _, s := range slots {
-		if _, err := f.disk(s).Fill(0); err != nil {
-			return err
+	since := time.Now()
+	return localcluster.Poll(ctx, 20*time.Millisecond, func() (bool, error) {
+		for _, s := range slots {
+			if _, err := f.disk(s).Fill(0); err != nil {
+				return false, err
+			}
+			st, err := s.node.Status(ctx)
+			if err != nil {
+				return false, err
+			}
+			if !st.Disk.Full {
+				since = time.Now()
+			}
 		}
-	}
-	return nil
+		return time.Since(since) >= settled, fmt.Errorf("the disks do not stay full since %v", since)
+	})
 }
 
 func (f *full) empty(ctx context.Context, slots ...*slot) error {
