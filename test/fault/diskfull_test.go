@@ -118,7 +118,7 @@ func (f *full) disk(s *slot) *testcluster.Disk {
 // settled is for how long a disk has to stay full: a node that finds it so compacts its log, and may have room again.
 const settled = 500 * time.Millisecond
 
-// fill fills the disks of slots until the nodes say so, and with what their reserves and their logs give back.
+// fill fills the disks of slots until the nodes say so, then what their reserves gave back.
 func (f *full) fill(ctx context.Context, slots ...*slot) error {
 	for _, s := range slots {
 		if _, err := f.disk(s).Fill(8 << 20); err != nil {
@@ -128,21 +128,30 @@ func (f *full) fill(ctx context.Context, slots ...*slot) error {
 	if err := f.waitFull(ctx, true, slots...); err != nil {
 		return err
 	}
+	for _, s := range slots {
+		if _, err := f.disk(s).Fill(0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillAgain also fills what the node's log gives back, until it gives nothing back. With no block left a node cannot take a
+// leader's snapshot either.
+func (f *full) fillAgain(ctx context.Context, s *slot) error {
 	since := time.Now()
 	return localcluster.Poll(ctx, 20*time.Millisecond, func() (bool, error) {
-		for _, s := range slots {
-			if _, err := f.disk(s).Fill(0); err != nil {
-				return false, err
-			}
-			st, err := s.node.Status(ctx)
-			if err != nil {
-				return false, err
-			}
-			if !st.Disk.Full {
-				since = time.Now()
-			}
+		if _, err := f.disk(s).Fill(0); err != nil {
+			return false, err
 		}
-		return time.Since(since) >= settled, fmt.Errorf("the disks do not stay full since %v", since)
+		st, err := s.node.Status(ctx)
+		if err != nil {
+			return false, err
+		}
+		if !st.Disk.Full {
+			since = time.Now()
+		}
+		return time.Since(since) >= settled, fmt.Errorf("the disk of %s: %+v", s.node.ID, st.Disk)
 	})
 }
 
@@ -248,6 +257,9 @@ func (f *full) fillLeader(ctx context.Context) error {
 		return f.empty(ctx, s)
 	}
 	// Nor does it come back to lead when the new leader dies.
+	if err := f.fillAgain(ctx, s); err != nil {
+		return err
+	}
 	if err := l.node.Kill(); err != nil {
 		return err
 	}
