@@ -47,6 +47,13 @@ func (p *pastOf) none() {
 	}
 }
 
+// first returns the first request.
+func (p *pastOf) first() link.PastRequest {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked[0]
+}
+
 func answerPast(t *testing.T, n *Node) *pastOf {
 	t.Helper()
 	p := &pastOf{changed: make(chan struct{}, 1)}
@@ -128,8 +135,8 @@ func TestPast(t *testing.T) {
 	if files, err := filepath.Glob(filepath.Join(n.Dir, "*-journal")); err != nil || len(files) > 0 {
 		t.Errorf("left: %v, %v", files, err)
 	}
-	if want := (link.PastRequest{Name: "shop.db", At: "10+minutes+ago"}); p.asked[0] != want {
-		t.Errorf("asked %+v", p.asked[0])
+	if want := (link.PastRequest{Name: "shop.db", At: "10+minutes+ago"}); p.first() != want {
+		t.Errorf("asked %+v", p.first())
 	}
 	if got := queryText(t, now, "PRAGMA journal_mode"); got != "wal" {
 		t.Errorf("the database itself is in mode %s", got)
