@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,7 +82,7 @@ func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []O
 			}
 		}
 	}
-	files, chains = wholePacks(files, chains)
+	files, chains, left := wholePacks(files, chains)
 	segments := map[uint64][]Object{} // by last TXID
 	for _, seg := range s.Segments {
 		if seg.LastTime >= cutoff[0] {
@@ -119,13 +120,11 @@ func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []O
 		if len(group) == 0 {
 			continue
 		}
-		try := next.clone()
-		for _, c := range group {
-			if err := try.apply(c); err != nil {
-				return nil, nil, err
-			}
+		group, try, lost, err := next.without(group, left)
+		if err != nil {
+			return nil, nil, err
 		}
-		if lost, ok := try.unreachable(); ok {
+		if lost.MaxTXID != 0 {
 			if i < 2 {
 				blocked = errors.Join(blocked, fmt.Errorf("%d changes: level %d file %s could not be reached any more: %w", len(group), lost.Level, lost.name(), errBlocked))
 			}
@@ -139,6 +138,34 @@ func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []O
 		}
 	}
 	return changes, going, blocked
+}
+
+// without returns the state after a group of changes that remove files, and the group with what nothing leads to then and
+// nobody needs: ranges, of which there are the commits, and commits of left, which stay for the sake of others in their
+// packs. Another file to which nothing leads is lost.
+func (s *State) without(group, left []change) (all []change, next *State, lost Object, err error) {
+	next = s.clone()
+	for add := group; ; {
+		for _, c := range add {
+			if err := next.apply(c); err != nil {
+				return nil, nil, Object{}, err
+			}
+		}
+		o, bad := next.unreachable()
+		if !bad {
+			return group, next, Object{}, nil
+		}
+		add = nil
+		if o.Level == RangeLevel {
+			add = []change{{kind: changeRemove, object: o}}
+		} else if i := slices.IndexFunc(left, func(c change) bool { return o.packed() && c.object.Level == o.Level && c.object.MaxTXID == o.MaxTXID }); i >= 0 {
+			add = left[i : i+1]
+		}
+		if add == nil {
+			return group, next, o, nil
+		}
+		group = append(slices.Clip(group), add...)
+	}
 }
 
 // retainBase returns the last transaction of the snapshot with which the history is to begin: the newest one from before
@@ -182,8 +209,9 @@ func (w *Writer) oldSnapshots(s *State, now time.Time, base uint64) (before, nee
 // get longer without them, and manifests with them.
 const keepRanges = time.Hour
 
-// wholePacks leaves out commits of packs of which others stay.
-func wholePacks(files, chains []change) (keptFiles, keptChains []change) {
+// wholePacks leaves out commits of packs of which others stay, and returns them: a pack that goes in parts goes late, as a
+// stray.
+func wholePacks(files, chains []change) (whole, wholeChains, left []change) {
 	going := map[uint64]uint64{} // commits, by the last TXID of the pack
 	for _, c := range slices.Concat(files, chains) {
 		if c.object.packed() {
@@ -191,9 +219,13 @@ func wholePacks(files, chains []change) (keptFiles, keptChains []change) {
 		}
 	}
 	stays := func(c change) bool {
-		return c.object.packed() && going[c.object.PackMax] != c.object.PackMax-c.object.PackMin+1
+		if !c.object.packed() || going[c.object.PackMax] == c.object.PackMax-c.object.PackMin+1 {
+			return false
+		}
+		left = append(left, c)
+		return true
 	}
-	return slices.DeleteFunc(files, stays), slices.DeleteFunc(chains, stays)
+	return slices.DeleteFunc(files, stays), slices.DeleteFunc(chains, stays), left
 }
 
 const (
@@ -229,34 +261,42 @@ func droppable(s *State, o Object, cutoff [TopLevel + 1]int64, base uint64) int 
 	return dropNot
 }
 
-// unreachable returns a file to whose end no chain leads.
+// unreachable returns a file to whose end no chain leads. Of a segment the last commit has to be reached: its first ones
+// may be older than what is kept, see restorable.
 func (s *State) unreachable() (Object, bool) {
-	var all []Object
+	type file struct {
+		Object
+		first, segment bool // the first commit of a segment; the segment
+	}
+	var all []file
 	for _, list := range s.lists() {
-		all = append(all, list...)
+		for _, o := range list {
+			all = append(all, file{Object: o})
+		}
 	}
 	for _, seg := range s.Segments {
-		// Its first commit has to be reached, then all are.
-		all = append(all, Object{MinTXID: seg.MinTXID, MaxTXID: seg.MinTXID}, Object{MinTXID: seg.MinTXID, MaxTXID: seg.MaxTXID})
+		all = append(all, file{Object: Object{MinTXID: seg.MinTXID, MaxTXID: seg.MinTXID}, first: true},
+			file{Object: Object{MinTXID: seg.MinTXID, MaxTXID: seg.MaxTXID}, segment: true})
 	}
-	slices.SortFunc(all, func(a, b Object) int {
-		if a.MaxTXID != b.MaxTXID {
-			if a.MaxTXID < b.MaxTXID {
-				return -1
-			}
-			return 1
-		}
-		return a.Level - b.Level
+	slices.SortFunc(all, func(a, b file) int {
+		return cmp.Or(cmp.Compare(a.MaxTXID, b.MaxTXID), cmp.Compare(a.Level, b.Level))
 	})
 	var reached []uint64 // ascending
 	for _, o := range all {
+		last := o.MaxTXID
+		if o.segment {
+			last = max(o.MinTXID, o.MaxTXID-1) // who comes to its end by another way does not need it
+		}
 		ok := o.MinTXID == 1
 		if !ok {
 			i, _ := slices.BinarySearch(reached, o.MinTXID-1)
-			ok = i < len(reached) && reached[i] <= o.MaxTXID
+			ok = i < len(reached) && reached[i] <= last
 		}
-		if !ok && !slices.ContainsFunc(all, func(x Object) bool { return x.MaxTXID == o.MaxTXID && x.MinTXID == 1 }) {
-			return o, true
+		if !ok && o.first {
+			continue
+		}
+		if !ok && !slices.ContainsFunc(all, func(x file) bool { return x.MaxTXID == o.MaxTXID && x.MinTXID == 1 }) {
+			return o.Object, true
 		}
 		if len(reached) == 0 || reached[len(reached)-1] != o.MaxTXID {
 			reached = append(reached, o.MaxTXID)

@@ -128,6 +128,107 @@ func TestWhatIsKeptDoesNotGrow(t *testing.T) {
 	}
 }
 
+// A database that is written all the time has segments that begin in the middle of files of higher levels. What these
+// segments are reached by stays with them, and the rest goes.
+func TestRetentionOfABusyDatabase(t *testing.T) {
+	const (
+		every  = 2 * time.Second
+		upload = 6 * time.Second
+		merge  = 30 * time.Second
+		retain = 10 * time.Minute
+	)
+	for _, tt := range []struct {
+		name    string
+		options WriterOptions
+	}{
+		{"single commits and level 1 for as long", WriterOptions{Keep: [TopLevel + 1]time.Duration{2 * time.Hour, 2 * time.Hour, 20 * time.Hour, 720 * time.Hour}}},
+		{"each level for longer", WriterOptions{Keep: [TopLevel + 1]time.Duration{time.Hour, 2 * time.Hour, 3 * time.Hour, 720 * time.Hour}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx := t.Context()
+			c := &counter{t: t}
+			w := openWriter(t, claim(t, newMemoryStore(), nil), tt.options)
+			const segment = sealCount * every
+			keep := w.opts.Keep
+			for at := upload; at < keep[1]+8*segment; at += upload {
+				now := epoch.Add(at)
+				if err := w.Append(ctx, c.commits(int(upload/every), now.Add(-upload), every)); err != nil {
+					t.Fatal(err)
+				}
+				if at%merge != 0 {
+					continue
+				}
+				if err := errors.Join(w.Compact(ctx, now), w.Manifest(ctx, false)); err != nil {
+					t.Fatal(err)
+				}
+				if at%retain != 0 {
+					continue
+				}
+				if _, err := w.Retain(ctx, now); err != nil {
+					t.Fatalf("after %s: %v", at, err)
+				}
+				s := w.view.state
+				oldest := func(what string, last int64, most time.Duration) {
+					t.Helper()
+					if age := now.Sub(time.UnixMicro(last)); age > most {
+						t.Fatalf("after %s there is %s whose last commit is %s old, want %s at most", at, what, age, most)
+					}
+				}
+				if len(s.Recent) > 0 {
+					oldest("a commit", s.Recent[0].Time, keep[0]+segment)
+				}
+				if len(s.Segments) > 0 {
+					oldest("a segment", s.Segments[0].LastTime, keep[0]+retain)
+				}
+				if list := s.Levels[1]; len(list) > 0 {
+					oldest("a file of level 1", list[0].Time, keep[1]+segment+retain)
+				}
+			}
+			v := w.view
+			seg := v.state.Segments[0]
+			if seg.MinTXID < 2*sealCount {
+				t.Fatalf("the first segment is %s", seg.name())
+			}
+			whole, err := v.segment(ctx, seg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, err := v.restorable(ctx, seg)
+			if err != nil || len(left) == len(whole) || len(left) == 0 {
+				t.Fatalf("%d of the first segment's %d commits can be restored: %v", len(left), len(whole), err)
+			}
+			// What leads to its first commits is gone.
+			gone := whole[0]
+			if _, err := v.PointOf(ctx, gone.MaxTXID); !errors.Is(err, ErrNotArchived) {
+				t.Errorf("commit %d: %v", gone.MaxTXID, err)
+			}
+			for what, find := range map[string]func() (Point, error){
+				"after":  func() (Point, error) { return v.After(ctx, gone.MaxTXID-1) },
+				"before": func() (Point, error) { return v.Before(ctx, gone.MaxTXID+1) },
+				"at":     func() (Point, error) { p, _, err := v.At(ctx, time.UnixMicro(gone.Time)); return p, err },
+			} {
+				p, err := find()
+				if err == nil {
+					_, err = v.Plan(ctx, p)
+				}
+				if err != nil || p.TXID == gone.MaxTXID || (p.TXID > gone.MaxTXID) != (what == "after") {
+					t.Errorf("%s commit %d: %d, %v", what, gone.MaxTXID, p.TXID, err)
+				}
+			}
+			if err := v.Commits(ctx, 0, func(p Point) error {
+				_, err := v.Plan(ctx, p)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			report, err := v.Verify(ctx, nil)
+			if err != nil || len(report.Problems)+len(report.Unknown) > 0 {
+				t.Errorf("%+v, %v", report, err)
+			}
+		})
+	}
+}
+
 // What keeps retention from its work is said, and no reason to stop archiving.
 func TestRetentionThatIsBlockedSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -153,27 +254,32 @@ func TestRetentionThatIsBlockedSaysSo(t *testing.T) {
 		if err := round(); err != nil {
 			t.Fatal(err)
 		}
-		w := r.w
-		broken := w.view.state.clone()
-		if len(broken.Levels[3]) != 1 || len(broken.Recent) != 9 {
-			t.Fatalf("%d files of level 3, %d commits", len(broken.Levels[3]), len(broken.Recent))
+		later := func(passed time.Duration) {
+			t.Helper()
+			<-time.After(passed)
+			n.commit(1)
+			r.seen = evidence{r.w.view.state.Last.Time, time.Now().Add(-believeClock)}
+			if err := round(); err != nil {
+				t.Fatal(err)
+			}
 		}
-		broken.Recent = append(broken.Recent[:4:4], broken.Recent[5:]...) // a hole that level 3 leads over
+		w := r.w
+		w.opts.Snapshot = 1000 * 24 * time.Hour
+		later(8 * 24 * time.Hour)
+		broken := w.view.state.clone()
+		if len(broken.Levels[3]) != 2 || broken.Levels[3][1].name() != "0000000000000009-0000000000000009" || len(broken.Recent) != 1 {
+			t.Fatalf("files of level 3: %+v; commits: %+v", broken.Levels[3], broken.Recent)
+		}
+		broken.Levels[3] = broken.Levels[3][:1:1] // a hole before commit 10
 		w.mu.Lock()
 		w.setStateLocked(broken)
 		w.mu.Unlock()
-		<-time.After(40 * 24 * time.Hour)
-		n.commit(1)
-		w.opts.Keep[3] = 100 * 24 * time.Hour
-		r.seen = evidence{w.view.state.Last.Time, time.Now().Add(-believeClock)}
-		if err := round(); err != nil {
-			t.Fatal(err)
-		}
+		later(8 * 24 * time.Hour)
 		if st := r.Status(); !strings.Contains(st.Blocked, "could not be reached") || st.Error != "" || !r.upkeep.retain.After(time.Now()) {
 			t.Errorf("status %+v, next at %s", st, r.upkeep.retain)
 		}
 		n.commit(1)
-		if err := r.round(t.Context()); err != nil || w.Position() != 11 {
+		if err := r.round(t.Context()); err != nil || w.Position() != 12 {
 			t.Errorf("archived up to %d: %v", w.Position(), err)
 		}
 	})

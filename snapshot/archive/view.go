@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -221,6 +222,28 @@ func (v *View) segment(ctx context.Context, s Segment) ([]Object, error) {
 	return list, nil
 }
 
+// restorable returns the commits of a segment to which files lead. A segment stays as a whole while one of its commits is
+// kept one by one; what leads to those before may be gone, as a file of a higher level has all of them.
+func (v *View) restorable(ctx context.Context, s Segment) ([]Object, error) {
+	list, err := v.segment(ctx, s)
+	if err != nil || s.MinTXID == 1 {
+		return list, err
+	}
+	reached := s.MaxTXID // where the first file from s on ends, or one right before it
+	for _, files := range v.state.lists() {
+		if i := find(files, s.MinTXID-1); i < len(files) {
+			reached = min(reached, files[i].MaxTXID)
+		}
+	}
+	if i, ok := slices.BinarySearchFunc(v.state.Segments, s.MinTXID-1, func(x Segment, t uint64) int { return cmp.Compare(x.MaxTXID, t) }); ok {
+		reached = v.state.Segments[i].MaxTXID
+	}
+	if reached == s.MaxTXID { // nothing leads there: Plan and Verify say so
+		return list, nil
+	}
+	return list[find(list, reached+1):], nil
+}
+
 // Point is a state of the database that can be restored.
 type Point struct {
 	TXID      uint64
@@ -265,7 +288,7 @@ func (v *View) After(ctx context.Context, txid uint64) (Point, error) {
 		if s.MaxTXID <= txid {
 			continue
 		}
-		list, err := v.segment(ctx, s)
+		list, err := v.restorable(ctx, s)
 		if err != nil {
 			return Point{}, err
 		}
@@ -282,7 +305,7 @@ func (v *View) After(ctx context.Context, txid uint64) (Point, error) {
 // that follow one to which it says no.
 func (v *View) before(ctx context.Context, keep func(Object) bool, segment func(Segment) bool) (Object, error) {
 	var best Object
-	last := func(list []Object) {
+	last := func(list []Object) bool {
 		i, _ := slices.BinarySearchFunc(list, true, func(o Object, _ bool) int {
 			if keep(o) {
 				return -1
@@ -292,6 +315,7 @@ func (v *View) before(ctx context.Context, keep func(Object) bool, segment func(
 		if i > 0 && list[i-1].MaxTXID > best.MaxTXID {
 			best = list[i-1]
 		}
+		return i > 0
 	}
 	for _, list := range v.state.lists() {
 		last(list)
@@ -300,12 +324,13 @@ func (v *View) before(ctx context.Context, keep func(Object) bool, segment func(
 		if !segment(v.state.Segments[i]) {
 			continue
 		}
-		list, err := v.segment(ctx, v.state.Segments[i])
+		list, err := v.restorable(ctx, v.state.Segments[i])
 		if err != nil {
 			return Object{}, err
 		}
-		last(list)
-		break
+		if last(list) {
+			break
+		}
 	}
 	return best, nil
 }
@@ -419,7 +444,7 @@ func (v *View) Commits(ctx context.Context, from uint64, f func(Point) error) er
 		if s.MaxTXID < from {
 			continue
 		}
-		list, err := v.segment(ctx, s)
+		list, err := v.restorable(ctx, s)
 		if err != nil {
 			return err
 		}
