@@ -449,11 +449,14 @@ func (h *Handle) Mismatch(seen wal.Fingerprint) {
 	d := h.db
 	d.mu.Lock()
 	h.granted = false
-	want := d.fingerprint
+	granted, now := h.basefp, d.fingerprint
 	d.mu.Unlock()
-	d.log.Warn("an application found other files than it was granted", "pid", h.opts.PID,
-		"want_change", want.Change, "seen_change", seen.Change, "want_frames", want.MaxFrame, "seen_frames", seen.MaxFrame)
 	h.release()
+	if seen.Matches(now) { // it was late, its lock was lost meanwhile
+		d.log.Info("an application took up a grant after others had committed", "pid", h.opts.PID, "granted", granted.String(), "seen", seen.String())
+		return
+	}
+	d.log.Warn("an application found other files than it was granted", "pid", h.opts.PID, "granted", granted.String(), "seen", seen.String())
 	d.svc.goroutine(func() {
 		ctx, cancel := context.WithTimeout(d.svc.ctx, 30*time.Second)
 		defer cancel()
