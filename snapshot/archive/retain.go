@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -266,7 +267,7 @@ func droppable(s *State, o Object, cutoff [TopLevel + 1]int64, base uint64) int 
 func (s *State) unreachable() (Object, bool) {
 	type file struct {
 		Object
-		first, segment bool // the first commit of a segment; the segment
+		segment bool
 	}
 	var all []file
 	for _, list := range s.lists() {
@@ -275,26 +276,37 @@ func (s *State) unreachable() (Object, bool) {
 		}
 	}
 	for _, seg := range s.Segments {
-		all = append(all, file{Object: Object{MinTXID: seg.MinTXID, MaxTXID: seg.MinTXID}, first: true},
-			file{Object: Object{MinTXID: seg.MinTXID, MaxTXID: seg.MaxTXID}, segment: true})
+		all = append(all, file{Object{MinTXID: seg.MinTXID, MaxTXID: seg.MaxTXID}, true})
 	}
 	slices.SortFunc(all, func(a, b file) int {
 		return cmp.Or(cmp.Compare(a.MaxTXID, b.MaxTXID), cmp.Compare(a.Level, b.Level))
 	})
-	var reached []uint64 // ascending
+	var reached []uint64 // ascending; of segments the ends
+	from := func(txid uint64) uint64 {
+		if txid == 0 {
+			return 0
+		}
+		if i, _ := slices.BinarySearch(reached, txid); i < len(reached) {
+			return reached[i]
+		}
+		return math.MaxUint64
+	}
+	// within says that commits of a segment lead to where a file begins, or into it.
+	within := func(o file) bool {
+		i, _ := slices.BinarySearchFunc(s.Segments, o.MinTXID-1, func(x Segment, t uint64) int { return cmp.Compare(x.MaxTXID, t) })
+		for _, seg := range s.Segments[i:] {
+			if seg.MinTXID > o.MaxTXID {
+				break
+			}
+			if max(o.MinTXID-1, from(seg.MinTXID-1)) <= min(o.MaxTXID, seg.MaxTXID) {
+				return true
+			}
+		}
+		return false
+	}
 	for _, o := range all {
-		last := o.MaxTXID
-		if o.segment {
-			last = max(o.MinTXID, o.MaxTXID-1) // who comes to its end by another way does not need it
-		}
-		ok := o.MinTXID == 1
-		if !ok {
-			i, _ := slices.BinarySearch(reached, o.MinTXID-1)
-			ok = i < len(reached) && reached[i] <= last
-		}
-		if !ok && o.first {
-			continue
-		}
+		at := from(o.MinTXID - 1)
+		ok := at <= o.MaxTXID && !o.segment || at < o.MaxTXID || !o.segment && within(o)
 		if !ok && !slices.ContainsFunc(all, func(x file) bool { return x.MaxTXID == o.MaxTXID && x.MinTXID == 1 }) {
 			return o.Object, true
 		}

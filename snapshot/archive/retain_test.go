@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -226,6 +227,46 @@ func TestRetentionOfABusyDatabase(t *testing.T) {
 				t.Errorf("%+v, %v", report, err)
 			}
 		})
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	file := func(level int, first, last uint64) Object { return Object{Level: level, MinTXID: first, MaxTXID: last} }
+	segments := []Segment{{MinTXID: 10, MaxTXID: 20, Count: 11}}
+	for _, tt := range []struct {
+		name     string
+		segments []Segment
+		files    []Object
+		lost     string // "": none
+	}{
+		{"right before the segment", segments, []Object{file(1, 1, 9)}, ""},
+		{"into the segment", segments, []Object{file(1, 1, 12)}, ""},
+		{"up to the last commit but one", segments, []Object{file(1, 1, 19)}, ""},
+		{"not up to the segment", segments, []Object{file(1, 1, 8)}, "10-20"},
+		{"to its end, but not into it", segments, []Object{file(1, 1, 5), file(2, 6, 20)}, "10-20"},
+		{"a range in it", segments, []Object{file(1, 1, 9), file(RangeLevel, 14, 16)}, ""},
+		{"a range in it behind what leads into it", segments, []Object{file(1, 1, 12), file(RangeLevel, 14, 16)}, ""},
+		{"a range that begins before what leads into it", segments, []Object{file(1, 1, 12), file(RangeLevel, 11, 16)}, ""},
+		{"a range before what leads into it", segments, []Object{file(1, 1, 15), file(RangeLevel, 12, 13)}, "12-13"},
+		{"a file from its middle on", segments, []Object{file(1, 1, 9), file(1, 16, 30), file(0, 31, 31)}, ""},
+		{"a commit behind it", segments, []Object{file(1, 1, 9), file(0, 21, 21)}, ""},
+		{"a commit behind a hole", segments, []Object{file(1, 1, 9), file(0, 22, 22)}, "22-22"},
+		{"a snapshot leads over a hole", segments, []Object{file(1, 1, 9), file(SnapshotLevel, 1, 21), file(0, 22, 22)}, ""},
+		{"the first commits", []Segment{{MinTXID: 1, MaxTXID: 4, Count: 4}}, []Object{file(RangeLevel, 2, 3), file(0, 5, 5)}, ""},
+		{"two segments", append(segments, Segment{MinTXID: 21, MaxTXID: 30, Count: 10}), []Object{file(1, 1, 12), file(2, 19, 22)}, ""},
+		{"nothing leads to the second one", append(segments, Segment{MinTXID: 23, MaxTXID: 30, Count: 8}), []Object{file(1, 1, 12)}, "23-30"},
+	} {
+		s := &State{Segments: tt.segments}
+		for _, o := range tt.files {
+			*s.list(o.Level) = append(*s.list(o.Level), o)
+		}
+		got := ""
+		if o, bad := s.unreachable(); bad {
+			got = fmt.Sprintf("%d-%d", o.MinTXID, o.MaxTXID)
+		}
+		if got != tt.lost {
+			t.Errorf("%s: lost is %q, want %q", tt.name, got, tt.lost)
+		}
 	}
 }
 
