@@ -89,7 +89,7 @@ func (w *Writer) old(ctx context.Context, v *View, now time.Time) ([]change, []O
 		if seg.LastTime >= cutoff[0] {
 			break
 		}
-		list, err := v.segment(ctx, seg)
+		list, err := v.readSegment(ctx, seg)
 		if err != nil {
 			return nil, nil, err
 		}

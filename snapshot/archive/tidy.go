@@ -75,7 +75,7 @@ func (v *View) findStrays(ctx context.Context, last, next *tidied) (old []string
 		add(list)
 	}
 	for _, s := range v.state.Segments {
-		list, err := v.segment(ctx, s)
+		list, err := v.readSegment(ctx, s)
 		if err != nil {
 			return nil, err
 		}

@@ -41,7 +41,7 @@ func (v *View) Verify(ctx context.Context, progress Progress) (*Report, error) {
 		all = append(all, list...)
 	}
 	for _, s := range v.state.Segments {
-		list, err := v.segment(ctx, s)
+		list, err := v.readSegment(ctx, s)
 		if err != nil {
 			if err := problem(err); err != nil {
 				return r, err
@@ -216,7 +216,7 @@ func (v *View) Describe(ctx context.Context) (Description, error) {
 		add(list)
 	}
 	for _, s := range v.state.Segments {
-		list, err := v.segment(ctx, s)
+		list, err := v.readSegment(ctx, s)
 		if err != nil {
 			return d, err
 		}

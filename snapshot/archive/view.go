@@ -193,7 +193,7 @@ func (v *View) indexKey(o Object) string {
 
 func (v *View) segmentKey(s Segment) string { return store.Join(v.dir, commitsDir, s.name()+v.ext()) }
 
-// segment returns the commits of a segment.
+// segment returns the commits of a segment, and keeps them for the next call.
 func (v *View) segment(ctx context.Context, s Segment) ([]Object, error) {
 	v.mu.Lock()
 	list, ok := v.segments[s.MaxTXID]
@@ -201,17 +201,9 @@ func (v *View) segment(ctx context.Context, s Segment) ([]Object, error) {
 	if ok {
 		return list, nil
 	}
-	key := v.segmentKey(s)
-	b, err := v.get(ctx, key)
+	list, err := v.readSegment(ctx, s)
 	if err != nil {
 		return nil, err
-	}
-	if list, err = decodeCommits(b); err != nil {
-		return nil, &ObjectError{key, err}
-	}
-	if crc(b) != s.Sum || len(list) != int(s.Count) || len(list) == 0 || list[0].MinTXID != s.MinTXID || list[len(list)-1].MaxTXID != s.MaxTXID ||
-		list[0].Time != s.FirstTime || list[len(list)-1].Time != s.LastTime {
-		return nil, damaged(key, "it is not the %s that the manifest lists", segmentPrefix)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -219,6 +211,24 @@ func (v *View) segment(ctx context.Context, s Segment) ([]Object, error) {
 		clear(v.segments)
 	}
 	v.segments[s.MaxTXID] = list
+	return list, nil
+}
+
+// readSegment is segment for somebody who reads all of them, or one for the last time: it keeps nothing.
+func (v *View) readSegment(ctx context.Context, s Segment) ([]Object, error) {
+	key := v.segmentKey(s)
+	b, err := v.get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	list, err := decodeCommits(b)
+	if err != nil {
+		return nil, &ObjectError{key, err}
+	}
+	if crc(b) != s.Sum || len(list) != int(s.Count) || len(list) == 0 || list[0].MinTXID != s.MinTXID || list[len(list)-1].MaxTXID != s.MaxTXID ||
+		list[0].Time != s.FirstTime || list[len(list)-1].Time != s.LastTime {
+		return nil, damaged(key, "it is not the %s that the manifest lists", segmentPrefix)
+	}
 	return list, nil
 }
 
