@@ -12,8 +12,10 @@ import (
 
 const (
 	// reservation is for how long the write lock stays with a handle whose begin had to wait for
-	// applies: SQLite answers BUSY_SNAPSHOT to it and its busy handler comes right back (RULES B1).
-	reservation = 50 * time.Millisecond
+	// applies: SQLite answers BUSY_SNAPSHOT to it and its busy handler comes right back (RULES B1). A busy handler
+	// that has waited for long, as while its node was restarted, sleeps for 100 ms: with less, it would never get
+	// its turn beside two writers that take turns.
+	reservation = 150 * time.Millisecond
 	// keepUse is for how long after its end a handle that comes back at once may begin without asking, while nobody
 	// waits for the lock. keepHold is when the node gives the lock back that it did not use. The difference is for what
 	// is on its way: the application looks at its clock, takes native slot 0 and says so.

@@ -203,8 +203,12 @@ func TestRollingRestartUnderWritersGivesNothingButBusy(t *testing.T) {
 	for i, n := range c.Nodes() {
 		db := testcluster.Open(t, n, "roll.db", patient...)
 		wg.Go(func() {
-			for !stop.Load() && insist(ctx, t, db, `INSERT INTO t VALUES(?, ?)`, i, done[i].Load()) {
+			for begun := time.Now(); !stop.Load() && insist(ctx, t, db, `INSERT INTO t VALUES(?, ?)`, i, done[i].Load()); begun = time.Now() {
 				done[i].Add(1)
+				// The others take turns, and its busy handler sleeps for 100 ms by the time that its node is back.
+				if waited := time.Since(begun); waited > 20*time.Second {
+					t.Errorf("writer %d got no turn in %v, all the time of its busy handler", i, waited)
+				}
 			}
 		})
 	}
